@@ -1,0 +1,441 @@
+//! One pass: observe, read the catalog, plan, apply. It ends with a report or with the stage that failed,
+//! never with half a plan in HAProxy.
+
+mod audit;
+mod culprit;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::catalog::file::FileError;
+use crate::catalog::nomad::NomadCatalog;
+use crate::catalog::{self, Catalog};
+use crate::desired::build::{self, Built};
+use crate::desired::{Backend, BackendName, Note, ServiceKey, Severity};
+use crate::nomad::NomadError;
+use crate::observed::Observed;
+use crate::plan::display::Summary;
+use crate::plan::{self, Conflict, Plan};
+use crate::plane::{Committed, Plane, PlaneError};
+
+/// How often one pass starts anew when somebody else wrote in the meantime, or a repair is due.
+const ATTEMPTS: usize = 4;
+
+/// Where the catalog comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// From Nomad.
+    Nomad(NomadCatalog),
+    /// From a file, read anew by each pass.
+    File(PathBuf),
+}
+
+/// Why there is no catalog.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// Nomad did not give it.
+    #[error(transparent)]
+    Nomad(#[from] NomadError),
+    /// The file did not.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl Source {
+    /// Reads the whole catalog; `served` are the namespaces that HAProxy serves.
+    pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, SourceError> {
+        match self {
+            Self::Nomad(nomad) => Ok(nomad.read(served).await?),
+            Self::File(path) => Ok(catalog::file::read(path)?),
+        }
+    }
+}
+
+/// A stage of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Asking HAProxy which it is, clearing up, and reading its configuration.
+    Observe,
+    /// Reading the catalog.
+    Catalog,
+    /// Computing the difference.
+    Plan,
+    /// Writing it.
+    Apply,
+}
+
+impl Stage {
+    /// For logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Catalog => "catalog",
+            Self::Plan => "plan",
+            Self::Apply => "apply",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a pass changed nothing, or not all.
+#[derive(Debug, Error)]
+pub enum PassError {
+    /// HAProxy, or the way to it.
+    #[error("{stage} failed; HAProxy keeps what it has")]
+    Plane {
+        /// At which stage.
+        stage: Stage,
+        #[source]
+        /// What went wrong.
+        source: PlaneError,
+    },
+    /// The catalog.
+    #[error("the catalog cannot be read; HAProxy keeps what it has")]
+    Catalog(#[source] SourceError),
+    /// A name is taken (`fail_on_conflict`).
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The configuration is refused as it is, without any change of ours.
+    #[error("HAProxy refuses its own configuration file as it stands, so nothing can be changed: {0}")]
+    Broken(String),
+    /// A plan whose reload failed is not tried again unchanged.
+    #[error("the same change failed to load before, and neither it nor the configuration has changed since: {0}")]
+    FailedBefore(String),
+    /// The version moved since `plan` (`--expect-version`).
+    #[error("the configuration is at version {found}, not {expected}: somebody changed it since the plan was made")]
+    Moved {
+        /// What was asked for.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// Others wrote each time.
+    #[error("others wrote the configuration {ATTEMPTS} times while this pass ran; it starts again later")]
+    Contended,
+}
+
+impl PassError {
+    /// The stage that failed.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Plane { stage, .. } => *stage,
+            Self::Catalog(_) => Stage::Catalog,
+            Self::Conflict(_) | Self::FailedBefore(_) => Stage::Plan,
+            Self::Broken(_) | Self::Contended => Stage::Apply,
+            Self::Moved { .. } => Stage::Observe,
+        }
+    }
+}
+
+fn at(stage: Stage) -> impl Fn(PlaneError) -> PassError {
+    move |source| PassError::Plane { stage, source }
+}
+
+/// What a pass did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing had to be done.
+    Unchanged,
+    /// The plan was applied.
+    Applied(Committed),
+    /// The running process was made to agree with its file.
+    Repaired(Committed),
+}
+
+/// A pass that ended well.
+#[derive(Debug)]
+pub struct Report {
+    /// What it did.
+    pub outcome: Outcome,
+    /// What there is to know about services, refused ones included.
+    pub notes: Vec<Note>,
+    /// The plan in brief, where there was one.
+    pub summary: Option<Summary>,
+    /// The catalog's index.
+    pub index: u64,
+    /// The version of the configuration now.
+    pub version: u64,
+    /// What is managed, for the metrics.
+    pub counts: Counts,
+}
+
+/// What HAProxy has of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Backends that are ours or hold servers of ours.
+    pub backends: usize,
+    /// Slots with an instance.
+    pub seated: usize,
+    /// Slots without.
+    pub free: usize,
+}
+
+impl Counts {
+    fn new(observed: &Observed) -> Self {
+        let mut counts = Self::default();
+        for (_, backend) in observed.managed() {
+            counts.backends += 1;
+            let seated = backend.servers.iter().filter(|server| server.is_enabled()).count();
+            counts.seated += seated;
+            counts.free += backend.servers.len() - seated;
+        }
+        counts
+    }
+}
+
+/// What a controller does, however often.
+#[derive(Debug)]
+pub struct Controller<P> {
+    plane: P,
+    source: Source,
+    build: build::Options,
+    plan: plan::Options,
+    memory: Memory,
+}
+
+/// What one pass leaves to the next. Losing it costs a look more, never correctness.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The last pass was seen to end well, so there is nothing to clear up.
+    clean: bool,
+    /// The process whose run-time state was compared with the file.
+    audited: Option<u64>,
+    /// The version that our last write, or our last look, left.
+    version: Option<u64>,
+    /// Backends that HAProxy refused, as they were asked for, and its words.
+    refused: BTreeMap<BackendName, (Backend, String)>,
+    /// The plan whose reload failed, the text it was made for, and HAProxy's words.
+    failed: Option<(Plan, String, String)>,
+}
+
+impl<P: Plane> Controller<P> {
+    /// Puts one together; nothing is sent yet.
+    pub fn new(plane: P, source: Source, build: build::Options, plan: plan::Options) -> Self {
+        Self { plane, source, build, plan, memory: Memory::default() }
+    }
+
+    /// The next pass compares the running process with the file, whatever was seen before.
+    pub fn audit_next(&mut self) {
+        self.memory.audited = None;
+    }
+
+    /// Plans, has HAProxy validate the plan, and drops it again.
+    pub async fn dry_run(&mut self) -> Result<(Summary, u64), PassError> {
+        let info = self.plane.info().await.map_err(at(Stage::Observe))?;
+        self.build.init_state = info.version.has_init_state();
+        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
+        let built = build::build(&catalog, &self.build);
+        let (plan, notes) = self.plan(&built, &observed)?;
+        if plan.is_empty() {
+            return Ok((Summary::new(&plan, &observed, &observed.text, notes), observed.version));
+        }
+        match self.plane.stage(&observed, &plan).await {
+            Ok(staged) => {
+                let summary = Summary::new(&plan, &observed, &staged.text, notes);
+                self.plane.abort(staged).await.map_err(at(Stage::Apply))?;
+                Ok((summary, observed.version))
+            }
+            Err(PlaneError::Invalid { message }) => {
+                self.leave_out(&built, &observed, &plan, message).await?;
+                Box::pin(self.dry_run()).await
+            }
+            Err(error) => Err(at(Stage::Apply)(error)),
+        }
+    }
+
+    /// One pass. With `expect`, only on that version of the configuration.
+    pub async fn pass(&mut self, expect: Option<u64>) -> Result<Report, PassError> {
+        let result = self.attempts(expect).await;
+        self.memory.clean = result.is_ok();
+        if result.is_err() {
+            self.memory.audited = None;
+        }
+        result
+    }
+
+    async fn attempts(&mut self, expect: Option<u64>) -> Result<Report, PassError> {
+        let info = self.plane.info().await.map_err(at(Stage::Observe))?;
+        self.build.init_state = info.version.has_init_state();
+        if !self.memory.clean {
+            self.plane.recover().await.map_err(at(Stage::Observe))?;
+        }
+        for _ in 0..ATTEMPTS {
+            match self.attempt(info.pid, expect).await {
+                Err(PassError::Plane { stage: Stage::Apply, source: error @ PlaneError::Conflict(_) }) => {
+                    tracing::info!(error = %error, "reading anew");
+                }
+                Err(PassError::Plane { stage: Stage::Apply, source: error @ PlaneError::HalfLive { .. } }) => {
+                    tracing::warn!(error = %error, "repairing");
+                    self.memory.audited = None;
+                }
+                other => return other,
+            }
+        }
+        Err(PassError::Contended)
+    }
+
+    async fn attempt(&mut self, pid: u64, expect: Option<u64>) -> Result<Report, PassError> {
+        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        if let Some(expected) = expect.filter(|expected| *expected != observed.version) {
+            return Err(PassError::Moved { expected, found: observed.version });
+        }
+        let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
+        let built = build::build(&catalog, &self.build);
+        self.memory.refused.retain(|name, (backend, _)| built.desired.backends.get(name) == Some(backend));
+        let repaired = self.audit(pid, &observed).await?;
+        let (outcome, notes, summary) = match repaired {
+            Some(committed) => {
+                // The file is as it was, at a version of its own; the plan is made for that.
+                let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+                match self.converge(&built, &observed).await? {
+                    (Outcome::Unchanged, notes, summary) => (Outcome::Repaired(committed), notes, summary),
+                    applied => applied,
+                }
+            }
+            None => self.converge(&built, &observed).await?,
+        };
+        let observed = match outcome {
+            Outcome::Unchanged => observed,
+            _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
+        };
+        self.memory.version = Some(observed.version);
+        self.memory.audited = Some(match outcome {
+            Outcome::Unchanged => pid,
+            _ => self.plane.info().await.map_err(at(Stage::Observe))?.pid,
+        });
+        let counts = Counts::new(&observed);
+        Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts })
+    }
+
+    /// Makes the running process agree with its file, when there is reason to doubt it.
+    async fn audit(&mut self, pid: u64, observed: &Observed) -> Result<Option<Committed>, PassError> {
+        if self.memory.audited == Some(pid) && self.memory.version == Some(observed.version) {
+            return Ok(None);
+        }
+        let runtime = self.plane.runtime(observed).await.map_err(at(Stage::Observe))?;
+        let repaired = match audit::compare(observed, &runtime) {
+            audit::Finding::Agree => return Ok(None),
+            audit::Finding::Live(actions) => {
+                tracing::warn!(
+                    servers = actions.len(),
+                    "the process differs from its file; setting it right at run time"
+                );
+                self.plane.commit_live(observed, &observed.text, &actions).await
+            }
+            audit::Finding::Reload(why) => {
+                tracing::warn!(why, "the process differs from its file; reloading");
+                self.plane.reload(observed).await
+            }
+        };
+        match repaired {
+            Err(PlaneError::HalfLive { message }) => {
+                tracing::warn!(message, "a run-time repair failed; reloading");
+                let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+                self.plane.reload(&observed).await.map(Some).map_err(at(Stage::Apply))
+            }
+            other => other.map(Some).map_err(at(Stage::Apply)),
+        }
+    }
+
+    fn plan(&self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
+        let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
+        let planned = Plan::new(built, observed, &self.plan, &excluded)?;
+        let mut notes: Vec<Note> = built.notes.iter().cloned().chain(planned.notes).chain(self.refusals()).collect();
+        notes.sort();
+        notes.dedup();
+        Ok((planned.plan, notes))
+    }
+
+    fn refusals(&self) -> impl Iterator<Item = Note> + '_ {
+        self.memory.refused.iter().flat_map(|(name, (backend, message))| {
+            backend.services.iter().map(move |service: &ServiceKey| Note {
+                severity: Severity::Error,
+                service: service.clone(),
+                text: format!("left as it was, as HAProxy refuses the backend {name}: {message}"),
+            })
+        })
+    }
+
+    /// Plans and applies, leaving out what HAProxy refuses, until nothing is left to do or to leave out.
+    async fn converge(
+        &mut self,
+        built: &Built,
+        observed: &Observed,
+    ) -> Result<(Outcome, Vec<Note>, Option<Summary>), PassError> {
+        loop {
+            let (plan, notes) = self.plan(built, observed)?;
+            if plan.is_empty() {
+                return Ok((Outcome::Unchanged, notes, None));
+            }
+            let text = observed.text.to_string();
+            if let Some((failed, before, message)) = &self.memory.failed
+                && *failed == plan
+                && *before == text
+            {
+                return Err(PassError::FailedBefore(message.clone()));
+            }
+            match self.apply(observed, &plan, &notes).await {
+                Ok((committed, summary)) => {
+                    self.memory.failed = None;
+                    return Ok((Outcome::Applied(committed), notes, Some(summary)));
+                }
+                Err(PlaneError::Invalid { message }) => self.leave_out(built, observed, &plan, message).await?,
+                Err(error) => {
+                    if let PlaneError::ReloadFailed { message } = &error {
+                        self.memory.failed = Some((plan, text, message.clone()));
+                    }
+                    return Err(at(Stage::Apply)(error));
+                }
+            }
+        }
+    }
+
+    /// One plan, one write: live where HAProxy takes it so, else a transaction.
+    async fn apply(
+        &self,
+        observed: &Observed,
+        plan: &Plan,
+        notes: &[Note],
+    ) -> Result<(Committed, Summary), PlaneError> {
+        if let Some(actions) = plan.live() {
+            let text = plan::text::apply(plan, observed, &self.plan.mark);
+            match self.plane.commit_live(observed, &text, &actions).await {
+                Err(PlaneError::Distorted(why)) => tracing::info!(why, "no live changes here; reloading instead"),
+                other => return other.map(|done| (done, Summary::new(plan, observed, &text, notes.to_vec()))),
+            }
+        }
+        let staged = self.plane.stage(observed, plan).await?;
+        let summary = Summary::new(plan, observed, &staged.text, notes.to_vec());
+        Ok((self.plane.commit(observed, staged).await?, summary))
+    }
+
+    /// Finds the backend that HAProxy refuses and leaves it out of this pass, and of later ones as long
+    /// as it is asked for in the same way.
+    async fn leave_out(
+        &mut self,
+        built: &Built,
+        observed: &Observed,
+        plan: &Plan,
+        message: String,
+    ) -> Result<(), PassError> {
+        let found =
+            culprit::find(&self.plane, observed, plan, &self.plan.mark, &message).await.map_err(at(Stage::Apply))?;
+        match found.and_then(|(name, message)| Some((built.desired.backends.get(&name)?.clone(), name, message))) {
+            Some((backend, name, message)) => {
+                tracing::error!(backend = %name, message, "HAProxy refuses a backend; the others go on");
+                self.memory.refused.insert(name, (backend, message));
+                Ok(())
+            }
+            None => Err(PassError::Broken(message)),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The catalog: every service registration that Nomad reports, at one index.
+
+pub mod file;
+pub mod nomad;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::desired::ServiceKey;
+
+/// One registration, field for field as `GET /v1/service/NAME` answers it. Nothing in it can be trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Registration {
+    /// Names the registration as long as it lives, also through changes of tags and address.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// The service.
+    pub service_name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The node that the allocation runs on.
+    #[serde(rename = "NodeID", default)]
+    pub node_id: String,
+    /// That node's datacenter.
+    #[serde(default)]
+    pub datacenter: String,
+    /// The job.
+    #[serde(rename = "JobID", default)]
+    pub job_id: String,
+    /// The allocation.
+    #[serde(rename = "AllocID", default)]
+    pub alloc_id: String,
+    /// This instance's own tags; `null` where the job gives none.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub tags: Vec<String>,
+    /// A literal that nobody has validated.
+    pub address: String,
+    /// 0, −1 and 99999 have been seen.
+    pub port: i64,
+    /// Nomad's index when it was registered.
+    #[serde(default)]
+    pub create_index: u64,
+    /// Nomad's index when it was last changed.
+    #[serde(default)]
+    pub modify_index: u64,
+}
+
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+impl Registration {
+    /// The service that it belongs to.
+    pub fn service(&self) -> ServiceKey {
+        ServiceKey { namespace: self.namespace.clone(), name: self.service_name.clone() }
+    }
+}
+
+/// Every registration of every service that asks to be routed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Catalog {
+    /// Nomad's index for the whole table; 0 where the catalog comes from a file without one.
+    pub index: u64,
+    /// The registrations by service. A service that is there without any has just lost its last one.
+    pub services: BTreeMap<ServiceKey, Vec<Registration>>,
+    /// Services that Nomad lists but can't be asked for (`a/b` in a URL): what they have stays.
+    pub unreadable: BTreeSet<ServiceKey>,
+}
+
+impl Catalog {
+    /// How many registrations there are.
+    pub fn len(&self) -> usize {
+        self.services.values().map(Vec::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -1,0 +1,85 @@
+//! A catalog from a JSON file: for CI, for air gaps, for demos. `nomad-haproxy catalog` prints one.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::{Catalog, Registration};
+
+/// Why a catalog file can't be read.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It can't be opened.
+    #[error("cannot read the catalog {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        #[source]
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is no catalog.
+    #[error("{} is no catalog; `nomad-haproxy catalog` prints one", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        #[source]
+        /// Where and what.
+        source: serde_json::Error,
+    },
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    index: u64,
+    services: Vec<Registration>,
+}
+
+/// Reads a catalog from a file.
+pub fn read(path: &Path) -> Result<Catalog, FileError> {
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    parse(&text).map_err(|source| FileError::Form { path: path.to_owned(), source })
+}
+
+fn parse(text: &str) -> Result<Catalog, serde_json::Error> {
+    let Document { index, services } = serde_json::from_str(text)?;
+    let mut catalog = Catalog { index, ..Catalog::default() };
+    for registration in services {
+        catalog.services.entry(registration.service()).or_default().push(registration);
+    }
+    Ok(catalog)
+}
+
+/// The file for a catalog, in an order that does not change from one call to the next.
+pub fn render(catalog: &Catalog) -> String {
+    let mut services: Vec<Registration> = catalog.services.values().flatten().cloned().collect();
+    services.sort_by(|a, b| (&a.namespace, &a.service_name, &a.id).cmp(&(&b.namespace, &b.service_name, &b.id)));
+    let document = Document { index: catalog.index, services };
+    serde_json::to_string_pretty(&document).expect("strings and numbers always serialize") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"{"Index": 7, "Services": [
+        {"ID": "b", "ServiceName": "api", "Namespace": "default", "Tags": ["haproxy.enable=true"], "Address": "10.0.0.2", "Port": 80},
+        {"ID": "a", "ServiceName": "api", "Namespace": "default", "Tags": null, "Address": "10.0.0.1", "Port": 80}]}"#;
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        let catalog = parse(FILE).expect("a catalog");
+        assert_eq!((catalog.index, catalog.len()), (7, 2));
+        let printed = render(&catalog);
+        assert_eq!(render(&parse(&printed).expect("a catalog")), printed);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_place() {
+        let error = parse(r#"{"Index": 7, "Service": []}"#).expect_err("no such key").to_string();
+        assert!(error.contains("`Service`") && error.contains("line 1"), "{error}");
+    }
+}

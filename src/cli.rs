@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio_util::task::TaskTracker;
+
+use crate::apply::{Controller, Outcome, Source};
+use crate::catalog;
+use crate::catalog::nomad::NomadCatalog;
+use crate::config::{Config, PlaneSettings, Settings};
+use crate::desired::Severity;
+use crate::desired::build;
+use crate::haproxy::text::ConfigText;
+use crate::http::{self, Health};
+use crate::metrics::Metrics;
+use crate::nomad::Nomad;
+use crate::observed::Observed;
+use crate::plan::display::Summary;
+use crate::plan::{self, Plan};
+use crate::plane::Plane;
+use crate::plane::dataplane::Dataplane;
+use crate::plane::local::Local;
+use crate::{reconcile, shutdown, telemetry};
+
+/// Keeps HAProxy in line with Nomad's native service catalog.
+#[derive(Debug, Parser)]
+#[command(name = "nomad-haproxy", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+    /// JSON file with settings; flags and environment go over it
+    #[arg(long, short, global = true, env = "NOMAD_HAPROXY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller: a pass at each change, until SIGTERM
+    Run {
+        /// Read the catalog from a file instead of Nomad, anew for each pass
+        #[arg(long, value_name = "FILE")]
+        catalog: Option<PathBuf>,
+    },
+    /// Print what a pass would change, and change nothing
+    Plan {
+        /// Read the catalog from a file instead of Nomad
+        #[arg(long, value_name = "FILE")]
+        catalog: Option<PathBuf>,
+        /// Work offline, on this configuration file (with --catalog)
+        #[arg(long = "haproxy-config", value_name = "FILE", requires = "catalog")]
+        haproxy_config: Option<PathBuf>,
+        /// Exit with 0 if nothing changes, 2 if something does, 1 after an error
+        #[arg(long)]
+        detailed_exitcode: bool,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Run one pass
+    Apply {
+        /// Read the catalog from a file instead of Nomad
+        #[arg(long, value_name = "FILE")]
+        catalog: Option<PathBuf>,
+        /// Only on this version of HAProxy's configuration, as `plan --output json` gives it
+        #[arg(long, value_name = "VERSION")]
+        expect_version: Option<u64>,
+    },
+    /// Print the live catalog, as the file that --catalog takes
+    Catalog,
+}
+
+/// How a plan is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A unified diff and a summary.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Runs the command. The error is for a person to read.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { command, config, settings } = cli;
+    let settings = match config {
+        Some(path) => settings.or(Settings::from_file(&path)?),
+        None => settings,
+    };
+    telemetry::start(&settings.log)?;
+    let config = Config::try_from(settings)?;
+    match command {
+        Command::Plan { catalog: Some(catalog), haproxy_config: Some(file), detailed_exitcode, output } => {
+            let (summary, version) = offline(&config, &catalog, &file)?;
+            print_plan(&summary, version, output)?;
+            Ok(exit_code(&summary, detailed_exitcode))
+        }
+        Command::Catalog => {
+            let read = source(&config, None)?.read(&std::collections::BTreeSet::new()).await?;
+            print(&catalog::file::render(&read))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        other => match config.plane.clone() {
+            None => anyhow::bail!(
+                "HAProxy is nowhere: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
+                 or haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine"
+            ),
+            Some(PlaneSettings::Local(settings)) => {
+                with_plane(other, &config, Local::new(settings, config.mark.clone())).await
+            }
+            Some(PlaneSettings::Dataplane(settings, write)) => {
+                with_plane(other, &config, Dataplane::new(settings, config.mark.clone(), write)?).await
+            }
+        },
+    }
+}
+
+async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane: P) -> anyhow::Result<ExitCode> {
+    let controller = |catalog: Option<PathBuf>| {
+        let source = source(config, catalog)?;
+        anyhow::Ok((Controller::new(plane, source.clone(), build_options(config), plan_options(config)), source))
+    };
+    match command {
+        Command::Run { catalog } => {
+            let (controller, source) = controller(catalog)?;
+            serve(controller, source, config).await
+        }
+        Command::Plan { catalog, detailed_exitcode, output, haproxy_config: _ } => {
+            let (summary, version) = controller(catalog)?.0.dry_run().await?;
+            print_plan(&summary, version, output)?;
+            Ok(exit_code(&summary, detailed_exitcode))
+        }
+        Command::Apply { catalog, expect_version } => apply(controller(catalog)?.0, expect_version).await,
+        Command::Catalog => unreachable!("the catalog needs no plane"),
+    }
+}
+
+fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
+    Ok(match catalog {
+        Some(path) => Source::File(path),
+        None => Source::Nomad(NomadCatalog::new(
+            Nomad::new(config.nomad.clone())?,
+            config.namespaces.clone(),
+            config.prefix.clone(),
+        )),
+    })
+}
+
+fn build_options(config: &Config) -> build::Options {
+    // Which HAProxy it is, the first pass learns.
+    build::Options { prefix: config.prefix.clone(), mark: config.mark.clone(), slots: config.slots, init_state: true }
+}
+
+fn plan_options(config: &Config) -> plan::Options {
+    plan::Options { mark: config.mark.clone(), strategy: config.strategy }
+}
+
+async fn serve<P: Plane + 'static>(
+    controller: Controller<P>,
+    source: Source,
+    config: &Config,
+) -> anyhow::Result<ExitCode> {
+    let stop = shutdown::on_signal()?;
+    let listen = config.listen;
+    let listener = http::bind(listen).await.with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
+    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(Health::default()));
+    let tasks = TaskTracker::new();
+    let server = tasks.spawn(http::serve(listener, metrics.clone(), health.clone(), stop.clone()));
+    reconcile::run(controller, source, config.timings, metrics, health, stop.clone()).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    server.await?.context("the HTTP listener failed")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> anyhow::Result<ExitCode> {
+    let report = controller.pass(expect).await?;
+    let how = |reloaded| if reloaded { "one reload" } else { "no reload" };
+    let mut text = match &report.summary {
+        Some(summary) => coloured(&summary.to_string()),
+        None => report.notes.iter().map(|note| format!("{note}\n")).collect(),
+    };
+    text += &match &report.outcome {
+        Outcome::Unchanged => {
+            format!("Nothing to do: HAProxy is in line with the catalog (version {}).\n", report.version)
+        }
+        Outcome::Applied(done) => format!("Applied: {}, version {}.\n", how(done.reloaded), report.version),
+        Outcome::Repaired(done) => {
+            format!(
+                "Repaired: the process agrees with its file again, {}, version {}.\n",
+                how(done.reloaded),
+                report.version
+            )
+        }
+    };
+    print(&text)?;
+    // Whoever runs one pass wants to know that a service is not routed as asked.
+    let errors = report.notes.iter().any(|note| note.severity == Severity::Error);
+    Ok(if errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A plan from two files: no Nomad, no HAProxy.
+fn offline(config: &Config, catalog: &std::path::Path, file: &std::path::Path) -> anyhow::Result<(Summary, u64)> {
+    let catalog = catalog::file::read(catalog)?;
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = ConfigText::new(&text);
+    let observed = Observed::new(text.version().unwrap_or(0), text, &config.mark);
+    let built = build::build(&catalog, &build_options(config));
+    let planned = Plan::new(&built, &observed, &plan_options(config), &std::collections::BTreeSet::new())?;
+    let staged = plan::text::apply(&planned.plan, &observed, &config.mark);
+    let mut notes = [built.notes, planned.notes].concat();
+    notes.sort();
+    Ok((Summary::new(&planned.plan, &observed, &staged, notes), observed.version))
+}
+
+fn print_plan(summary: &Summary, version: u64, output: Output) -> anyhow::Result<()> {
+    match output {
+        Output::Text => print(&coloured(&summary.to_string())),
+        Output::Json => {
+            let mut json = serde_json::to_value(summary)?;
+            json["version"] = version.into();
+            print(&(serde_json::to_string_pretty(&json)? + "\n"))
+        }
+    }
+}
+
+fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
+    if detailed && summary.changes { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}
+
+/// Red and green for a person at a terminal, who has not said NO_COLOR.
+fn coloured(text: &str) -> String {
+    if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
+        return text.to_owned();
+    }
+    let paint = |line: &str| match line.as_bytes().first() {
+        Some(b'+') => format!("\x1b[32m{line}\x1b[0m\n"),
+        Some(b'-') => format!("\x1b[31m{line}\x1b[0m\n"),
+        Some(b'@') => format!("\x1b[36m{line}\x1b[0m\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(paint).collect()
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // `nomad-haproxy plan | head` is no error.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}

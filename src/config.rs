@@ -1,0 +1,557 @@
+//! Settings: flags beat the environment, which beats the file; the result is validated once, here.
+//!
+//! Each setting has one place: [`Settings`] is what the command line, the environment and the JSON file
+//! fill, [`Config`] what the program runs on. A key that is not known is an error.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::desired::{Mark, SlotPolicy};
+use crate::plan::Strategy;
+use crate::plane::dataplane::Write;
+use crate::{nomad, plane};
+
+/// Where Nomad listens by default.
+pub const NOMAD_ADDRESS: &str = "http://127.0.0.1:4646";
+/// All namespaces that the token may read.
+pub const NOMAD_NAMESPACE: &str = "*";
+/// The seeds' tags.
+pub const TAG_PREFIX: &str = "haproxy.";
+/// Whose the backends are, unless two controllers share one HAProxy.
+pub const OWNER: &str = "nomad";
+/// Spares that a backend has at least when it is written; it is given as many as it has instances, too.
+/// With 4, a service of one grows to five without a reload.
+pub const SLOTS_MIN_FREE: u32 = 4;
+/// A bound for what doubling may lead to; instances beyond it are served all the same.
+pub const SLOTS_MAX: u32 = 256;
+/// A full read even when nothing was heard: events are hints, and somebody may have edited the file.
+pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
+/// Changes that come this close to each other are taken together.
+pub const QUIET_PERIOD: Duration = Duration::from_millis(100);
+/// A stream of changes can't put a pass off for longer.
+pub const MAX_WAIT: Duration = Duration::from_secs(1);
+/// Metrics and health on loopback only, unless somebody asks for more.
+pub const LISTEN: &str = "127.0.0.1:9471";
+
+/// A time such as `30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|error| format!("{text:?} is no time such as 500ms or 30s: {error}"))
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(SecretString::from(text))
+}
+
+/// Declares a group of settings, and how a stronger source goes over a weaker one.
+macro_rules! settings {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, Args, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$field_doc])* pub $field: Option<$type>,)* }
+
+        impl $name {
+            fn or(self, weaker: Self) -> Self {
+                Self { $($field: self.$field.or(weaker.$field),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// How Nomad is reached.
+    NomadSettings {
+        /// Nomad's address: http://, https:// or unix:// [default: http://127.0.0.1:4646]
+        #[arg(id = "nomad-address", long = "nomad-address", env = "NOMAD_ADDR", value_name = "URL")]
+        address: String,
+        /// ACL token
+        #[arg(id = "nomad-token", long = "nomad-token", env = "NOMAD_TOKEN", hide_env_values = true, value_parser = secret, value_name = "TOKEN")]
+        token: SecretString,
+        /// File with the ACL token, read anew for each request
+        #[arg(id = "nomad-token-file", long = "nomad-token-file", env = "NOMAD_TOKEN_FILE", value_name = "FILE")]
+        token_file: PathBuf,
+        /// Region
+        #[arg(id = "nomad-region", long = "nomad-region", env = "NOMAD_REGION", value_name = "NAME")]
+        region: String,
+        /// Namespaces to watch, with commas; * is all [default: *]
+        #[arg(id = "nomad-namespace", long = "nomad-namespace", env = "NOMAD_NAMESPACE", value_name = "NAMES")]
+        namespace: String,
+        /// CA certificate to trust, PEM
+        #[arg(id = "nomad-ca-file", long = "nomad-ca-file", env = "NOMAD_CACERT", value_name = "FILE")]
+        ca_file: PathBuf,
+        /// Client certificate, PEM
+        #[arg(id = "nomad-cert-file", long = "nomad-cert-file", env = "NOMAD_CLIENT_CERT", value_name = "FILE")]
+        cert_file: PathBuf,
+        /// Key of the client certificate, PEM
+        #[arg(id = "nomad-key-file", long = "nomad-key-file", env = "NOMAD_CLIENT_KEY", value_name = "FILE")]
+        key_file: PathBuf,
+    }
+}
+
+settings! {
+    /// How HAProxy is reached, and what is done there.
+    HaproxySettings {
+        /// The Data Plane API's address, version 3
+        #[arg(long = "haproxy-address", env = "HAPROXY_DATAPLANE_URL", value_name = "URL")]
+        address: String,
+        /// User of the Data Plane API [default: admin]
+        #[arg(long = "haproxy-username", env = "HAPROXY_USERNAME", value_name = "NAME")]
+        username: String,
+        /// Password of the Data Plane API
+        #[arg(long = "haproxy-password", env = "HAPROXY_PASSWORD", hide_env_values = true, value_parser = secret, value_name = "PASSWORD")]
+        password: SecretString,
+        /// File with the password
+        #[arg(long = "haproxy-password-file", env = "HAPROXY_PASSWORD_FILE", value_name = "FILE")]
+        password_file: PathBuf,
+        /// Without the Data Plane API: the configuration file of a HAProxy on this machine
+        #[arg(long = "haproxy-config-file", env = "HAPROXY_CONFIG_FILE", value_name = "FILE")]
+        config_file: PathBuf,
+        /// With it: the master socket (haproxy -W -S SOCKET)
+        #[arg(long = "haproxy-master-socket", env = "HAPROXY_MASTER_SOCKET", value_name = "SOCKET")]
+        master_socket: PathBuf,
+        /// With it: the executable that validates [default: haproxy]
+        #[arg(long = "haproxy-binary", env = "HAPROXY_BINARY", value_name = "FILE")]
+        binary: PathBuf,
+        /// What to do when a service's backend exists and is not ours [default: use_existing]
+        #[arg(long = "haproxy-backend-strategy", env = "HAPROXY_BACKEND_STRATEGY", value_name = "STRATEGY")]
+        backend_strategy: Strategy,
+        /// How the Data Plane API writes [default: auto]
+        #[arg(long = "haproxy-write", env = "HAPROXY_WRITE", value_name = "HOW")]
+        write: Write,
+        /// The name under which backends are marked as ours [default: nomad]
+        #[arg(long = "haproxy-owner", env = "HAPROXY_OWNER", value_name = "NAME")]
+        owner: String,
+    }
+}
+
+settings! {
+    /// How tags are read.
+    TagSettings {
+        /// What our tags start with [default: haproxy.]
+        #[arg(id = "tags-prefix", long = "tags-prefix", env = "NOMAD_HAPROXY_TAGS_PREFIX", value_name = "PREFIX")]
+        prefix: String,
+    }
+}
+
+settings! {
+    /// Spare servers, so that scaling needs no reload.
+    SlotSettings {
+        /// Spare servers of a backend at least; 0 turns slots off [default: 4]
+        #[arg(id = "slots-min-free", long = "slots-min-free", env = "NOMAD_HAPROXY_SLOTS_MIN_FREE", value_name = "N")]
+        min_free: u32,
+        /// Servers of a backend, spares included, at the most [default: 256]
+        #[arg(id = "slots-max", long = "slots-max", env = "NOMAD_HAPROXY_SLOTS_MAX", value_name = "N")]
+        max: u32,
+    }
+}
+
+settings! {
+    /// When passes run.
+    ReconcileSettings {
+        /// A pass at least this often [default: 30s]
+        #[arg(long = "resync-interval", env = "NOMAD_HAPROXY_RESYNC_INTERVAL", value_name = "TIME")]
+        resync_interval: Span,
+        /// Changes this close together are taken together [default: 100ms]
+        #[arg(long = "quiet-period", env = "NOMAD_HAPROXY_QUIET_PERIOD", value_name = "TIME")]
+        quiet_period: Span,
+        /// No change waits longer than this [default: 1s]
+        #[arg(long = "max-wait", env = "NOMAD_HAPROXY_MAX_WAIT", value_name = "TIME")]
+        max_wait: Span,
+    }
+}
+
+settings! {
+    /// Health and metrics.
+    HttpSettings {
+        /// Address for /healthz, /readyz and /metrics [default: 127.0.0.1:9471]
+        #[arg(id = "http-listen", long = "http-listen", env = "NOMAD_HAPROXY_HTTP_LISTEN", value_name = "ADDRESS")]
+        listen: SocketAddr,
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+settings! {
+    /// The log, on standard error.
+    LogSettings {
+        /// error, warn, info, debug or trace, or a filter of tracing-subscriber [default: info]
+        #[arg(id = "log-level", long = "log-level", env = "NOMAD_HAPROXY_LOG_LEVEL", value_name = "LEVEL")]
+        level: String,
+        /// text or json [default: text at a terminal, json elsewhere]
+        #[arg(id = "log-format", long = "log-format", env = "NOMAD_HAPROXY_LOG_FORMAT", value_name = "FORMAT")]
+        format: LogFormat,
+    }
+}
+
+/// All settings, as far as one source gives them.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `nomad.*`
+    #[command(flatten, next_help_heading = "Nomad")]
+    pub nomad: NomadSettings,
+    /// `haproxy.*`
+    #[command(flatten, next_help_heading = "HAProxy")]
+    pub haproxy: HaproxySettings,
+    /// `tags.*`
+    #[command(flatten, next_help_heading = "Tags and slots")]
+    pub tags: TagSettings,
+    /// `slots.*`
+    #[command(flatten)]
+    pub slots: SlotSettings,
+    /// `reconcile.*`
+    #[command(flatten, next_help_heading = "The loop")]
+    pub reconcile: ReconcileSettings,
+    /// `http.*`
+    #[command(flatten)]
+    pub http: HttpSettings,
+    /// `log.*`
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Why the settings will not do.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read the settings file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        #[source]
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("the settings file {} is wrong: {message}", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// Where and what; never a value, for it may be a secret.
+        message: String,
+    },
+    /// A setting is wrong or missing.
+    #[error("{name}: {why}")]
+    Setting {
+        /// Which: its key, and its variable.
+        name: &'static str,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+fn wrong(name: &'static str, why: impl ToString) -> ConfigError {
+    ConfigError::Setting { name, why: why.to_string() }
+}
+
+impl Settings {
+    /// Reads a JSON file.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        serde_json::from_str(&text).map_err(|error| ConfigError::Form { path: path.to_owned(), message: form(&error) })
+    }
+
+    /// What this source gives, over what a weaker one gives.
+    #[must_use]
+    pub fn or(self, weaker: Self) -> Self {
+        let Self { nomad, haproxy, tags, slots, reconcile, http, log } = self;
+        Self {
+            nomad: nomad.or(weaker.nomad),
+            haproxy: haproxy.or(weaker.haproxy),
+            tags: tags.or(weaker.tags),
+            slots: slots.or(weaker.slots),
+            reconcile: reconcile.or(weaker.reconcile),
+            http: http.or(weaker.http),
+            log: log.or(weaker.log),
+        }
+    }
+}
+
+/// serde names the value that it did not expect, which may be a password in the wrong place.
+fn form(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
+        Some((_, expected)) => format!("a value has the wrong type, expected {expected}"),
+        None => text,
+    }
+}
+
+/// How HAProxy is reached.
+#[derive(Debug, Clone)]
+pub enum PlaneSettings {
+    /// By the Data Plane API.
+    Dataplane(plane::dataplane::Settings, Write),
+    /// By its file and its master socket.
+    Local(plane::local::Settings),
+}
+
+/// When passes run.
+#[derive(Debug, Clone, Copy)]
+pub struct Timings {
+    /// A pass at least this often.
+    pub resync_interval: Duration,
+    /// Changes this close together are taken together.
+    pub quiet_period: Duration,
+    /// No change waits longer.
+    pub max_wait: Duration,
+}
+
+/// Settings that were found good.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Nomad.
+    pub nomad: nomad::Settings,
+    /// The namespaces that are watched.
+    pub namespaces: Vec<String>,
+    /// HAProxy; `None` where neither plane is set up, which only offline commands can do with.
+    pub plane: Option<PlaneSettings>,
+    /// Whose the backends are.
+    pub mark: Mark,
+    /// What to do about names that are taken.
+    pub strategy: Strategy,
+    /// What our tags start with.
+    pub prefix: String,
+    /// Spare servers.
+    pub slots: SlotPolicy,
+    /// When passes run.
+    pub timings: Timings,
+    /// Health and metrics.
+    pub listen: SocketAddr,
+}
+
+impl TryFrom<Settings> for Config {
+    type Error = ConfigError;
+
+    fn try_from(settings: Settings) -> Result<Self, ConfigError> {
+        let Settings { nomad, haproxy, tags, slots, reconcile, http, log: _ } = settings;
+        let namespaces: Vec<String> = nomad
+            .namespace
+            .as_deref()
+            .unwrap_or(NOMAD_NAMESPACE)
+            .split(',')
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .collect();
+        if namespaces.is_empty() {
+            return Err(wrong("nomad.namespace (NOMAD_NAMESPACE)", "name at least one namespace, or * for all"));
+        }
+        let mark =
+            haproxy.owner.as_deref().unwrap_or(OWNER).parse().map_err(|e| wrong("haproxy.owner (HAPROXY_OWNER)", e))?;
+        let prefix = tags.prefix.unwrap_or_else(|| TAG_PREFIX.to_owned());
+        if prefix.is_empty() {
+            return Err(wrong("tags.prefix", "it may not be empty: every tag would be ours"));
+        }
+        let slots =
+            SlotPolicy { min_free: slots.min_free.unwrap_or(SLOTS_MIN_FREE), max: slots.max.unwrap_or(SLOTS_MAX) };
+        if slots.max < slots.min_free {
+            return Err(wrong("slots.max", format!("it is {}, below slots.min_free ({})", slots.max, slots.min_free)));
+        }
+        Ok(Self {
+            nomad: nomad_settings(nomad)?,
+            namespaces,
+            strategy: haproxy.backend_strategy.unwrap_or_default(),
+            plane: plane_settings(haproxy)?,
+            mark,
+            prefix,
+            slots,
+            timings: timings(&reconcile)?,
+            listen: http.listen.map_or_else(|| LISTEN.parse().map_err(|e| wrong("http.listen", e)), Ok)?,
+        })
+    }
+}
+
+fn timings(settings: &ReconcileSettings) -> Result<Timings, ConfigError> {
+    let span = |value: Option<Span>, default: Duration| value.map_or(default, |span| span.0);
+    let timings = Timings {
+        resync_interval: span(settings.resync_interval, RESYNC_INTERVAL),
+        quiet_period: span(settings.quiet_period, QUIET_PERIOD),
+        max_wait: span(settings.max_wait, MAX_WAIT),
+    };
+    if timings.resync_interval < Duration::from_secs(1) {
+        return Err(wrong("reconcile.resync_interval", "one second at least"));
+    }
+    if timings.max_wait < timings.quiet_period {
+        return Err(wrong("reconcile.max_wait", "it may not be below reconcile.quiet_period"));
+    }
+    Ok(timings)
+}
+
+fn nomad_settings(settings: NomadSettings) -> Result<nomad::Settings, ConfigError> {
+    const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
+    let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
+    match address.strip_prefix("unix://") {
+        Some(path) if path.starts_with('/') => {}
+        Some(_) => return Err(wrong(ADDRESS, "a unix socket is named by its full path, unix:///…")),
+        None => {
+            url(ADDRESS, &address)?;
+        }
+    }
+    // An empty token is none, as in the seeds' file and in a shell's empty variable.
+    let token = settings.token.filter(|token| !token.expose_secret().is_empty());
+    let token = match (token, settings.token_file) {
+        (Some(_), Some(_)) => return Err(wrong("nomad.token", "give the token or nomad.token_file, not both")),
+        (Some(token), None) => nomad::Token::Inline(token),
+        (None, Some(path)) => nomad::Token::File(path),
+        (None, None) => nomad::Token::None,
+    };
+    let identity = match (settings.cert_file, settings.key_file) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(wrong("nomad.cert_file and nomad.key_file", "one is of no use without the other")),
+    };
+    Ok(nomad::Settings { address, token, region: settings.region, ca_file: settings.ca_file, identity })
+}
+
+fn url(name: &'static str, text: &str) -> Result<reqwest::Url, ConfigError> {
+    let url =
+        reqwest::Url::parse(text).map_err(|error| wrong(name, format!("{error}; it should be http://HOST:PORT")))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+        return Err(wrong(name, "it should be http://HOST:PORT or https://HOST:PORT"));
+    }
+    if url.password().is_some() {
+        return Err(wrong(name, "no password in an address, which ends up in logs: it has a setting of its own"));
+    }
+    Ok(url)
+}
+
+fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, ConfigError> {
+    match (settings.address, settings.config_file) {
+        (None, None) => Ok(None),
+        (Some(_), Some(_)) => Err(wrong(
+            "haproxy.address and haproxy.config_file",
+            "give one of them: the Data Plane API, or a configuration file on this machine",
+        )),
+        (Some(address), None) => {
+            let password = match (settings.password, settings.password_file) {
+                (Some(_), Some(_)) => {
+                    return Err(wrong("haproxy.password", "give the password or haproxy.password_file, not both"));
+                }
+                (Some(password), None) => password,
+                (None, Some(path)) => {
+                    let text = std::fs::read_to_string(&path);
+                    let text = text
+                        .map_err(|e| wrong("haproxy.password_file", format!("cannot read {}: {e}", path.display())))?;
+                    SecretString::from(text.trim())
+                }
+                (None, None) => {
+                    return Err(wrong(
+                        "haproxy.password (HAPROXY_PASSWORD)",
+                        "the Data Plane API needs one; or haproxy.password_file",
+                    ));
+                }
+            };
+            let url = url("haproxy.address (HAPROXY_DATAPLANE_URL)", &address)?;
+            let username = settings.username.unwrap_or_else(|| "admin".to_owned());
+            let settings_ = plane::dataplane::Settings { url, username, password };
+            Ok(Some(PlaneSettings::Dataplane(settings_, settings.write.unwrap_or_default())))
+        }
+        (None, Some(config_file)) => {
+            let Some(master_socket) = settings.master_socket else {
+                return Err(wrong(
+                    "haproxy.master_socket (HAPROXY_MASTER_SOCKET)",
+                    "haproxy.config_file needs it: start HAProxy with -W -S SOCKET and name the socket here",
+                ));
+            };
+            let binary = settings.binary.unwrap_or_else(|| "haproxy".into());
+            Ok(Some(PlaneSettings::Local(plane::local::Settings { config_file, master_socket, binary })))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<Config, String> {
+        let settings: Settings = serde_json::from_str(json).map_err(|error| form(&error))?;
+        Config::try_from(settings).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_seeds_file_is_taken() {
+        let config = parse(
+            r#"{"nomad": {"address": "http://localhost:4646", "token": "", "region": "global"},
+                "haproxy": {"address": "http://localhost:5555", "username": "admin", "password": "adminpwd", "backend_strategy": "use_existing"}}"#,
+        )
+        .expect("good settings");
+        assert!(matches!(config.plane, Some(PlaneSettings::Dataplane(..))));
+        assert_eq!(config.strategy, Strategy::UseExisting);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        for (json, words) in [
+            (r#"{"nomad": {"adress": "x"}}"#, "adress"),
+            (r#"{"nomad": {"address": "localhost:4646"}}"#, "NOMAD_ADDR"),
+            (r#"{"nomad": {"address": "unix://api.sock"}}"#, "full path"),
+            (r#"{"nomad": {"token": "a", "token_file": "b"}}"#, "not both"),
+            (r#"{"haproxy": {"address": "http://h:5555"}}"#, "HAPROXY_PASSWORD"),
+            (r#"{"haproxy": {"config_file": "/etc/h.cfg"}}"#, "master_socket"),
+            (r#"{"haproxy": {"config_file": "/a", "address": "http://h"}}"#, "one of them"),
+            (r#"{"haproxy": {"backend_strategy": "mine"}}"#, "use_existing"),
+            (r#"{"slots": {"min_free": 9, "max": 3}}"#, "slots.max"),
+            (r#"{"reconcile": {"resync_interval": "soon"}}"#, "500ms"),
+            (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
+        ] {
+            let error = parse(json).expect_err(json);
+            assert!(error.contains(words), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_in_no_debug_print_and_no_error() {
+        let json =
+            r#"{"nomad": {"token": "s3cret-a"}, "haproxy": {"address": "http://h:5555", "password": "s3cret-b"}}"#;
+        let settings: Settings = serde_json::from_str(json).expect("good settings");
+        let printed = format!("{settings:?} {:?}", Config::try_from(settings.clone()));
+        assert!(!printed.contains("s3cret"), "{printed}");
+        let error = parse(r#"{"nomad": "s3cret-c"}"#).expect_err("not an object");
+        assert!(!error.contains("s3cret") && error.contains("line 1"), "{error}");
+        let error =
+            parse(r#"{"haproxy": {"address": "http://u:s3cret@h:1", "password": "x"}}"#).expect_err("a password in it");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn the_stronger_source_wins() {
+        let settings = |json: &str| serde_json::from_str::<Settings>(json).expect("good settings");
+        let flags = settings(r#"{"nomad": {"region": "flag"}}"#);
+        let file = settings(r#"{"nomad": {"region": "file", "namespace": "file"}}"#);
+        let merged = flags.or(file);
+        assert_eq!((merged.nomad.region.as_deref(), merged.nomad.namespace.as_deref()), (Some("flag"), Some("file")));
+    }
+}

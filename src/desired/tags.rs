@@ -1,0 +1,379 @@
+//! `haproxy.*` tags → intent: a pure parser that never fails. What it can't take becomes a complaint,
+//! and the default holds.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{Balance, Mode, ServerOptions, Timing};
+
+/// What `haproxy.enable` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Enable {
+    /// `true`.
+    Yes,
+    /// `false`, or not said.
+    #[default]
+    No,
+    /// A value that is neither: nothing is added, and nothing is taken away.
+    Unclear,
+}
+
+/// What `haproxy.backend` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendTag {
+    /// Ours: made, changed and deleted.
+    #[default]
+    Dynamic,
+    /// Theirs: we add only servers.
+    Custom,
+    /// No involvement.
+    Static,
+}
+
+/// The kind of check that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckType {
+    /// `http`.
+    Http,
+    /// `tcp`.
+    Tcp,
+}
+
+/// The check tags, each as far as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CheckTags {
+    /// `check.type`.
+    pub kind: Option<CheckType>,
+    /// `check.path`.
+    pub path: Option<String>,
+    /// `check.method`.
+    pub method: Option<String>,
+    /// `check.host`.
+    pub host: Option<String>,
+    /// `check.status`.
+    pub status: Option<String>,
+    /// `check.interval`, `.timeout`, `.rise`, `.fall`, `.port`, `.init`.
+    pub timing: Timing,
+    /// `check.disabled`.
+    pub disabled: bool,
+}
+
+/// What one registration's tags ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Intent {
+    /// `enable`.
+    pub enable: Enable,
+    /// `backend`.
+    pub backend: BackendTag,
+    /// `backend.name`, not yet held to the rule for names.
+    pub backend_name: Option<String>,
+    /// `mode`.
+    pub mode: Option<Mode>,
+    /// `balance`.
+    pub balance: Option<Balance>,
+    /// `check.*`.
+    pub check: CheckTags,
+    /// `weight`, `maxconn`, `backup`.
+    pub server: ServerOptions,
+    /// `slots`.
+    pub slots: Option<u32>,
+    /// Tags that concern the backend as a whole, by name; a custom backend ignores them.
+    pub backend_level: Vec<&'static str>,
+}
+
+/// A tag that was ignored, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Complaint(pub String);
+
+/// Every tag, and whether it concerns the whole backend.
+const TAGS: &[(&str, bool)] = &[
+    ("enable", false),
+    ("backend", false),
+    ("backend.name", false),
+    ("mode", true),
+    ("balance", true),
+    ("check.type", true),
+    ("check.path", true),
+    ("check.method", true),
+    ("check.host", true),
+    ("check.status", true),
+    ("check.port", true),
+    ("check.interval", true),
+    ("check.timeout", true),
+    ("check.rise", true),
+    ("check.fall", true),
+    ("check.init", true),
+    ("check.disabled", false),
+    ("weight", false),
+    ("maxconn", false),
+    ("backup", false),
+    ("slots", true),
+];
+
+/// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Reads the tags that start with the prefix; the others are none of our business. The order of tags
+/// changes from answer to answer, so the last of two wins by its value, not by its place.
+pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Intent, Vec<Complaint>) {
+    let mut intent = Intent::default();
+    let mut complaints = Vec::new();
+    let mut ours: Vec<&str> = tags.into_iter().filter_map(|tag| tag.strip_prefix(prefix)).collect();
+    ours.sort_unstable();
+    ours.dedup();
+    let mut seen: Option<&str> = None;
+    for tag in ours {
+        let (name, value) = tag.split_once('=').map_or((tag, None), |(name, value)| (name, Some(value.trim())));
+        let Some((known, backend_level)) = TAGS.iter().find(|(known, _)| *known == name) else {
+            complaints.push(unknown(prefix, name));
+            continue;
+        };
+        if seen == Some(name) {
+            complaints.push(Complaint(format!(
+                "tag {prefix}{name} is there twice; {:?} counts",
+                shorten(value.unwrap_or(""))
+            )));
+        }
+        seen = Some(name);
+        if let Err(why) = take(&mut intent, known, value) {
+            let tag: String = shorten(tag);
+            complaints.push(Complaint(format!("tag {:?} is ignored: {why}", format!("{prefix}{tag}"))));
+        } else if *backend_level {
+            intent.backend_level.push(known);
+        }
+    }
+    (intent, complaints)
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn unknown(prefix: &str, name: &str) -> Complaint {
+    let nearest = TAGS.iter().map(|(known, _)| (strsim::damerau_levenshtein(name, known), *known)).min();
+    let hint = match nearest {
+        Some((distance, known)) if distance <= 3.max(known.len() / 3) => format!("; did you mean {prefix}{known}?"),
+        _ => String::new(),
+    };
+    Complaint(format!("tag {:?} is unknown{hint}", format!("{prefix}{}", shorten(name))))
+}
+
+fn take(intent: &mut Intent, name: &str, value: Option<&str>) -> Result<(), String> {
+    let check = &mut intent.check;
+    match name {
+        "enable" => {
+            let enabled = flag(value);
+            intent.enable = match enabled {
+                Ok(true) => Enable::Yes,
+                Ok(false) => Enable::No,
+                Err(_) => Enable::Unclear,
+            };
+            enabled?;
+        }
+        "backend" => {
+            intent.backend = match needed(value)? {
+                "dynamic" => BackendTag::Dynamic,
+                "custom" => BackendTag::Custom,
+                "static" => BackendTag::Static,
+                _ => return Err("dynamic, custom or static".to_owned()),
+            }
+        }
+        "backend.name" => intent.backend_name = Some(needed(value)?.to_owned()),
+        "mode" => intent.mode = Some(parsed(value)?),
+        "balance" => intent.balance = Some(parsed(value)?),
+        "check.type" => {
+            check.kind = Some(match needed(value)? {
+                "http" => CheckType::Http,
+                "tcp" => CheckType::Tcp,
+                _ => return Err("http or tcp".to_owned()),
+            });
+        }
+        "check.path" => check.path = Some(path(needed(value)?)?),
+        "check.method" => check.method = Some(method(needed(value)?)?),
+        "check.host" => check.host = Some(host(needed(value)?)?),
+        "check.status" => check.status = Some(status(needed(value)?)?),
+        "check.port" => check.timing.port = Some(number(value, 1, u16::MAX)?),
+        "check.interval" => check.timing.interval = Some(duration(value)?),
+        "check.timeout" => check.timing.timeout = Some(duration(value)?),
+        "check.rise" => check.timing.rise = Some(number(value, 1, 100)?),
+        "check.fall" => check.timing.fall = Some(number(value, 1, 100)?),
+        "check.init" => {
+            check.timing.starts_down = match needed(value)? {
+                "down" => true,
+                "up" => false,
+                _ => return Err("down or up".to_owned()),
+            }
+        }
+        "check.disabled" => check.disabled = flag(value)?,
+        "weight" => intent.server.weight = Some(number(value, 0, 256)?),
+        "maxconn" => intent.server.maxconn = Some(number(value, 0, 1_000_000)?),
+        "backup" => intent.server.backup = flag(value)?,
+        "slots" => intent.slots = Some(number(value, 0, 10_000)?),
+        other => unreachable!("{other} is in TAGS"),
+    }
+    Ok(())
+}
+
+/// A tag without a value is on: `haproxy.check.disabled` and `haproxy.check.disabled=true` are the same.
+fn flag(value: Option<&str>) -> Result<bool, String> {
+    match value {
+        None | Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(_) => Err("true or false".to_owned()),
+    }
+}
+
+fn needed(value: Option<&str>) -> Result<&str, String> {
+    value.filter(|value| !value.is_empty()).ok_or_else(|| "it needs a value (`=…`)".to_owned())
+}
+
+fn parsed<T: FromStr<Err = super::Invalid>>(value: Option<&str>) -> Result<T, String> {
+    needed(value)?.parse().map_err(|error: super::Invalid| error.to_string())
+}
+
+fn number<T: FromStr + PartialOrd + std::fmt::Display>(value: Option<&str>, least: T, most: T) -> Result<T, String> {
+    match needed(value)?.parse::<T>() {
+        Ok(number) if number >= least && number <= most => Ok(number),
+        _ => Err(format!("a whole number from {least} to {most}")),
+    }
+}
+
+fn duration(value: Option<&str>) -> Result<Duration, String> {
+    match humantime::parse_duration(needed(value)?) {
+        Ok(time) if time <= LONGEST && time.as_millis() > 0 && time.subsec_nanos() % 1_000_000 == 0 => Ok(time),
+        _ => Err("a time from 1ms to 24h, such as 500ms, 2s or 1m".to_owned()),
+    }
+}
+
+/// Nothing that HAProxy's own quoting would read: no space, quote, backslash, `#` or `$`.
+fn plain(value: &str, extra: &[u8]) -> bool {
+    value.len() <= 1024
+        && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || extra.contains(&b))
+}
+
+fn path(value: &str) -> Result<String, String> {
+    if value.starts_with('/') && plain(value, b"/?=&%:@!*+,;()") {
+        return Ok(value.to_owned());
+    }
+    Err("a path that starts with / and has no space, quote, # or $".to_owned())
+}
+
+fn method(value: &str) -> Result<String, String> {
+    let value = value.to_ascii_uppercase();
+    match value.as_str() {
+        "GET" | "HEAD" | "OPTIONS" | "POST" | "PUT" => Ok(value),
+        _ => Err("GET, HEAD, OPTIONS, POST or PUT".to_owned()),
+    }
+}
+
+fn host(value: &str) -> Result<String, String> {
+    if plain(value, b":[]") { Ok(value.to_owned()) } else { Err("a host name, with a port if need be".to_owned()) }
+}
+
+fn status(value: &str) -> Result<String, String> {
+    let code = |text: &str| text.len() == 3 && text.parse().is_ok_and(|code: u16| (100..600).contains(&code));
+    let range = |text: &str| text.split_once('-').map_or_else(|| code(text), |(a, b)| code(a) && code(b) && a <= b);
+    if value.split(',').all(range) {
+        return Ok(value.to_owned());
+    }
+    Err("a status (200), a range (200-299) or a list of them with commas".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(tags: &[&str]) -> (Intent, Vec<String>) {
+        let (intent, complaints) = parse("haproxy.", tags.iter().copied());
+        (intent, complaints.into_iter().map(|complaint| complaint.0).collect())
+    }
+
+    #[test]
+    fn the_seeds_tags_are_read() {
+        let (intent, complaints) = read(&[
+            "haproxy.enable=true",
+            "haproxy.backend=custom",
+            "haproxy.check.path=/health",
+            "haproxy.check.host=api.internal",
+            "haproxy.check.method=get",
+            "unrelated",
+        ]);
+        assert_eq!(complaints, Vec::<String>::new());
+        assert_eq!((intent.enable, intent.backend), (Enable::Yes, BackendTag::Custom));
+        assert_eq!(intent.check.method.as_deref(), Some("GET"));
+        assert_eq!(intent.backend_level, ["check.host", "check.method", "check.path"]);
+    }
+
+    #[test]
+    fn a_flag_may_stand_alone() {
+        assert!(read(&["haproxy.check.disabled"]).0.check.disabled);
+        assert!(!read(&["haproxy.check.disabled=false"]).0.check.disabled);
+        assert!(read(&["haproxy.backup"]).0.server.backup);
+    }
+
+    #[test]
+    fn an_unknown_tag_names_the_nearest_one() {
+        let (_, complaints) = read(&["haproxy.enabel=true"]);
+        assert!(complaints[0].contains("did you mean haproxy.enable?"), "{complaints:?}");
+        let (_, complaints) = read(&["haproxy.zzzzzzzzzzzz"]);
+        assert!(!complaints[0].contains("did you mean"), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_bad_value_leaves_the_default_and_says_what_is_allowed() {
+        let (intent, complaints) = read(&["haproxy.weight=300", "haproxy.mode=udp", "haproxy.enable=tru"]);
+        assert_eq!((intent.server.weight, intent.mode, intent.enable), (None, None, Enable::Unclear));
+        assert_eq!(complaints.len(), 3);
+        assert!(complaints.iter().any(|c| c.contains("0 to 256")), "{complaints:?}");
+    }
+
+    #[test]
+    fn the_order_of_tags_does_not_matter() {
+        let one = read(&["haproxy.weight=5", "haproxy.weight=7", "haproxy.mode=tcp"]);
+        assert_eq!(one, read(&["haproxy.mode=tcp", "haproxy.weight=7", "haproxy.weight=5"]));
+        assert_eq!(one.1.len(), 1, "{:?}", one.1);
+    }
+
+    #[test]
+    fn nothing_that_haproxy_would_read_comes_through() {
+        for bad in [
+            "check.path=/a b",
+            "check.path=/a\nserver x",
+            "check.path=/a\"",
+            "check.path=/#",
+            "check.path=/$HOME",
+            "check.host=a b",
+            "check.host=a\0",
+            "check.status=2xx",
+            "check.status=200\nx",
+            "balance=uri\nx",
+            "check.interval=-1s",
+            "check.interval=0s",
+            "check.interval=900h",
+            "check.method=GET /",
+        ] {
+            let (intent, complaints) = read(&[&format!("haproxy.{bad}")]);
+            assert_eq!((intent, complaints.len()), (Intent::default(), 1), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_tag_ever_panics(tags in prop::collection::vec("(haproxy\\.)?(check\\.|backend\\.)?[a-z]{0,9}=?.{0,12}", 0..8)) {
+            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            let _ = read(&tags);
+        }
+
+        #[test]
+        fn what_comes_through_is_plain(value in "(?s).{0,30}") {
+            for name in ["check.path", "check.host", "check.status", "balance"] {
+                let (intent, _) = read(&[&format!("haproxy.{name}={value}")]);
+                let texts = [intent.check.path, intent.check.host, intent.check.status, intent.balance.map(|b| b.to_string())];
+                for text in texts.into_iter().flatten() {
+                    prop_assert!(!text.contains(['\n', '"', '\'', '#', '\\', '$', '\0']), "{:?}", text);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What is HAProxy's own: its configuration text, its sockets, its version.
+
+pub mod parse;
+pub mod render;
+pub mod socket;
+pub mod text;
+pub mod version;

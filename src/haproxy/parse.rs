@@ -1,0 +1,290 @@
+//! Our backends and servers read back from configuration text, whoever rendered it.
+//!
+//! The Data Plane API writes the same directives in its own order and spacing; what is read here is the
+//! meaning. Whatever is not understood in a section of ours is kept as *extra*: it is drift, and a
+//! section that has some is not what was asked for.
+
+use std::time::Duration;
+
+use crate::desired::{
+    Address, Balance, Check, HttpCheck, InstanceId, Mark, Mode, Server, ServerName, ServerOptions, Settings, Tenant,
+    Timing,
+};
+
+use super::render::{REDISPATCH_INTERVAL, RETRIES};
+use super::text::Directive;
+
+/// A server line, ours or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerLine {
+    /// One with our mark. `None`: it says something that we would never write, and must be written anew.
+    Ours(ServerName, Option<Server>),
+    /// Somebody else's.
+    Theirs(String),
+}
+
+/// Reads the words and the comment behind `server`.
+pub fn server(directive: &Directive, mark: &Mark) -> ServerLine {
+    let name = directive.words.get(1).cloned().unwrap_or_default();
+    let ours = metadata(directive).filter(|data| data.get("owner").and_then(|o| o.as_str()) == Some(mark.owner()));
+    let (Some(data), Ok(parsed)) = (ours, name.parse::<ServerName>()) else {
+        return ServerLine::Theirs(name);
+    };
+    ServerLine::Ours(parsed.clone(), our_server(parsed, &directive.words[2..], &data))
+}
+
+fn metadata(directive: &Directive) -> Option<serde_json::Value> {
+    serde_json::from_str(directive.comment.as_deref()?).ok()
+}
+
+fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> Option<Server> {
+    let (endpoint, words) = words.split_first()?;
+    // The last colon sets the port off, with or without brackets (configuration manual, 11.1).
+    let (address, port) = endpoint.rsplit_once(':')?;
+    let field = |key: &str| data.get(key).and_then(|value| value.as_str());
+    let tenant = match (field("id"), field("freed")) {
+        (Some(id), _) => {
+            Tenant::Instance { id: InstanceId::from_metadata(id), alloc: field("alloc").unwrap_or_default().to_owned() }
+        }
+        (None, freed) => Tenant::Free { freed: freed?.parse().ok()? },
+    };
+    let mut server = Server {
+        name,
+        address: address.parse().ok()?,
+        port: port.parse().ok()?,
+        check: false,
+        options: ServerOptions::default(),
+        tenant,
+    };
+    let mut enabled = true;
+    let mut words = words.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        match word {
+            "check" => server.check = true,
+            "backup" => server.options.backup = true,
+            "enabled" => enabled = true,
+            "disabled" => enabled = false,
+            "weight" => server.options.weight = Some(words.next()?.parse().ok()?),
+            "maxconn" => server.options.maxconn = Some(words.next()?.parse().ok()?),
+            _ => return None,
+        }
+    }
+    (enabled == server.is_enabled()).then_some(server)
+}
+
+/// Reads the directives of a section with our mark, its servers left out; `None`: they say something
+/// that we would never write.
+pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<Settings> {
+    let mut read = Reading::default();
+    for directive in directives {
+        let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
+        read.directive(&words)?;
+    }
+    read.settings()
+}
+
+#[derive(Default)]
+struct Reading {
+    description: Option<String>,
+    mode: Option<Mode>,
+    balance: Option<Balance>,
+    retries: Option<u32>,
+    redispatch: Option<u32>,
+    check: bool,
+    timing: Timing,
+    option: Option<(String, String, bool)>,
+    send: Option<(String, String, String)>,
+    status: Option<String>,
+}
+
+impl Reading {
+    fn directive(&mut self, words: &[&str]) -> Option<()> {
+        match words {
+            ["description", rest @ ..] => self.description = Some(rest.join(" ")),
+            ["mode", mode] => self.mode = Some(mode.parse().ok()?),
+            ["balance", rest @ ..] => self.balance = Some(rest.join(" ").parse().ok()?),
+            ["retries", n] => self.retries = Some(n.parse().ok()?),
+            ["option", "redispatch", n] => self.redispatch = Some(n.parse().ok()?),
+            ["option", "httpchk", method, uri] => self.option = Some(((*method).into(), (*uri).into(), false)),
+            ["option", "httpchk", method, uri, "HTTP/1.1"] => {
+                self.option = Some(((*method).into(), (*uri).into(), true));
+            }
+            ["http-check", "send", "meth", method, "uri", uri, "hdr", "Host", host] => {
+                self.send = Some(((*method).into(), (*uri).into(), (*host).into()));
+            }
+            ["http-check", "expect", "status", status] => self.status = Some((*status).into()),
+            ["timeout", "check", value] => self.timing.timeout = Some(time(value)?),
+            ["default-server", rest @ ..] => self.default_server(rest)?,
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn default_server(&mut self, words: &[&str]) -> Option<()> {
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "check" => self.check = true,
+                "fall" => self.timing.fall = Some(words.next()?.parse().ok()?),
+                "rise" => self.timing.rise = Some(words.next()?.parse().ok()?),
+                "inter" => self.timing.interval = Some(time(words.next()?)?),
+                "port" => self.timing.port = Some(words.next()?.parse().ok()?),
+                "init-state" if words.next() == Some(&"down") => self.timing.starts_down = true,
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+
+    fn settings(self) -> Option<Settings> {
+        let Self { description, mode, balance, retries, redispatch, check, timing, option, send, status } = self;
+        if retries != Some(RETRIES) || redispatch != Some(REDISPATCH_INTERVAL) {
+            return None;
+        }
+        let check = match (check, option) {
+            (true, None) if send.is_none() && status.is_none() => Check::Tcp(timing),
+            (true, Some((method, path, with_host))) => {
+                let host = match send {
+                    Some((m, p, host)) if m == method && p == path && with_host => Some(host),
+                    None if !with_host => None,
+                    _ => return None,
+                };
+                Check::Http(HttpCheck { method, path, host, status }, timing)
+            }
+            (false, None) if timing == Timing::default() && send.is_none() && status.is_none() => Check::Disabled,
+            _ => return None,
+        };
+        Some(Settings { description: description?, mode: mode?, balance: balance?, check })
+    }
+}
+
+/// Reads a time as HAProxy does: milliseconds, unless a unit follows (configuration manual, 2.5).
+pub fn time(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().ok()?;
+    Some(match &text[digits..] {
+        "us" => Duration::from_micros(number),
+        "" | "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.checked_mul(60)?),
+        "h" => Duration::from_secs(number.checked_mul(3600)?),
+        "d" => Duration::from_secs(number.checked_mul(86_400)?),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mark() -> Mark {
+        "nomad".parse().expect("an owner")
+    }
+
+    fn read(lines: &[String]) -> Option<Settings> {
+        let directives: Vec<_> = lines.iter().map(|line| Directive::parse(line)).collect();
+        settings(&directives)
+    }
+
+    #[test]
+    fn what_the_api_renders_is_read_as_what_we_sent() {
+        // The order and spacing of fixtures/dataplane (3.2, "transaction-lifecycle").
+        let api = "description nomad-haproxy:nomad default/api\nmode http\nbalance leastconn\n\
+                   option httpchk GET /health HTTP/1.1\nhttp-check send meth GET uri /health hdr Host api.example.com\n\
+                   http-check expect status 200\ndefault-server check fall 3 inter 2s rise 2\nretries 3\n\
+                   option redispatch 1\ntimeout check 1500";
+        let lines: Vec<String> = api.lines().map(str::to_owned).collect();
+        let settings = read(&lines).expect("ours");
+        let Check::Http(http, timing) = &settings.check else { panic!("{settings:?}") };
+        assert_eq!(http.host.as_deref(), Some("api.example.com"));
+        assert_eq!((timing.fall, timing.rise, timing.timeout), (Some(3), Some(2), Some(Duration::from_millis(1500))));
+        let again: Vec<String> = render::settings(&settings);
+        assert_eq!(read(&again), Some(settings));
+    }
+
+    #[test]
+    fn what_we_would_never_write_is_drift() {
+        let base = "description x\nmode http\nbalance roundrobin\nretries 3\noption redispatch 1";
+        let lines = |extra: &str| format!("{base}\n{extra}").lines().map(str::to_owned).collect::<Vec<_>>();
+        assert!(read(&lines("")[..5]).is_some());
+        assert!(read(&lines("http-request deny")).is_none());
+        assert!(read(&lines("default-server check ssl")).is_none());
+        assert!(read(&lines("http-check expect status 200")).is_none());
+    }
+
+    #[test]
+    fn only_a_server_with_our_mark_is_ours() {
+        let line = |text: &str| server(&Directive::parse(text), &mark());
+        assert!(matches!(line("server a 10.0.0.1:80"), ServerLine::Theirs(_)));
+        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":\"other\",\"id\":\"x\"}"), ServerLine::Theirs(_)));
+        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":"), ServerLine::Theirs(_)));
+        let ours =
+            line("server a_1 10.0.0.1:80 enabled weight 100 # {\"alloc\":\"q\",\"owner\":\"nomad\",\"id\":\"x\"}");
+        let ServerLine::Ours(_, Some(ours)) = ours else { panic!("{ours:?}") };
+        assert_eq!((ours.port, ours.options.weight), (80, Some(100)));
+        // Ours, but put into maintenance in the file by somebody: to be written anew.
+        let drift = line("server a_1 10.0.0.1:80 disabled # {\"owner\":\"nomad\",\"id\":\"x\"}");
+        assert!(matches!(drift, ServerLine::Ours(_, None)));
+    }
+
+    prop_compose! {
+        fn timings()(
+            ms in prop::option::of(1u64..100_000), timeout in prop::option::of(1u64..100_000),
+            rise in prop::option::of(1u32..9), fall in prop::option::of(1u32..9),
+            port in prop::option::of(1u16..), starts_down: bool,
+        ) -> Timing {
+            Timing {
+                interval: ms.map(Duration::from_millis), timeout: timeout.map(Duration::from_millis),
+                rise, fall, port, starts_down,
+            }
+        }
+    }
+
+    fn checks() -> impl Strategy<Value = Check> {
+        let http = (
+            "(GET|HEAD|POST)",
+            "/[a-z0-9/?=&%]{0,20}",
+            prop::option::of("[a-z][a-z0-9.-]{0,20}"),
+            prop::option::of("[1-5][0-9]{2}(-[1-5][0-9]{2})?"),
+        )
+            .prop_map(|(method, path, host, status)| HttpCheck { method, path, host, status });
+        prop_oneof![
+            Just(Check::Disabled),
+            timings().prop_map(Check::Tcp),
+            (http, timings()).prop_map(|(http, timing)| Check::Http(http, timing)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn settings_are_read_back_as_they_were_written(
+            check in checks(), tcp: bool, balance in "(roundrobin|leastconn|hdr\\([a-z]{1,9}\\)|url_param [a-z]{1,9}|random\\(3\\))",
+        ) {
+            let settings = Settings {
+                description: "nomad-haproxy:nomad default/api".into(),
+                mode: if tcp { Mode::Tcp } else { Mode::Http },
+                balance: balance.parse().expect("an algorithm"),
+                check,
+            };
+            prop_assert_eq!(read(&render::settings(&settings)), Some(settings));
+        }
+
+        #[test]
+        fn servers_are_read_back_as_they_were_written(
+            id in ".{1,60}", v6: bool, port: u16, check: bool, backup: bool,
+            weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed: u64,
+        ) {
+            let address: Address = if v6 { "2001:db8::5" } else { "10.1.2.3" }.parse().expect("an address");
+            let tenant = if free { Tenant::Free { freed } } else {
+                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into() }
+            };
+            let name: ServerName = "api_1".parse().expect("a name");
+            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, tenant };
+            let line = render::server(&written, &mark());
+            prop_assert_eq!(line.matches('\n').count(), 1);
+            prop_assert_eq!(server(&Directive::parse(&line), &mark()), ServerLine::Ours(name, Some(written)));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Our backends and servers as configuration text.
+
+use std::time::Duration;
+
+use crate::desired::{Address, BackendName, Check, HttpCheck, Mark, Server, Settings, Tenant, Timing};
+
+/// Redispatch on the first retry: an instance that Nomad has just stopped refuses the connection, and
+/// the request goes to another one at once.
+pub const REDISPATCH_INTERVAL: u32 = 1;
+/// HAProxy's default, stated so that a `defaults` section with `retries 0` does not undo the redispatch.
+pub const RETRIES: u32 = 3;
+
+/// A backend's header line.
+pub fn header(name: &BackendName, from: Option<&str>) -> String {
+    match from {
+        Some(defaults) => format!("backend {name} from {defaults}\n"),
+        None => format!("backend {name}\n"),
+    }
+}
+
+/// The directives of a backend that is ours, without its servers.
+pub fn settings(settings: &Settings) -> Vec<String> {
+    let Settings { description, mode, balance, check } = settings;
+    let mut lines = vec![
+        format!("  description {description}\n"),
+        format!("  mode {}\n", mode.as_str()),
+        format!("  balance {balance}\n"),
+        format!("  retries {RETRIES}\n"),
+        format!("  option redispatch {REDISPATCH_INTERVAL}\n"),
+    ];
+    if let Check::Http(http, _) = check {
+        lines.extend(http_check(http));
+    }
+    if let Some(timing) = check.timing() {
+        lines.extend(timing.timeout.map(|timeout| format!("  timeout check {}\n", time(timeout))));
+        lines.push(default_server(timing));
+    }
+    lines
+}
+
+fn http_check(check: &HttpCheck) -> Vec<String> {
+    let HttpCheck { method, path, host, status } = check;
+    let mut lines = match host {
+        None => vec![format!("  option httpchk {method} {path}\n")],
+        Some(host) => vec![
+            format!("  option httpchk {method} {path} HTTP/1.1\n"),
+            format!("  http-check send meth {method} uri {path} hdr Host {host}\n"),
+        ],
+    };
+    lines.extend(status.as_ref().map(|status| format!("  http-check expect status {status}\n")));
+    lines
+}
+
+fn default_server(timing: &Timing) -> String {
+    let Timing { interval, timeout: _, rise, fall, port, starts_down } = timing;
+    let mut line = "  default-server check".to_owned();
+    let mut add = |word: &str, value: Option<String>| {
+        if let Some(value) = value {
+            line.extend([" ", word, " ", &value]);
+        }
+    };
+    add("fall", fall.map(|n| n.to_string()));
+    add("init-state", starts_down.then(|| "down".to_owned()));
+    add("inter", interval.map(time));
+    add("port", port.map(|n| n.to_string()));
+    add("rise", rise.map(|n| n.to_string()));
+    line + "\n"
+}
+
+/// A server line.
+pub fn server(server: &Server, mark: &Mark) -> String {
+    let Server { name, address, port, check, options, tenant: _ } = server;
+    let address = match address {
+        Address::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
+        other => other.to_string(),
+    };
+    let mut line = format!("  server {name} {address}:{port}");
+    if *check {
+        line.push_str(" check");
+    }
+    if options.backup {
+        line.push_str(" backup");
+    }
+    if !server.is_enabled() {
+        line.push_str(" disabled");
+    }
+    if let Some(maxconn) = options.maxconn {
+        line.push_str(&format!(" maxconn {maxconn}"));
+    }
+    if let Some(weight) = options.weight {
+        line.push_str(&format!(" weight {weight}"));
+    }
+    format!("{line} # {}\n", metadata(server, mark))
+}
+
+/// What a server carries as metadata: whose it is and who sits there. Strings only: the Data Plane API
+/// writes it as a JSON comment and reads it back.
+pub fn metadata(server: &Server, mark: &Mark) -> serde_json::Value {
+    let owner = mark.owner();
+    match &server.tenant {
+        Tenant::Instance { id, alloc } => serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner}),
+        Tenant::Free { freed } => serde_json::json!({"freed": freed.to_string(), "owner": owner}),
+    }
+}
+
+/// A time in HAProxy's words: whole seconds where it is some, else milliseconds.
+pub fn time(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms if ms > 0 && ms % 1000 == 0 => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    }
+}

@@ -1,0 +1,235 @@
+//! Nomad's HTTP API: ACL token, TLS, unix socket, and one classifier of what went wrong.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// For one answer of a read that does not block. Without a leader Nomad answers after 5 s (seen).
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// For a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a blocking query may take beyond its `wait`: Nomad adds up to a sixteenth, and through a client
+/// agent whose server froze it never ended by itself (seen: 345 s for `wait=10s`).
+const BLOCKING_SLACK: Duration = Duration::from_secs(10);
+
+/// Where the token comes from.
+#[derive(Debug, Clone, Default)]
+pub enum Token {
+    /// There is none: ACLs are off.
+    #[default]
+    None,
+    /// As it was given.
+    Inline(SecretString),
+    /// A file that is read for each request: Nomad rotates the token of a workload identity.
+    File(PathBuf),
+}
+
+/// How Nomad is reached.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `http://…`, `https://…` or `unix:///…/api.sock`.
+    pub address: String,
+    /// The ACL token.
+    pub token: Token,
+    /// The region; Nomad's own, if none is given.
+    pub region: Option<String>,
+    /// A CA to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A client certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// What stands in the way of an answer.
+#[derive(Debug, Error)]
+pub enum NomadError {
+    /// The settings do not make a client.
+    #[error("{what}")]
+    Settings {
+        /// Which, and why.
+        what: String,
+        #[source]
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer.
+    #[error("Nomad at {address} does not answer")]
+    Unreachable {
+        /// Where it was looked for.
+        address: String,
+        #[source]
+        /// What went wrong.
+        source: reqwest::Error,
+    },
+    /// An answer other than 200.
+    #[error("Nomad answered {path} with {status}: {message}")]
+    Status {
+        /// What was asked for.
+        path: String,
+        /// The status.
+        status: StatusCode,
+        /// Nomad's words, shortened.
+        message: String,
+    },
+    /// 403, or a 200 that Nomad gives to a token without rights.
+    #[error(
+        "Nomad does not let this token read {what}; it needs the capability read-job there (nomad.token, NOMAD_TOKEN)"
+    )]
+    Denied {
+        /// What it may not read.
+        what: String,
+    },
+    /// An answer that is no JSON, or not the one that was expected.
+    #[error("Nomad's answer to {path} cannot be read")]
+    Form {
+        /// What was asked for.
+        path: String,
+        #[source]
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// An answer that may be from before the state was restored.
+    #[error("Nomad has no leader at the moment, so its answer may be old")]
+    NoLeader,
+}
+
+/// A read with its index.
+#[derive(Debug)]
+pub struct Read<T> {
+    /// `X-Nomad-Index`, 1 or above.
+    pub index: u64,
+    /// The body.
+    pub value: T,
+}
+
+/// A client of one Nomad.
+#[derive(Debug, Clone)]
+pub struct Nomad {
+    http: reqwest::Client,
+    base: String,
+    settings: Settings,
+}
+
+impl Nomad {
+    /// Sets up a client; nothing is sent yet.
+    pub fn new(settings: Settings) -> Result<Self, NomadError> {
+        let wrong =
+            |what: String, source: Box<dyn std::error::Error + Send + Sync>| NomadError::Settings { what, source };
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|source| wrong(format!("cannot read {}", path.display()), source.into()))
+        };
+        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+        if let Some(path) = &settings.ca_file {
+            let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
+                .map_err(|source| wrong(format!("{} holds no PEM certificate", path.display()), source.into()))?;
+            builder = certificates.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
+        }
+        if let Some((certificate, key)) = &settings.identity {
+            let pem = [read(certificate)?, read(key)?].concat();
+            let identity = reqwest::Identity::from_pem(&pem).map_err(|source| {
+                wrong(format!("{} and {} are no PEM pair", certificate.display(), key.display()), source.into())
+            })?;
+            builder = builder.identity(identity);
+        }
+        let base = if let Some(path) = settings.address.strip_prefix("unix://") {
+            builder = builder.unix_socket(path);
+            "http://localhost".to_owned()
+        } else {
+            settings.address.trim_end_matches('/').to_owned()
+        };
+        let http = builder
+            .build()
+            .map_err(|source| wrong("cannot set up an HTTP client for Nomad".to_owned(), source.into()))?;
+        Ok(Self { http, base, settings })
+    }
+
+    /// A read that must be consistent, complete and allowed: everything else is an error, and an error
+    /// is never an empty answer.
+    pub async fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<Read<T>, NomadError> {
+        self.get(path, query, TIMEOUT).await
+    }
+
+    /// The same, once the index has moved on from `index`, or after `wait`.
+    pub async fn wait<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        index: u64,
+        wait: Duration,
+    ) -> Result<Read<T>, NomadError> {
+        let (index, seconds) = (index.to_string(), format!("{}s", wait.as_secs()));
+        let query: Vec<_> =
+            query.iter().copied().chain([("index", index.as_str()), ("wait", seconds.as_str())]).collect();
+        self.get(path, &query, wait + wait / 16 + BLOCKING_SLACK).await
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        timeout: Duration,
+    ) -> Result<Read<T>, NomadError> {
+        let mut request = self.http.get(format!("{}{path}", self.base)).query(query).timeout(timeout);
+        if let Some(region) = &self.settings.region {
+            request = request.query(&[("region", region)]);
+        }
+        if let Some(token) = self.token()? {
+            request = request.header("X-Nomad-Token", token.expose_secret());
+        }
+        let unreachable = |source: reqwest::Error| NomadError::Unreachable {
+            address: self.settings.address.clone(),
+            source: source.without_url(),
+        };
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let index = header("X-Nomad-Index").and_then(|index| index.parse::<u64>().ok()).unwrap_or(0);
+        let known_leader = header("X-Nomad-KnownLeader");
+        let body = response.bytes().await.map_err(unreachable)?;
+        match status {
+            StatusCode::OK => {}
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                return Err(NomadError::Denied { what: describe(path, query) });
+            }
+            _ => {
+                let message: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
+                return Err(NomadError::Status { path: path.to_owned(), status, message });
+            }
+        }
+        // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
+        if index == 0 {
+            return Err(NomadError::Denied { what: describe(path, query) });
+        }
+        if known_leader.as_deref() == Some("false") {
+            return Err(NomadError::NoLeader);
+        }
+        let value =
+            serde_json::from_slice(&body).map_err(|source| NomadError::Form { path: path.to_owned(), source })?;
+        Ok(Read { index, value })
+    }
+
+    fn token(&self) -> Result<Option<SecretString>, NomadError> {
+        match &self.settings.token {
+            Token::None => Ok(None),
+            Token::Inline(token) => Ok(Some(token.clone())),
+            Token::File(path) => match std::fs::read_to_string(path) {
+                Ok(token) => Ok(Some(SecretString::from(token.trim()))),
+                Err(source) => Err(NomadError::Settings {
+                    what: format!("cannot read the token file {}", path.display()),
+                    source: source.into(),
+                }),
+            },
+        }
+    }
+}
+
+fn describe(path: &str, query: &[(&str, &str)]) -> String {
+    match query.iter().find(|(key, _)| *key == "namespace") {
+        Some((_, "*")) => "services in any namespace".to_owned(),
+        Some((_, namespace)) => format!("services in the namespace {namespace}"),
+        None => path.to_owned(),
+    }
+}

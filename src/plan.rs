@@ -1,0 +1,370 @@
+//! The plan: the pure difference between desired and observed state.
+//!
+//! It leaves nothing to decide when it is applied: both planes, both writers and the dry run act on the
+//! same edits.
+
+pub mod display;
+pub mod slots;
+pub mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use thiserror::Error;
+
+use crate::desired::build::Built;
+use crate::desired::{
+    Address, Backend, BackendName, Check, Kind, Mark, Note, Server, ServerName, ServerOptions, ServiceKey, Settings,
+    Severity, Tenant,
+};
+use crate::observed::{Observed, ObservedBackend, Owner};
+use slots::Seating;
+
+/// What to do when a service's backend exists and is not ours (`haproxy.backend_strategy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Add servers to it, if it is compatible; else a note.
+    #[default]
+    UseExisting,
+    /// Make only new backends: a service whose name is taken is not routed, the others are.
+    CreateNew,
+    /// Stop the pass before any write.
+    FailOnConflict,
+}
+
+/// What the settings say about planning.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whose everything is.
+    pub mark: Mark,
+    /// What to do about names that are taken.
+    pub strategy: Strategy,
+}
+
+/// A change of one server line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerEdit {
+    /// A new line.
+    Add(Server),
+    /// Another content. `before` is `None` where the line had been changed by somebody.
+    Set {
+        /// As it is.
+        before: Option<Server>,
+        /// As it shall be.
+        after: Server,
+    },
+    /// The line goes.
+    Remove(ServerName),
+}
+
+/// A change of one backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// A backend of ours that is not there yet.
+    Create {
+        /// Its settings.
+        settings: Settings,
+        /// Its servers.
+        servers: Vec<Server>,
+    },
+    /// A backend of ours: its settings where they change, and its servers.
+    Change {
+        /// What it shall be as a whole, for a plane that writes whole backends.
+        settings: Settings,
+        /// Whether the settings differ from what is there.
+        rewrite: bool,
+        /// All servers of ours that it shall have.
+        servers: Vec<Server>,
+        /// Those that differ.
+        edits: Vec<ServerEdit>,
+    },
+    /// Servers of ours in a backend that stays as it is.
+    Servers(Vec<ServerEdit>),
+    /// A backend of ours that nobody wants any more.
+    Delete,
+}
+
+/// What the running process is told of a change, so that it needs no reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// `set server B/S addr IP port PORT`.
+    Address(BackendName, ServerName, IpAddr, u16),
+    /// `set server B/S state ready`, or `maint`.
+    Enabled(BackendName, ServerName, bool),
+    /// `set server B/S weight N`.
+    Weight(BackendName, ServerName, u16),
+}
+
+/// The difference, by backend.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// What changes.
+    pub edits: BTreeMap<BackendName, Edit>,
+}
+
+/// A plan with what there is to say about it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Planned {
+    /// The difference.
+    pub plan: Plan,
+    /// Conflicts with what is there.
+    pub notes: Vec<Note>,
+}
+
+/// Why there is no plan (`fail_on_conflict`).
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the pass stops before any write, as backend_strategy is fail_on_conflict: {0}")]
+pub struct Conflict(pub Note);
+
+impl Plan {
+    /// Computes the difference. `excluded` backends are left as they are.
+    pub fn new(
+        built: &Built,
+        observed: &Observed,
+        options: &Options,
+        excluded: &BTreeSet<BackendName>,
+    ) -> Result<Planned, Conflict> {
+        let mut planner = Planner { observed, options, notes: Vec::new() };
+        let mut plan = Plan::default();
+        for (name, backend) in built.desired.backends.iter().filter(|(name, _)| !excluded.contains(*name)) {
+            if let Some(edit) = planner.backend(name, backend)? {
+                plan.edits.insert(name.clone(), edit);
+            }
+        }
+        for (name, observed) in observed.managed() {
+            let kept = built.desired.backends.contains_key(&name) || excluded.contains(&name);
+            if kept || planner.is_held(observed, &built.held) {
+                continue;
+            }
+            if let Some(edit) = planner.removal(observed) {
+                plan.edits.insert(name, edit);
+            }
+        }
+        Ok(Planned { plan, notes: planner.notes })
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.edits.is_empty()
+    }
+
+    /// The run-time actions that do the same as the plan; `None` where it takes a reload.
+    pub fn live(&self) -> Option<Vec<Action>> {
+        let mut actions = Vec::new();
+        for (backend, edit) in &self.edits {
+            let (Edit::Change { rewrite: false, edits, .. } | Edit::Servers(edits)) = edit else { return None };
+            for edit in edits {
+                actions.extend(edit.actions(backend)?);
+            }
+        }
+        Some(actions)
+    }
+}
+
+impl ServerEdit {
+    /// What the process is told; `None` where it takes a reload.
+    fn actions(&self, backend: &BackendName) -> Option<Vec<Action>> {
+        let Self::Set { before: Some(before), after } = self else { return None };
+        let ServerOptions { weight, maxconn, backup } = after.options;
+        if (maxconn, backup, after.check) != (before.options.maxconn, before.options.backup, before.check) {
+            return None;
+        }
+        let mut actions = Vec::new();
+        let mut add = |action: &dyn Fn(BackendName, ServerName) -> Action| {
+            actions.push(action(backend.clone(), after.name.clone()));
+        };
+        // Out before it changes, in after it has changed: no request goes to half an instance.
+        if before.is_enabled() && !after.is_enabled() {
+            add(&|b, s| Action::Enabled(b, s, false));
+        }
+        if (&before.address, before.port) != (&after.address, after.port) {
+            let Address::Ip(ip) = after.address else { return None };
+            add(&|b, s| Action::Address(b, s, ip, after.port));
+        }
+        if weight.unwrap_or(1) != before.options.weight.unwrap_or(1) {
+            add(&|b, s| Action::Weight(b, s, weight.unwrap_or(1)));
+        }
+        if !before.is_enabled() && after.is_enabled() {
+            add(&|b, s| Action::Enabled(b, s, true));
+        }
+        Some(actions)
+    }
+}
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    options: &'a Options,
+    notes: Vec<Note>,
+}
+
+impl Planner<'_> {
+    fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
+        match (self.observed.backend(name), desired.kind) {
+            (None, Kind::Dynamic) => {
+                let servers = self.seat(name, desired, None, false);
+                Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
+            }
+            (None, Kind::Custom) => {
+                self.errors(
+                    desired,
+                    &format!("not routed: HAProxy has no backend {name}, and backend=custom makes none"),
+                );
+                Ok(None)
+            }
+            (Some(observed), _) if observed.section.kind == "listen" => {
+                self.taken(desired, &format!("not routed: {name} is a listen section, which cannot be given servers"))
+            }
+            (Some(observed), Kind::Dynamic) if observed.is_ours() => Ok(self.change(name, desired, observed)),
+            (Some(observed), Kind::Custom) => Ok(self.servers(name, desired, observed)),
+            (Some(observed), Kind::Dynamic) => match self.options.strategy {
+                Strategy::UseExisting => Ok(self.use_existing(name, desired, observed)),
+                Strategy::CreateNew => self.taken(
+                    desired,
+                    &format!("not routed: the backend {name} exists and is not ours (backend_strategy is create_new)"),
+                ),
+                Strategy::FailOnConflict => self.taken(desired, &format!("the backend {name} exists and is not ours")),
+            },
+        }
+    }
+
+    fn errors(&mut self, desired: &Backend, text: &str) {
+        self.notes.extend(desired.services.iter().map(|service| Note {
+            severity: Severity::Error,
+            service: service.clone(),
+            text: text.to_owned(),
+        }));
+    }
+
+    fn taken(&mut self, desired: &Backend, text: &str) -> Result<Option<Edit>, Conflict> {
+        self.errors(desired, text);
+        match (self.options.strategy, self.notes.last()) {
+            (Strategy::FailOnConflict, Some(note)) => Err(Conflict(note.clone())),
+            _ => Ok(None),
+        }
+    }
+
+    /// A backend of ours: both its settings and its servers.
+    fn change(&self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+        let rewrite = observed.settings.as_ref() != Some(&desired.settings);
+        let mut servers = self.seat(name, desired, Some(observed), rewrite);
+        let mut edits = differences(observed, &servers);
+        let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
+        if grows && !rewrite {
+            // It takes a reload in any case, so the spares that are too many may go with it.
+            servers = self.seat(name, desired, Some(observed), true);
+            edits = differences(observed, &servers);
+        }
+        let settings = desired.settings.clone();
+        (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
+    }
+
+    /// A backend of somebody's: only servers of ours.
+    fn servers(&self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+        let servers = self.seat(name, desired, Some(observed), false);
+        let edits = differences(observed, &servers);
+        (!edits.is_empty()).then_some(Edit::Servers(edits))
+    }
+
+    fn use_existing(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+        let mode = desired.settings.mode.as_str();
+        let obstacle = if observed.balance != "roundrobin" {
+            Some(format!("balance {}", observed.balance))
+        } else if observed.mode != mode {
+            Some(format!("mode {} (the service is {mode})", observed.mode))
+        } else {
+            None
+        };
+        if let Some(directive) = obstacle {
+            let text = format!(
+                "not routed: the backend {name} exists, is not ours, and has {directive} in the way; \
+                 with backend=custom its servers are added all the same"
+            );
+            self.errors(desired, &text);
+            return None;
+        }
+        self.servers(name, desired, observed)
+    }
+
+    fn seat(
+        &self,
+        name: &BackendName,
+        desired: &Backend,
+        observed: Option<&ObservedBackend>,
+        may_shrink: bool,
+    ) -> Vec<Server> {
+        let none = BTreeSet::new();
+        slots::seat(&Seating {
+            backend: name,
+            servers: observed.map_or(&[], |observed| &observed.servers),
+            foreign: observed.map_or(&none, |observed| &observed.foreign),
+            instances: &desired.instances,
+            policy: desired.slots,
+            check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
+            may_shrink,
+        })
+    }
+
+    /// What goes when nobody asks for a backend any more. A server that somebody put into our backend
+    /// keeps it alive.
+    fn removal(&self, observed: &ObservedBackend) -> Option<Edit> {
+        if observed.is_ours() && observed.foreign.is_empty() {
+            return Some(Edit::Delete);
+        }
+        let edits = differences(observed, &[]);
+        (!edits.is_empty()).then_some(Edit::Servers(edits))
+    }
+
+    /// Whether it is, or may be, of a service that can't be read.
+    fn is_held(&self, observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
+        match &observed.owner {
+            Owner::Ours(services) => !services.is_disjoint(held),
+            // A server in somebody's backend does not say which service it is of.
+            Owner::Theirs => !held.is_empty(),
+        }
+    }
+}
+
+fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit> {
+    let before: BTreeMap<&ServerName, &Server> = observed.servers.iter().map(|server| (&server.name, server)).collect();
+    let wanted: BTreeSet<&ServerName> = servers.iter().map(|server| &server.name).collect();
+    let mut edits: Vec<ServerEdit> = servers
+        .iter()
+        .filter_map(|after| match before.get(&after.name) {
+            Some(before) if *before == after => None,
+            Some(before) => Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone() }),
+            None if observed.drifted.contains(&after.name) => {
+                Some(ServerEdit::Set { before: None, after: after.clone() })
+            }
+            None => Some(ServerEdit::Add(after.clone())),
+        })
+        .collect();
+    let gone = before.keys().copied().chain(&observed.drifted).filter(|name| !wanted.contains(name));
+    edits.extend(gone.map(|name| ServerEdit::Remove(name.clone())));
+    edits
+}
+
+impl ServerEdit {
+    /// The server's name.
+    pub fn name(&self) -> &ServerName {
+        match self {
+            Self::Add(server) | Self::Set { after: server, .. } => &server.name,
+            Self::Remove(name) => name,
+        }
+    }
+
+    /// Whether an instance comes in (`Some(true)`), goes out (`Some(false)`), or neither.
+    fn tenancy(&self) -> Option<bool> {
+        let seated = |server: &Server| matches!(server.tenant, Tenant::Instance { .. });
+        match self {
+            Self::Add(server) => seated(server).then_some(true),
+            Self::Set { before, after } => match (before.as_ref().is_some_and(seated), seated(after)) {
+                (false, true) => Some(true),
+                (true, false) => Some(false),
+                _ => None,
+            },
+            Self::Remove(_) => None,
+        }
+    }
+}

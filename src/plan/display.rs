@@ -1,0 +1,178 @@
+//! What a person or a program reads of a plan.
+
+use std::fmt;
+
+use serde::Serialize;
+use similar::TextDiff;
+
+use crate::desired::{BackendName, Note};
+use crate::haproxy::text::ConfigText;
+use crate::observed::Observed;
+
+use super::{Edit, Plan, ServerEdit};
+
+/// What happens to one backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BackendSummary {
+    /// Its name.
+    pub name: BackendName,
+    /// `create`, `change`, `servers` or `delete`.
+    pub action: &'static str,
+    /// Instances that come in.
+    pub instances_added: usize,
+    /// Instances that go out.
+    pub instances_removed: usize,
+    /// Servers that stay, with something changed (an address, a weight).
+    pub servers_changed: usize,
+}
+
+/// A plan in brief.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Whether anything changes.
+    pub changes: bool,
+    /// Whether HAProxy takes it without a reload.
+    pub live: bool,
+    /// By name.
+    pub backends: Vec<BackendSummary>,
+    /// What there is to know about services.
+    pub notes: Vec<Note>,
+    /// Foreign lines that the Data Plane API will render anew; their meaning stays.
+    pub rerendered_lines: usize,
+    /// The unified diff of the text that is written.
+    pub diff: String,
+}
+
+impl Summary {
+    /// Sums up a plan. `staged` is the text that would be written.
+    pub fn new(plan: &Plan, observed: &Observed, staged: &ConfigText, notes: Vec<Note>) -> Self {
+        let (diff, rerendered_lines) = diff(&observed.text, staged, plan);
+        let backends = plan.edits.iter().map(|(name, edit)| backend(name, edit, observed)).collect();
+        Self { changes: !plan.is_empty(), live: plan.live().is_some(), backends, notes, rerendered_lines, diff }
+    }
+}
+
+fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSummary {
+    let mut summary = BackendSummary {
+        name: name.clone(),
+        action: "delete",
+        instances_added: 0,
+        instances_removed: 0,
+        servers_changed: 0,
+    };
+    let seated = || {
+        let servers = observed.backend(name).map_or(&[][..], |backend| &backend.servers);
+        servers.iter().filter(|server| server.is_enabled()).map(|server| server.name.clone()).collect::<Vec<_>>()
+    };
+    let edits = match edit {
+        Edit::Create { servers, .. } => {
+            summary.action = "create";
+            summary.instances_added = servers.iter().filter(|server| server.is_enabled()).count();
+            return summary;
+        }
+        Edit::Delete => {
+            summary.instances_removed = seated().len();
+            return summary;
+        }
+        Edit::Change { edits, .. } => {
+            summary.action = "change";
+            edits
+        }
+        Edit::Servers(edits) => {
+            summary.action = "servers";
+            edits
+        }
+    };
+    let seated = seated();
+    for edit in edits {
+        match (edit.tenancy(), edit) {
+            (Some(true), _) => summary.instances_added += 1,
+            (Some(false), _) => summary.instances_removed += 1,
+            (None, ServerEdit::Remove(name)) if seated.contains(name) => summary.instances_removed += 1,
+            (None, ServerEdit::Set { .. }) => summary.servers_changed += 1,
+            (None, _) => {}
+        }
+    }
+    summary
+}
+
+/// The diff of what is ours, and how many foreign lines are merely rendered anew.
+///
+/// Where the other sections are the same to the byte it is the diff of the whole text. Where the Data
+/// Plane API sorted and spaced them anew, a diff of the whole would hide the change under a hundred
+/// lines that mean nothing, so only the sections of the plan are compared.
+fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usize) {
+    if plan.is_empty() {
+        return (String::new(), 0);
+    }
+    let (before, after) = (current.to_string(), staged.to_string());
+    let theirs = |text: &ConfigText| foreign_lines(text, plan);
+    let (theirs_before, theirs_after) = (theirs(current), theirs(staged));
+    if theirs_before == theirs_after {
+        return (unified(&before, &after), 0);
+    }
+    let changed = TextDiff::from_lines(&theirs_before, &theirs_after);
+    let rerendered = changed.iter_all_changes().filter(|change| change.tag() == similar::ChangeTag::Insert).count();
+    (unified(&sections_of(current, plan), &sections_of(staged, plan)), rerendered)
+}
+
+fn unified(before: &str, after: &str) -> String {
+    TextDiff::from_lines(before, after)
+        .unified_diff()
+        .context_radius(3)
+        .header("haproxy.cfg", "haproxy.cfg (planned)")
+        .to_string()
+}
+
+fn is_planned(section: &crate::haproxy::text::Section, plan: &Plan) -> bool {
+    section.kind == "backend" && plan.edits.keys().any(|name| name.as_str() == section.name)
+}
+
+fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
+    let mut skip: Vec<usize> = Vec::new();
+    for section in text.sections().iter().filter(|section| is_planned(section, plan)) {
+        skip.extend(section.lines.clone());
+    }
+    let ours = |at: &usize| skip.binary_search(at).is_ok();
+    let lines = text.lines().iter().enumerate().filter(|(at, line)| !ours(at) && !line.trim().is_empty());
+    lines.filter(|(_, line)| !line.starts_with("# _")).map(|(_, line)| line.as_str()).collect()
+}
+
+fn sections_of(text: &ConfigText, plan: &Plan) -> String {
+    let mut sections: Vec<_> = text.sections().into_iter().filter(|section| is_planned(section, plan)).collect();
+    sections.sort_by(|a, b| a.name.cmp(&b.name));
+    sections.iter().flat_map(|section| &text.lines()[section.lines.clone()]).map(String::as_str).collect()
+}
+
+impl fmt::Display for Summary {
+    /// The diff, then a line for each note, then one line that says what it comes to.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diff)?;
+        for note in &self.notes {
+            writeln!(f, "{note}")?;
+        }
+        if self.rerendered_lines > 0 {
+            writeln!(
+                f,
+                "The Data Plane API will also render {} other lines anew (order and spacing; their meaning stays).",
+                self.rerendered_lines
+            )?;
+        }
+        if !self.changes {
+            return writeln!(f, "No changes: HAProxy is in line with the catalog.");
+        }
+        let count = |action| self.backends.iter().filter(|backend| backend.action == action).count();
+        let sum = |of: fn(&BackendSummary) -> usize| self.backends.iter().map(of).sum::<usize>();
+        writeln!(
+            f,
+            "Plan: {} backends to create, {} to change, {} to delete; instances +{} -{}, {} servers changed; {}.",
+            count("create"),
+            count("change") + count("servers"),
+            count("delete"),
+            sum(|backend| backend.instances_added),
+            sum(|backend| backend.instances_removed),
+            sum(|backend| backend.servers_changed),
+            if self.live { "no reload" } else { "one reload" },
+        )
+    }
+}

@@ -1,0 +1,328 @@
+//! Which instance sits in which slot. Pure and sticky: who sits where is read from what HAProxy has, an
+//! instance keeps its slot as long as it lives, and a freed slot is reused as late as possible.
+//!
+//! A new instance takes a free slot: a change of address and state, which HAProxy takes without a
+//! reload. Only when none is free does the backend grow, by doubling, so that the reloads of a service
+//! that scales to n are log n.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::desired::{Address, BackendName, Instance, InstanceId, Server, ServerOptions, SlotPolicy, Tenant};
+
+/// What a backend has, and what it should hold.
+pub struct Seating<'a> {
+    /// The backend.
+    pub backend: &'a BackendName,
+    /// Our servers as they are.
+    pub servers: &'a [Server],
+    /// Names that are taken by servers which are not ours.
+    pub foreign: &'a BTreeSet<String>,
+    /// The instances.
+    pub instances: &'a [Instance],
+    /// How many spares.
+    pub policy: SlotPolicy,
+    /// Whether a server line turns the check on itself.
+    pub check: bool,
+    /// Whether the backend is written anew in any case, so that spares may go without a further reload.
+    pub may_shrink: bool,
+}
+
+/// Seats every instance. The result is sorted by slot number and holds each instance once.
+pub fn seat(seating: &Seating<'_>) -> Vec<Server> {
+    let mut slots = seating.existing();
+    let mut waiting = seating.keep_and_free(&mut slots);
+    waiting.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
+    if seating.policy.min_free == 0 {
+        slots.retain(|_, server| server.is_enabled());
+    } else if seating.may_shrink {
+        seating.shrink(&mut slots, waiting.len());
+    }
+    seating.fill(&mut slots, waiting);
+    slots.into_values().collect()
+}
+
+impl Seating<'_> {
+    /// The slots as they are. Of two servers that claim one instance (a line that was copied by hand)
+    /// the first keeps it.
+    fn existing(&self) -> BTreeMap<u32, Server> {
+        let mut slots: BTreeMap<u32, Server> = BTreeMap::new();
+        for server in self.servers {
+            if let Some(number) = self.backend.slot_number(&server.name).filter(|number| *number > 0) {
+                slots.entry(number).or_insert_with(|| server.clone());
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for server in slots.values_mut() {
+            if let Tenant::Instance { id, .. } = &server.tenant
+                && !seen.insert(id.clone())
+            {
+                server.tenant = Tenant::Free { freed: 0 };
+            }
+        }
+        slots
+    }
+
+    /// Updates who stays, frees the slots of those that left, and returns who has no slot yet.
+    fn keep_and_free<'i>(&'i self, slots: &mut BTreeMap<u32, Server>) -> Vec<&'i Instance> {
+        let mut by_id: BTreeMap<&InstanceId, &Instance> = self.instances.iter().map(|i| (&i.id, i)).collect();
+        let freed = |server: &Server| match server.tenant {
+            Tenant::Free { freed } => freed,
+            Tenant::Instance { .. } => 0,
+        };
+        let mut last = slots.values().map(freed).max().unwrap_or(0);
+        for server in slots.values_mut() {
+            let Tenant::Instance { id, .. } = &server.tenant else { continue };
+            if let Some(instance) = by_id.remove(id) {
+                self.sit(server, instance);
+            } else {
+                last += 1;
+                server.tenant = Tenant::Free { freed: last };
+            }
+        }
+        by_id.into_values().collect()
+    }
+
+    fn sit(&self, server: &mut Server, instance: &Instance) {
+        server.address = instance.address.clone();
+        server.port = instance.port;
+        server.options = instance.options;
+        server.check = self.check;
+        server.tenant = Tenant::Instance { id: instance.id.clone(), alloc: instance.alloc.clone() };
+    }
+
+    fn fill(&self, slots: &mut BTreeMap<u32, Server>, waiting: Vec<&Instance>) {
+        let mut left = Vec::new();
+        for instance in waiting {
+            // A slot whose fixed settings fit can be taken live; of those, the one freed longest ago.
+            let free = slots.iter_mut().filter_map(|(number, server)| match server.tenant {
+                Tenant::Free { freed } => Some((!self.fits(server, instance), freed, *number, server)),
+                Tenant::Instance { .. } => None,
+            });
+            match free.min_by_key(|(misfit, freed, number, _)| (*misfit, *freed, *number)) {
+                Some((_, _, _, server)) => self.sit(server, instance),
+                None => left.push(instance),
+            }
+        }
+        if !left.is_empty() || (slots.is_empty() && self.policy.min_free > 0) {
+            self.grow(slots, &left);
+        }
+    }
+
+    fn fits(&self, server: &Server, instance: &Instance) -> bool {
+        let ServerOptions { weight: _, maxconn, backup } = instance.options;
+        server.options.maxconn == maxconn && server.options.backup == backup && server.check == self.check
+    }
+
+    fn grow(&self, slots: &mut BTreeMap<u32, Server>, left: &[&Instance]) {
+        let size = self.size(slots.len() + left.len());
+        let options = self.instances.iter().max_by_key(|i| (i.created, &i.id)).map(|i| i.options).unwrap_or_default();
+        let mut left = left.iter();
+        let mut number = 0;
+        while slots.len() < size {
+            number += 1;
+            let name = self.backend.slot(number);
+            if slots.contains_key(&number) || self.foreign.contains(name.as_str()) {
+                continue;
+            }
+            let mut server = Server {
+                name,
+                address: Address::PLACEHOLDER,
+                port: 1,
+                check: self.check,
+                options: ServerOptions { weight: None, ..options },
+                tenant: Tenant::Free { freed: 0 },
+            };
+            if let Some(instance) = left.next() {
+                self.sit(&mut server, instance);
+            }
+            slots.insert(number, server);
+        }
+    }
+
+    /// How many slots this many instances are given: twice as many, and the least number of spares, within
+    /// the bound.
+    fn size(&self, seated: usize) -> usize {
+        match self.policy.min_free {
+            0 => seated,
+            spare => (seated * 2).max(seated + spare as usize).min((self.policy.max as usize).max(seated)),
+        }
+    }
+
+    /// Takes the highest spares away, down to as many as the backend would be given today.
+    fn shrink(&self, slots: &mut BTreeMap<u32, Server>, waiting: usize) {
+        let seated = slots.values().filter(|server| server.is_enabled()).count() + waiting;
+        let wanted = self.size(seated);
+        let spare: Vec<u32> =
+            slots.iter().rev().filter(|(_, server)| !server.is_enabled()).map(|(number, _)| *number).collect();
+        for number in spare.into_iter().take(slots.len().saturating_sub(wanted)) {
+            slots.remove(&number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::ServiceKey;
+    use proptest::prelude::*;
+
+    const POLICY: SlotPolicy = SlotPolicy { min_free: 2, max: 8 };
+
+    fn instance(id: u32) -> Instance {
+        Instance {
+            id: InstanceId::new(&format!("i{id}")),
+            alloc: "a".into(),
+            service: ServiceKey { namespace: "default".into(), name: "api".into() },
+            address: Address::PLACEHOLDER,
+            port: u16::try_from(1000 + id).expect("a small number"),
+            options: ServerOptions::default(),
+            created: u64::from(id),
+        }
+    }
+
+    fn seated(servers: &[Server], ids: &[u32], policy: SlotPolicy) -> Vec<Server> {
+        let backend: BackendName = "api".parse().expect("a name");
+        let instances: Vec<_> = ids.iter().map(|id| instance(*id)).collect();
+        let foreign = BTreeSet::new();
+        let seating = Seating {
+            backend: &backend,
+            servers,
+            foreign: &foreign,
+            instances: &instances,
+            policy,
+            check: false,
+            may_shrink: false,
+        };
+        seat(&seating)
+    }
+
+    /// `api_1=i7` for a seat, `api_1~3` for a slot that was freed third.
+    fn show(servers: &[Server]) -> Vec<String> {
+        let one = |server: &Server| match &server.tenant {
+            Tenant::Instance { id, .. } => format!("{}={}", server.name, id.as_str()),
+            Tenant::Free { freed } => format!("{}~{freed}", server.name),
+        };
+        servers.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_new_backend_has_its_instances_and_spares() {
+        assert_eq!(show(&seated(&[], &[5, 3], POLICY)), ["api_1=i3", "api_2=i5", "api_3~0", "api_4~0"]);
+    }
+
+    #[test]
+    fn an_instance_keeps_its_slot_and_a_freed_slot_is_reused_last() {
+        let first = seated(&[], &[1, 2], POLICY);
+        let second = seated(&first, &[2, 3], POLICY);
+        assert_eq!(show(&second), ["api_1~1", "api_2=i2", "api_3=i3", "api_4~0"]);
+        let third = seated(&second, &[3, 4, 5], POLICY);
+        assert_eq!(show(&third), ["api_1=i5", "api_2~2", "api_3=i3", "api_4=i4"]);
+    }
+
+    #[test]
+    fn a_backend_doubles_within_its_bounds() {
+        let four = seated(&[], &[1, 2], POLICY);
+        let eight = seated(&four, &[1, 2, 3, 4, 5], POLICY);
+        assert_eq!(eight.len(), 8);
+        let beyond = seated(&eight, &(1..=10).collect::<Vec<_>>(), POLICY);
+        assert_eq!((beyond.len(), beyond.iter().filter(|s| s.is_enabled()).count()), (10, 10));
+    }
+
+    #[test]
+    fn without_slots_there_are_only_instances() {
+        let off = SlotPolicy { min_free: 0, max: 8 };
+        assert_eq!(show(&seated(&[], &[1, 2], off)), ["api_1=i1", "api_2=i2"]);
+        assert_eq!(show(&seated(&seated(&[], &[1, 2, 3], POLICY), &[2], off)), ["api_2=i2"]);
+        assert_eq!(show(&seated(&[], &[], off)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_name_that_somebody_else_has_is_left_out() {
+        let backend: BackendName = "api".parse().expect("a name");
+        let foreign = BTreeSet::from(["api_1".to_owned()]);
+        let instances = [instance(1)];
+        let seating = Seating {
+            backend: &backend,
+            servers: &[],
+            foreign: &foreign,
+            instances: &instances,
+            policy: POLICY,
+            check: true,
+            may_shrink: false,
+        };
+        assert_eq!(show(&seat(&seating)), ["api_2=i1", "api_3~0", "api_4~0"]);
+    }
+
+    #[test]
+    fn a_line_copied_by_hand_gives_nobody_two_slots() {
+        let mut servers = seated(&[], &[1], POLICY);
+        servers[1].tenant = servers[0].tenant.clone();
+        assert_eq!(show(&seated(&servers, &[1], POLICY)), ["api_1=i1", "api_2~0", "api_3~0"]);
+    }
+
+    #[test]
+    fn spares_go_when_a_reload_happens_anyway() {
+        let eight = seated(&seated(&[], &[1, 2], POLICY), &[1, 2, 3, 4, 5], POLICY);
+        let drained = seated(&eight, &[5], POLICY);
+        assert_eq!(drained.len(), 8);
+        let backend: BackendName = "api".parse().expect("a name");
+        let (foreign, instances) = (BTreeSet::new(), [instance(5)]);
+        let seating = Seating {
+            backend: &backend,
+            servers: &drained,
+            foreign: &foreign,
+            instances: &instances,
+            policy: POLICY,
+            check: false,
+            may_shrink: true,
+        };
+        let shrunk = seat(&seating);
+        assert_eq!(shrunk.len(), 3);
+        assert!(show(&shrunk).contains(&"api_5=i5".to_owned()), "{:?}", show(&shrunk));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_moves_nobody_shares_and_everybody_sits(steps in prop::collection::vec(prop::collection::btree_set(0u32..12, 0..12), 1..30)) {
+            let mut servers = Vec::new();
+            for ids in steps {
+                let ids: Vec<u32> = ids.into_iter().collect();
+                let next = seated(&servers, &ids, POLICY);
+                let seats = |servers: &[Server]| -> BTreeMap<InstanceId, String> {
+                    servers.iter().filter_map(|s| match &s.tenant {
+                        Tenant::Instance { id, .. } => Some((id.clone(), s.name.to_string())),
+                        Tenant::Free { .. } => None,
+                    }).collect()
+                };
+                let (before, after) = (seats(&servers), seats(&next));
+                prop_assert_eq!(after.len(), ids.len());
+                prop_assert_eq!(next.iter().filter(|s| s.is_enabled()).count(), ids.len());
+                for (id, slot) in &before {
+                    if let Some(now) = after.get(id) {
+                        prop_assert_eq!(now, slot);
+                    }
+                }
+                prop_assert!(next.len() >= servers.len());
+                prop_assert_eq!(&seated(&next, &ids, POLICY), &next, "a second pass changes nothing");
+                servers = next;
+            }
+        }
+
+        #[test]
+        fn fill_and_drain_in_any_order_ends_with_every_slot_free(order in Just((0u32..9).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut servers = seated(&[], &[], POLICY);
+            let mut present = Vec::new();
+            for id in &order {
+                present.push(*id);
+                servers = seated(&servers, &present, POLICY);
+            }
+            let full = servers.len();
+            for _ in &order {
+                present.pop();
+                servers = seated(&servers, &present, POLICY);
+            }
+            prop_assert_eq!(servers.len(), full);
+            prop_assert!(servers.iter().all(|server| !server.is_enabled()));
+        }
+    }
+}

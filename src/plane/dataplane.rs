@@ -1,0 +1,458 @@
+//! The Data Plane API, version 3.
+//!
+//! A structural write is one transaction (or, with `write = text`, one versioned write of the whole
+//! text, which the API runs as a transaction of its own) with a reload that is waited for. Before a
+//! transaction is committed, the text that it would write is read back and must say what was planned
+//! and leave what is not ours as it is: the API drops fields that it does not know without a word.
+
+mod client;
+mod json;
+mod leftovers;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use reqwest::{Method, StatusCode};
+use serde_json::{Map, Value};
+
+use crate::desired::{BackendName, Mark};
+use crate::haproxy::text::{ConfigText, Directive};
+use crate::haproxy::version::Version;
+use crate::observed::Observed;
+use crate::plan::{self, Action, Edit, Plan, ServerEdit};
+
+use super::{Committed, HaproxyInfo, Plane, PlaneError, Runtime, RuntimeServer, Staged};
+pub use client::Settings;
+use client::{Answer, Body, Client, unexpected};
+
+const TRANSACTIONS: &str = "/v3/services/haproxy/transactions";
+const RAW: &str = "/v3/services/haproxy/configuration/raw";
+const BACKENDS: &str = "/v3/services/haproxy/configuration/backends";
+/// Between two looks at a reload that was started and not waited for.
+const RELOAD_POLL: Duration = Duration::from_millis(100);
+/// Until a reload that was started must be done.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Backends whose run-time servers are asked for at a time.
+const CONCURRENCY: usize = 8;
+
+/// How the configuration is written (`haproxy.write`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Write {
+    /// `transaction`, unless the file has what the API cannot carry (`.if` blocks, a field that it drops).
+    #[default]
+    Auto,
+    /// Structured edits, the API's own way. It renders the whole file anew; the meaning stays.
+    Transaction,
+    /// The same plan as an edit of the text: no foreign byte changes.
+    Text,
+}
+
+/// The way through the API.
+#[derive(Debug)]
+pub struct Dataplane {
+    client: Client,
+    mark: Mark,
+    write: Write,
+}
+
+impl Dataplane {
+    /// Sets up a client; nothing is sent yet.
+    pub fn new(settings: Settings, mark: Mark, write: Write) -> Result<Self, PlaneError> {
+        Ok(Self { client: Client::new(settings)?, mark, write })
+    }
+
+    async fn stage_text(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
+        let text = plan::text::apply(plan, observed, &self.mark);
+        self.validate(&text).await?;
+        Ok(Staged { text, transaction: None })
+    }
+
+    /// Opens a transaction, edits, and reads back what it would write. Whatever fails, the transaction
+    /// does not stay behind.
+    async fn stage_transaction(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
+        let transaction = self.open(observed.version).await?;
+        match self.fill(&transaction, observed, plan).await {
+            Ok(text) => Ok(Staged { text, transaction: Some(transaction) }),
+            Err(error) => {
+                self.drop_after_failure(&transaction).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, version: u64) -> Result<String, PlaneError> {
+        let version = version.to_string();
+        let query = [("version", version.as_str())];
+        let mut answer = self.client.send(Method::POST, TRANSACTIONS, &query, Body::default()).await?;
+        if answer.status == StatusCode::TOO_MANY_REQUESTS {
+            self.clear_leftovers().await?;
+            answer = self.client.send(Method::POST, TRANSACTIONS, &query, Body::default()).await?;
+        }
+        match (answer.status, answer.json()?["id"].as_str()) {
+            (StatusCode::CREATED, Some(id)) => Ok(id.to_owned()),
+            _ => Err(unexpected("the opening of a transaction", &answer)),
+        }
+    }
+
+    async fn drop_transaction(&self, id: &str) -> Result<(), PlaneError> {
+        let path = format!("{TRANSACTIONS}/{id}");
+        let answer = self.client.send(Method::DELETE, &path, &[], Body::default()).await?;
+        match answer.status {
+            status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(unexpected("the end of a transaction", &answer)),
+        }
+    }
+
+    /// The failure is what counts; a transaction that can't be dropped now is cleared up by the next pass.
+    async fn drop_after_failure(&self, id: &str) {
+        if let Err(error) = self.drop_transaction(id).await {
+            tracing::warn!(id, error = %super::chain(&error), "could not drop the transaction");
+        }
+    }
+
+    async fn fill(&self, transaction: &str, observed: &Observed, plan: &Plan) -> Result<ConfigText, PlaneError> {
+        for (name, edit) in &plan.edits {
+            self.edit(transaction, observed, name, edit).await?;
+        }
+        let answer = self.client.get(RAW, &[("transaction_id", transaction)]).await?;
+        let text = ConfigText::new(&answer.body);
+        self.hold_against(observed, plan, &text)?;
+        Ok(text)
+    }
+
+    async fn edit(
+        &self,
+        transaction: &str,
+        observed: &Observed,
+        name: &BackendName,
+        edit: &Edit,
+    ) -> Result<(), PlaneError> {
+        let path = format!("{BACKENDS}/{name}");
+        let before = observed.backend(name);
+        match edit {
+            Edit::Create { settings, servers } => {
+                let from = observed.defaults.as_deref();
+                let body = json::backend(name, from, settings, servers, Map::new(), &self.mark);
+                self.write(Method::POST, BACKENDS, transaction, Some(body)).await
+            }
+            Edit::Change { settings, servers, .. } => {
+                let others = match before {
+                    Some(before) if !before.foreign.is_empty() => {
+                        self.foreign_servers(transaction, &path, &before.foreign).await?
+                    }
+                    _ => Map::new(),
+                };
+                let from = before.and_then(|before| before.section.from.as_deref());
+                let body = json::backend(name, from, settings, servers, others, &self.mark);
+                self.write(Method::PUT, &path, transaction, Some(body)).await
+            }
+            Edit::Servers(edits) => {
+                for edit in edits {
+                    self.edit_server(transaction, &path, edit).await?;
+                }
+                Ok(())
+            }
+            Edit::Delete => self.write(Method::DELETE, &path, transaction, None).await,
+        }
+    }
+
+    async fn edit_server(&self, transaction: &str, backend: &str, edit: &ServerEdit) -> Result<(), PlaneError> {
+        let all = format!("{backend}/servers");
+        let one = format!("{all}/{}", edit.name());
+        match edit {
+            ServerEdit::Add(server) => {
+                self.write(Method::POST, &all, transaction, Some(json::server(server, &self.mark))).await
+            }
+            ServerEdit::Set { after, .. } => {
+                self.write(Method::PUT, &one, transaction, Some(json::server(after, &self.mark))).await
+            }
+            ServerEdit::Remove(_) => self.write(Method::DELETE, &one, transaction, None).await,
+        }
+    }
+
+    async fn foreign_servers(
+        &self,
+        transaction: &str,
+        backend: &str,
+        names: &BTreeSet<String>,
+    ) -> Result<Map<String, Value>, PlaneError> {
+        let query = [("full_section", "true"), ("transaction_id", transaction)];
+        let body = self.client.get(backend, &query).await?.json()?;
+        let servers = body["servers"].as_object().cloned().unwrap_or_default();
+        Ok(servers.into_iter().filter(|(name, _)| names.contains(name)).collect())
+    }
+
+    async fn write(
+        &self,
+        method: Method,
+        path: &str,
+        transaction: &str,
+        json: Option<Value>,
+    ) -> Result<(), PlaneError> {
+        let what = format!("{method} {path}");
+        let query = [("full_section", "true"), ("transaction_id", transaction)];
+        let answer = self.client.send(method, path, &query, Body { json, ..Body::default() }).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(unexpected(&what, &answer)) }
+    }
+
+    /// What would be written must say what was planned, and leave the rest as it is.
+    fn hold_against(&self, observed: &Observed, plan: &Plan, text: &ConfigText) -> Result<(), PlaneError> {
+        let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, &self.mark), &self.mark);
+        let staged = Observed::new(observed.version, text.clone(), &self.mark);
+        for name in plan.edits.keys() {
+            let ours = |observed: &Observed| {
+                observed
+                    .backend(name)
+                    .map(|backend| (backend.settings.clone(), backend.servers.clone(), backend.drifted.clone()))
+            };
+            if ours(&wanted) != ours(&staged) {
+                return Err(PlaneError::Distorted(format!("backend {name}")));
+            }
+        }
+        match leftovers::foreign(&observed.text, &self.mark) == leftovers::foreign(text, &self.mark) {
+            true => Ok(()),
+            false => Err(PlaneError::Distorted("a line that is not ours".to_owned())),
+        }
+    }
+
+    /// Writes the whole text.
+    async fn post_text(
+        &self,
+        observed: &Observed,
+        text: &ConfigText,
+        query: (&str, &str),
+        actions: Option<String>,
+    ) -> Result<Answer, PlaneError> {
+        let version = observed.version.to_string();
+        let body = Body { text: Some(text.to_string()), actions, json: None };
+        self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await
+    }
+
+    /// What a write came to. A failed validation leaves the version, a failed reload has moved it.
+    async fn written(&self, observed: &Observed, answer: Answer) -> Result<Committed, PlaneError> {
+        let version = answer.version.unwrap_or(observed.version + 1);
+        match answer.status {
+            StatusCode::BAD_REQUEST if version > observed.version => {
+                Err(PlaneError::ReloadFailed { message: answer.message() })
+            }
+            status if status.is_success() => {
+                if let Some(id) = &answer.reload {
+                    self.wait_for_reload(id).await?;
+                }
+                Ok(Committed { version, reloaded: true })
+            }
+            _ => Err(unexpected("the write", &answer)),
+        }
+    }
+
+    async fn wait_for_reload(&self, id: &str) -> Result<(), PlaneError> {
+        let deadline = tokio::time::Instant::now() + RELOAD_TIMEOUT;
+        loop {
+            let body = self.client.get(&format!("/v3/services/haproxy/reloads/{id}"), &[]).await?.json()?;
+            match body["status"].as_str() {
+                Some("succeeded") => return Ok(()),
+                Some("failed") => {
+                    let message = body["response"].as_str().unwrap_or("it does not say why").trim().to_owned();
+                    return Err(PlaneError::ReloadFailed { message });
+                }
+                _ if tokio::time::Instant::now() > deadline => {
+                    return Err(PlaneError::ReloadFailed {
+                        message: format!("reload {id} is not done after {RELOAD_TIMEOUT:?}"),
+                    });
+                }
+                _ => tokio::time::sleep(RELOAD_POLL).await,
+            }
+        }
+    }
+}
+
+impl Plane for Dataplane {
+    async fn info(&self) -> Result<HaproxyInfo, PlaneError> {
+        let path = "/v3/services/haproxy/runtime/info";
+        let answer = self.client.send(Method::GET, path, &[], Body::default()).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Err(self.no_version_3().await);
+        }
+        let mut body = answer.json()?;
+        // One version of the API answers with one object, another with a list of them.
+        let first = body.as_array().and_then(|list| list.first().cloned());
+        let body = first.unwrap_or_else(|| body.take());
+        let info = &body["info"];
+        let Some(version) = info["version"].as_str() else {
+            let said = body["error"].as_str().map_or_else(|| answer.message(), str::to_owned);
+            return Err(PlaneError::Unavailable {
+                what: "the Data Plane API answers, but HAProxy behind it does not".to_owned(),
+                source: said.into(),
+            });
+        };
+        Ok(HaproxyInfo { version: Version::gate(version)?, pid: info["pid"].as_u64().unwrap_or(0) })
+    }
+
+    async fn recover(&self) -> Result<(), PlaneError> {
+        self.clear_leftovers().await?;
+        self.restore_memory().await
+    }
+
+    async fn observe(&self) -> Result<Observed, PlaneError> {
+        let answer = self.client.get(RAW, &[]).await?;
+        let text = ConfigText::new(&answer.body);
+        let version = answer.version.or(text.version()).ok_or_else(|| PlaneError::Unavailable {
+            what: "the Data Plane API does not say which version the configuration has".to_owned(),
+            source: "no Configuration-Version header".into(),
+        })?;
+        Ok(Observed::new(version, text, &self.mark))
+    }
+
+    async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
+        match self.write {
+            Write::Text => self.stage_text(observed, plan).await,
+            Write::Transaction => self.stage_transaction(observed, plan).await,
+            Write::Auto if observed.text.is_conditional() => self.stage_text(observed, plan).await,
+            Write::Auto => match self.stage_transaction(observed, plan).await {
+                Err(PlaneError::Distorted(what)) => {
+                    tracing::info!(what, "the API's structured edits cannot carry this; writing the text instead");
+                    self.stage_text(observed, plan).await
+                }
+                other => other,
+            },
+        }
+    }
+
+    async fn commit(&self, observed: &Observed, staged: Staged) -> Result<Committed, PlaneError> {
+        let answer = match &staged.transaction {
+            None => self.post_text(observed, &staged.text, ("force_reload", "true"), None).await,
+            Some(id) => {
+                let path = format!("{TRANSACTIONS}/{id}");
+                self.client.send(Method::PUT, &path, &[("force_reload", "true")], Body::default()).await
+            }
+        };
+        let result = match answer {
+            Ok(answer) => self.written(observed, answer).await,
+            Err(error) => Err(error),
+        };
+        if let (Err(_), Some(id)) = (&result, &staged.transaction) {
+            self.drop_after_failure(id).await;
+        }
+        if let Err(PlaneError::ReloadFailed { .. }) = result {
+            self.restore_memory().await?;
+        }
+        result
+    }
+
+    async fn abort(&self, staged: Staged) -> Result<(), PlaneError> {
+        match staged.transaction {
+            Some(id) => self.drop_transaction(&id).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn commit_live(
+        &self,
+        observed: &Observed,
+        text: &ConfigText,
+        actions: &[Action],
+    ) -> Result<Committed, PlaneError> {
+        let actions = header(actions);
+        let answer = self.post_text(observed, text, ("skip_reload", "true"), Some(actions)).await?;
+        match answer.status {
+            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => {
+                Err(PlaneError::Distorted("this API has no raw write".to_owned()))
+            }
+            // Seen on 3.0, 3.2 and 3.4: the file is written all the same.
+            StatusCode::INTERNAL_SERVER_ERROR => Err(PlaneError::HalfLive { message: answer.message() }),
+            _ => self.written(observed, answer).await.map(|committed| Committed { reloaded: false, ..committed }),
+        }
+    }
+
+    async fn validate(&self, text: &ConfigText) -> Result<(), PlaneError> {
+        let body = Body { text: Some(text.to_string()), ..Body::default() };
+        let answer = self.client.send(Method::POST, RAW, &[("only_validate", "true")], body).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(unexpected("a validation", &answer)) }
+    }
+
+    async fn runtime(&self, observed: &Observed) -> Result<Runtime, PlaneError> {
+        let names: Vec<BackendName> = observed.managed().map(|(name, _)| name).collect();
+        let asked: Vec<_> = names.into_iter().map(|name| self.runtime_servers(name)).collect();
+        let lists: Vec<Runtime> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    async fn reload(&self, observed: &Observed) -> Result<Committed, PlaneError> {
+        let answer = self.post_text(observed, &observed.text, ("force_reload", "true"), None).await?;
+        self.written(observed, answer).await
+    }
+}
+
+impl Dataplane {
+    async fn no_version_3(&self) -> PlaneError {
+        let v2 = self.client.send(Method::GET, "/v2/info", &[], Body::default()).await;
+        let what = if v2.is_ok_and(|answer| answer.status.is_success()) {
+            "this Data Plane API speaks version 2 only: install Data Plane API 3.0 or newer, which comes with HAProxy 3.0"
+        } else {
+            "there is no Data Plane API at this address: check haproxy.address (HAPROXY_DATAPLANE_URL)"
+        };
+        PlaneError::Refused { what: what.to_owned(), source: None }
+    }
+
+    async fn runtime_servers(&self, backend: BackendName) -> Result<Runtime, PlaneError> {
+        let path = format!("/v3/services/haproxy/runtime/backends/{backend}/servers");
+        let answer = self.client.send(Method::GET, &path, &[], Body::default()).await?;
+        // A backend that the process does not have: 404, or 500 on 3.0 (recorded).
+        if !answer.status.is_success() {
+            return Ok(Runtime::new());
+        }
+        let list = answer.json()?;
+        let servers = list.as_array().into_iter().flatten().filter_map(|server| {
+            let name = server["name"].as_str()?.to_owned();
+            let state = RuntimeServer {
+                address: server["address"].as_str().and_then(|address| address.parse().ok()),
+                port: server["port"].as_u64().and_then(|port| port.try_into().ok()).unwrap_or(0),
+                ready: server["admin_state"] == "ready",
+                weight: server["uweight"].as_u64().and_then(|weight| weight.try_into().ok()),
+            };
+            Some(((backend.to_string(), name), state))
+        });
+        Ok(servers.collect())
+    }
+
+    /// After a reload that failed, the API has put the last good file back, but may go on from the
+    /// failed one in its memory: its structured edits would bring it back. Its version then differs
+    /// from the one in the file. Writing the good text again makes them one.
+    async fn restore_memory(&self) -> Result<(), PlaneError> {
+        let observed = self.observe().await?;
+        if observed.text.version().is_none_or(|version| version == observed.version) {
+            return Ok(());
+        }
+        tracing::warn!("the Data Plane API's memory differs from its file; writing the file's text again");
+        let answer = self.post_text(&observed, &observed.text, ("force_reload", "true"), None).await?;
+        self.written(&observed, answer).await.map(drop)
+    }
+}
+
+/// The `X-Runtime-Actions` header.
+fn header(actions: &[Action]) -> String {
+    let mut header = String::new();
+    for action in actions {
+        if !header.is_empty() {
+            header.push(';');
+        }
+        let _ = match action {
+            Action::Address(backend, server, ip, port) => {
+                write!(header, "SetServerAddr {backend} {server} {ip} {port}")
+            }
+            Action::Enabled(backend, server, true) => write!(header, "SetServerState {backend} {server} ready"),
+            Action::Enabled(backend, server, false) => write!(header, "SetServerState {backend} {server} maint"),
+            Action::Weight(backend, server, weight) => write!(header, "SetServerWeight {backend} {server} {weight}"),
+        };
+    }
+    header
+}
+
+/// The directives of a text that carry meaning, for [`leftovers`].
+fn words(line: &str) -> Option<String> {
+    let directive = Directive::parse(line);
+    (!directive.words.is_empty()).then(|| directive.words.join("\u{1f}"))
+}

@@ -1,0 +1,160 @@
+//! The HTTP of the Data Plane API: one request, one answer, one classifier of what went wrong.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+
+use super::super::PlaneError;
+
+/// For one answer. A forced reload answers only when it is done, and a validation reads certificates.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// For a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the API is reached.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `http://127.0.0.1:5555`, with or without `/v3`.
+    pub url: reqwest::Url,
+    /// Basic authentication.
+    pub username: String,
+    /// Never printed.
+    pub password: SecretString,
+}
+
+/// What the API answered, whatever the status.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    /// `Configuration-Version`, which every answer has.
+    pub(super) version: Option<u64>,
+    /// `Reload-Id`, where a reload was started and not waited for.
+    pub(super) reload: Option<String>,
+    pub(super) body: String,
+}
+
+impl Answer {
+    /// The API's own words, out of `{"code", "message"}` where that is what it sent.
+    pub(super) fn message(&self) -> String {
+        let parsed: Option<Value> = serde_json::from_str(&self.body).ok();
+        let message = parsed.as_ref().and_then(|value| value["message"].as_str()).unwrap_or(&self.body);
+        // In a validation error each of HAProxy's lines stands as `msg="…"`.
+        let lines: Vec<&str> = message
+            .lines()
+            .filter_map(|line| line.split_once("msg=\"").map(|(_, rest)| rest.strip_suffix('"').unwrap_or(rest)))
+            .filter(|line| {
+                !line.to_lowercase().contains("errors found in configuration") && !line.contains("Error(s) found")
+            })
+            .collect();
+        if lines.is_empty() { message.trim().to_owned() } else { lines.join("; ") }
+    }
+
+    /// The body as JSON.
+    pub(super) fn json(&self) -> Result<Value, PlaneError> {
+        serde_json::from_str(&self.body).map_err(|source| PlaneError::Unavailable {
+            what: "the Data Plane API answered with something that is no JSON".to_owned(),
+            source: source.into(),
+        })
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{status}: {message}")]
+struct Unexpected {
+    status: StatusCode,
+    message: String,
+}
+
+/// A client with its credentials.
+#[derive(Debug)]
+pub(super) struct Client {
+    settings: Settings,
+    http: reqwest::Client,
+}
+
+/// A request, by what differs between them.
+#[derive(Debug, Default)]
+pub(super) struct Body {
+    pub(super) json: Option<Value>,
+    pub(super) text: Option<String>,
+    pub(super) actions: Option<String>,
+}
+
+impl Client {
+    pub(super) fn new(settings: Settings) -> Result<Self, PlaneError> {
+        let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
+        let http = http.map_err(|source| PlaneError::Refused {
+            what: "cannot set up an HTTP client for the Data Plane API".to_owned(),
+            source: Some(source.into()),
+        })?;
+        Ok(Self { settings, http })
+    }
+
+    /// Sends a request and returns what came back, errors of the API included.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Answer, PlaneError> {
+        let base = self.settings.url.as_str().trim_end_matches('/');
+        let base = base.strip_suffix("/v3").unwrap_or(base);
+        let what = format!("{method} {path}");
+        let mut request = self
+            .http
+            .request(method, format!("{base}{path}"))
+            .basic_auth(&self.settings.username, Some(self.settings.password.expose_secret()))
+            .query(query);
+        if let Some(json) = &body.json {
+            request = request.json(json);
+        }
+        if let Some(text) = body.text {
+            request = request.header("Content-Type", "text/plain").body(text);
+        }
+        if let Some(actions) = body.actions {
+            request = request.header("X-Runtime-Actions", actions);
+        }
+        let unavailable = |source: reqwest::Error| PlaneError::Unavailable {
+            what: format!("the Data Plane API at {base} does not answer {what}"),
+            source: source.without_url().into(),
+        };
+        let response = request.send().await.map_err(unavailable)?;
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (status, version, reload) =
+            (response.status(), header("Configuration-Version").and_then(|v| v.parse().ok()), header("Reload-Id"));
+        let body = response.text().await.map_err(unavailable)?;
+        let answer = Answer { status, version, reload, body };
+        tracing::debug!(request = %what, status = status.as_u16(), "data plane API");
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(PlaneError::Refused {
+                what: "the Data Plane API refuses the credentials: check haproxy.username and haproxy.password"
+                    .to_owned(),
+                source: Some(Unexpected { status, message: answer.message() }.into()),
+            }),
+            _ => Ok(answer),
+        }
+    }
+
+    /// A GET of something that must be there.
+    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Answer, PlaneError> {
+        let answer = self.send(Method::GET, path, query, Body::default()).await?;
+        if answer.status.is_success() { Ok(answer) } else { Err(unexpected(&format!("GET {path}"), &answer)) }
+    }
+}
+
+/// What any status is that the caller has no use for. Matched on the HTTP status alone: the `code` in
+/// the body changed between versions.
+pub(super) fn unexpected(what: &str, answer: &Answer) -> PlaneError {
+    let message = answer.message();
+    match answer.status {
+        StatusCode::CONFLICT | StatusCode::NOT_ACCEPTABLE => PlaneError::Conflict(message),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => PlaneError::Invalid { message },
+        status => PlaneError::Unavailable {
+            what: format!("the Data Plane API answered {what} with an error"),
+            source: Unexpected { status, message }.into(),
+        },
+    }
+}

@@ -1,0 +1,111 @@
+//! Our backends and servers as the Data Plane API's JSON (v3; fixtures/dataplane has the exchanges).
+
+use serde_json::{Map, Value, json};
+
+use crate::desired::{BackendName, Check, HttpCheck, Mark, Server, Settings, Timing};
+use crate::haproxy::render::{self, REDISPATCH_INTERVAL, RETRIES};
+
+/// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours,
+/// as the API gave them.
+pub(super) fn backend(
+    name: &BackendName,
+    from: Option<&str>,
+    settings: &Settings,
+    servers: &[Server],
+    others: Map<String, Value>,
+    mark: &Mark,
+) -> Value {
+    let Settings { description, mode, balance, check } = settings;
+    let mut all = others;
+    all.extend(servers.iter().map(|one| (one.name.to_string(), server(one, mark))));
+    let mut body = json!({
+        "name": name,
+        "description": description,
+        "mode": mode.as_str(),
+        "balance": balance_of(balance),
+        "retries": RETRIES,
+        "redispatch": {"enabled": "enabled", "interval": REDISPATCH_INTERVAL},
+        "servers": all,
+    });
+    if let Some(from) = from {
+        body["from"] = json!(from);
+    }
+    if let Check::Http(http, _) = check {
+        http_check(&mut body, http);
+    }
+    if let Some(timing) = check.timing() {
+        if let Some(timeout) = timing.timeout {
+            body["check_timeout"] = json!(timeout.as_millis());
+        }
+        body["default_server"] = default_server(timing);
+    }
+    body
+}
+
+fn balance_of(balance: &crate::desired::Balance) -> Value {
+    let algorithm = balance.algorithm();
+    match (algorithm, balance.argument()) {
+        ("hdr", Some(name)) => json!({"algorithm": algorithm, "hdr_name": name}),
+        ("url_param", Some(name)) => json!({"algorithm": algorithm, "url_param": name}),
+        ("random", Some(draws)) => json!({"algorithm": algorithm, "random_draws": draws.parse::<u16>().unwrap_or(2)}),
+        _ => json!({"algorithm": algorithm}),
+    }
+}
+
+fn http_check(body: &mut Value, check: &HttpCheck) {
+    let HttpCheck { method, path, host, status } = check;
+    body["adv_check"] = json!("httpchk");
+    body["httpchk_params"] = json!({"method": method, "uri": path});
+    let mut rules = Vec::new();
+    if let Some(host) = host {
+        body["httpchk_params"]["version"] = json!("HTTP/1.1");
+        let headers = [json!({"name": "Host", "fmt": host})];
+        rules.push(json!({"type": "send", "method": method, "uri": path, "headers": headers}));
+    }
+    if let Some(status) = status {
+        rules.push(json!({"type": "expect", "match": "status", "pattern": status}));
+    }
+    if !rules.is_empty() {
+        body["http_check_list"] = Value::Array(rules);
+    }
+}
+
+fn default_server(timing: &Timing) -> Value {
+    let Timing { interval, timeout: _, rise, fall, port, starts_down } = timing;
+    let mut server = json!({"check": "enabled"});
+    let mut set = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            server[key] = value;
+        }
+    };
+    set("inter", interval.map(|time| json!(time.as_millis())));
+    set("rise", rise.map(Value::from));
+    set("fall", fall.map(Value::from));
+    set("health_check_port", port.map(Value::from));
+    set("init-state", starts_down.then(|| json!("down")));
+    server
+}
+
+/// One server.
+pub(super) fn server(server: &Server, mark: &Mark) -> Value {
+    let mut body = json!({
+        "name": server.name,
+        "address": server.address.to_string(),
+        "port": server.port,
+        "maintenance": if server.is_enabled() { "disabled" } else { "enabled" },
+        "metadata": render::metadata(server, mark),
+    });
+    if server.check {
+        body["check"] = json!("enabled");
+    }
+    if server.options.backup {
+        body["backup"] = json!("enabled");
+    }
+    if let Some(weight) = server.options.weight {
+        body["weight"] = json!(weight);
+    }
+    if let Some(maxconn) = server.options.maxconn {
+        body["maxconn"] = json!(maxconn);
+    }
+    body
+}

@@ -1,0 +1,130 @@
+//! Transactions that an earlier run left open when it was killed. The API keeps them until it restarts,
+//! and has room for 20.
+
+use std::collections::BTreeMap;
+
+use crate::desired::Mark;
+use crate::haproxy::text::ConfigText;
+use crate::observed::Observed;
+
+use super::super::PlaneError;
+use super::{Dataplane, RAW, TRANSACTIONS, words};
+
+/// Open transactions beyond which empty ones go too: half of what the API has room for. An empty one
+/// holds nobody's work, but somebody may just have opened it.
+const CROWDED: usize = 10;
+
+/// Everything in a text that is not ours, without looks: by section, its directives as sorted words.
+/// The API renders directives in an order of its own and writes `from` out; comments move along.
+pub(super) fn foreign(text: &ConfigText, mark: &Mark) -> BTreeMap<(String, String), Vec<String>> {
+    let observed = Observed::new(0, text.clone(), mark);
+    let mut sections: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for section in text.sections() {
+        let backend = observed.backends.get(&section.name).filter(|backend| backend.section == section);
+        let ours = |name: &str| {
+            backend.is_some_and(|backend| {
+                backend.servers.iter().any(|server| server.name.as_str() == name)
+                    || backend.drifted.iter().any(|server| server.as_str() == name)
+            })
+        };
+        let all_ours = backend.is_some_and(crate::observed::ObservedBackend::is_ours);
+        let lines = text.directives(&section).skip(1).filter(|(_, directive)| match directive.keyword() {
+            "server" => !ours(directive.words.get(1).map_or("", String::as_str)),
+            _ => !all_ours,
+        });
+        let mut lines: Vec<String> = lines.filter_map(|(at, _)| words(&text.lines()[at])).collect();
+        lines.sort_unstable();
+        if !(all_ours && lines.is_empty()) {
+            sections.entry((section.kind, section.name)).or_default().extend(lines);
+        }
+    }
+    sections
+}
+
+/// What an open transaction is to us.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// It can never be committed, or differs from the file only in what carries our mark.
+    Ours,
+    /// It says what the file says.
+    Empty,
+    /// It may be another tool's live work.
+    Theirs,
+}
+
+impl Dataplane {
+    /// Drops the transactions that are certainly leftovers, and the empty ones where it gets crowded.
+    pub(super) async fn clear_leftovers(&self) -> Result<(), PlaneError> {
+        let body = self.client.get(TRANSACTIONS, &[]).await?.json()?;
+        let open: Vec<_> = body.as_array().into_iter().flatten().collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let observed = super::super::Plane::observe(self).await?;
+        let crowded = open.len() > CROWDED;
+        for transaction in open {
+            let Some(id) = transaction["id"].as_str() else { continue };
+            let outdated = transaction["_version"].as_u64().is_some_and(|version| version < observed.version);
+            let kind = if outdated || transaction["status"] == "failed" {
+                Kind::Ours
+            } else {
+                self.kind(id, &observed).await?
+            };
+            if kind == Kind::Ours || (kind == Kind::Empty && crowded) {
+                self.drop_transaction(id).await?;
+                tracing::info!(id, "dropped a transaction that was left behind");
+            }
+        }
+        Ok(())
+    }
+
+    async fn kind(&self, id: &str, observed: &Observed) -> Result<Kind, PlaneError> {
+        let answer =
+            self.client.send(reqwest::Method::GET, RAW, &[("transaction_id", id)], super::Body::default()).await?;
+        if !answer.status.is_success() {
+            return Ok(Kind::Theirs);
+        }
+        let text = ConfigText::new(&answer.body);
+        Ok(if foreign(&text, &self.mark) != foreign(&observed.text, &self.mark) {
+            Kind::Theirs
+        } else if managed(&text, &self.mark) == managed(&observed.text, &self.mark) {
+            Kind::Empty
+        } else {
+            Kind::Ours
+        })
+    }
+}
+
+fn managed(text: &ConfigText, mark: &Mark) -> Vec<String> {
+    let observed = Observed::new(0, text.clone(), mark);
+    observed
+        .managed()
+        .map(|(name, backend)| format!("{name} {:?} {:?} {:?}", backend.settings, backend.servers, backend.drifted))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        "nomad".parse().expect("an owner")
+    }
+
+    #[test]
+    fn what_the_api_renders_anew_is_the_same_in_meaning() {
+        let by_hand = "# shop\nglobal\n   maxconn 100\ndefaults\n mode http\n timeout   client 30s\nbackend theirs\n  server a 127.0.0.1:1\n";
+        let rendered = "global\n  maxconn 100\n\ndefaults\n  timeout client 30s\n  mode http\n\nbackend theirs\n  server a 127.0.0.1:1 # shop\n";
+        assert_eq!(foreign(&ConfigText::new(by_hand), &mark()), foreign(&ConfigText::new(rendered), &mark()));
+    }
+
+    #[test]
+    fn a_foreign_line_that_is_lost_is_seen_and_ours_do_not_count() {
+        let base = "backend theirs\n  server a 127.0.0.1:1\n";
+        let with_ours = format!(
+            "{base}  server b 127.0.0.1:2 # {{\"owner\":\"nomad\",\"freed\":\"1\"}}\nbackend ours\n  description nomad-haproxy:nomad\n  mode http\n"
+        );
+        assert_eq!(foreign(&ConfigText::new(base), &mark()), foreign(&ConfigText::new(&with_ours), &mark()));
+        assert_ne!(foreign(&ConfigText::new(base), &mark()), foreign(&ConfigText::new("backend theirs\n"), &mark()));
+    }
+}

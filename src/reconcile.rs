@@ -1,0 +1,252 @@
+//! The loop: what wakes it, when it acts, one pass at a time.
+//!
+//! A wake is a hint. What counts is that a pass runs soon after the last of several changes, not later
+//! than `max_wait` after the first, and every `resync_interval` in any case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::apply::{Controller, Outcome, PassError, Report, Source};
+use crate::config::Timings;
+use crate::http::Health;
+use crate::metrics::Metrics;
+use crate::plane::{Plane, chain};
+
+/// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
+/// knock at a recovering HAProxy in step.
+const RETRY_LEAST: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// Why a pass runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wake {
+    /// The first one.
+    Started,
+    /// Nomad's index moved.
+    Catalog,
+    /// Nothing was heard for a while.
+    Resync,
+    /// The last pass failed.
+    Retry,
+}
+
+impl Wake {
+    /// For logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Catalog => "catalog",
+            Self::Resync => "resync",
+            Self::Retry => "retry",
+        }
+    }
+}
+
+/// When to act on wakes: the first at once, those that follow gathered within bounds.
+#[derive(Debug)]
+struct Debounce {
+    quiet: Duration,
+    most: Duration,
+    /// The first and the last wake that were not acted on yet.
+    pending: Option<(Instant, Instant)>,
+    last_pass: Option<Instant>,
+}
+
+impl Debounce {
+    fn new(timings: Timings) -> Self {
+        Self { quiet: timings.quiet_period, most: timings.max_wait, pending: None, last_pass: None }
+    }
+
+    fn wake(&mut self, now: Instant) {
+        self.pending = Some(self.pending.map_or((now, now), |(first, _)| (first, now)));
+    }
+
+    /// When the pending wakes are to be acted on.
+    fn due(&self) -> Option<Instant> {
+        let (first, last) = self.pending?;
+        match self.last_pass {
+            // A change in the middle of others: more will follow.
+            Some(pass) if first < pass + self.quiet => Some((last + self.quiet).min(first + self.most)),
+            _ => Some(first),
+        }
+    }
+
+    fn passed(&mut self, now: Instant) {
+        (self.pending, self.last_pass) = (None, Some(now));
+    }
+}
+
+/// Runs until it is told to stop. A pass that has begun is finished first.
+pub async fn run<P: Plane>(
+    mut controller: Controller<P>,
+    source: Source,
+    timings: Timings,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    stop: CancellationToken,
+) {
+    let (sender, mut wakes) = mpsc::channel(16);
+    let watcher = tokio::spawn(watch(source, sender, stop.clone()));
+    let mut debounce = Debounce::new(timings);
+    let mut backoff: Option<ExponentialBackoff> = None;
+    let mut reason = Wake::Started;
+    debounce.wake(Instant::now());
+    let mut resync = Instant::now() + timings.resync_interval;
+    loop {
+        health.turned();
+        let due = debounce.due();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some(wake) = wakes.recv() => {
+                if debounce.pending.is_none() {
+                    reason = wake;
+                }
+                debounce.wake(Instant::now());
+                continue;
+            }
+            () = sleep_until(due.unwrap_or(resync).min(resync)) => {
+                if due.is_none_or(|due| due > Instant::now()) {
+                    reason = if backoff.is_some() { Wake::Retry } else { Wake::Resync };
+                }
+            }
+        }
+        if matches!(reason, Wake::Resync) {
+            controller.audit_next();
+        }
+        let converged = pass(&mut controller, reason, &metrics, &health).await;
+        debounce.passed(Instant::now());
+        let pause = if converged {
+            backoff = None;
+            timings.resync_interval
+        } else {
+            let delays = backoff.get_or_insert_with(retries);
+            delays.next().unwrap_or(RETRY_MOST).min(timings.resync_interval.max(RETRY_LEAST))
+        };
+        resync = Instant::now() + pause;
+    }
+    watcher.abort();
+    tracing::info!("stopped; HAProxy keeps what it has");
+}
+
+fn retries() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(RETRY_LEAST)
+        .with_max_delay(RETRY_MOST)
+        .without_max_times()
+        .build()
+}
+
+/// One pass, told in the log and the metrics. Whether HAProxy is in line with the catalog now.
+#[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
+async fn pass<P: Plane>(controller: &mut Controller<P>, reason: Wake, metrics: &Metrics, health: &Health) -> bool {
+    let started = Instant::now();
+    let result = controller.pass(None).await;
+    metrics.pass(&result, started.elapsed(), reason);
+    match result {
+        Ok(report) => {
+            tell(&report, health.notes_changed(&report.notes));
+            health.converged();
+            true
+        }
+        Err(error) => {
+            complain(&error);
+            false
+        }
+    }
+}
+
+fn tell(report: &Report, news: bool) {
+    let (version, index) = (report.version, report.index);
+    match &report.outcome {
+        Outcome::Unchanged => tracing::debug!(version, index, "nothing to do"),
+        Outcome::Repaired(done) => {
+            tracing::info!(version, reloaded = done.reloaded, "the process agrees with its file again")
+        }
+        Outcome::Applied(done) => {
+            let diff = report.summary.as_ref().map_or("", |summary| summary.diff.as_str());
+            tracing::info!(version, index, reloaded = done.reloaded, diff, "applied");
+        }
+    }
+    // Said when they are new, not with every pass.
+    for note in report.notes.iter().filter(|_| news) {
+        tracing::warn!(service = %note.service, note = %note, "note");
+    }
+}
+
+fn complain(error: &PassError) {
+    tracing::error!(stage = error.stage().as_str(), error = %chain(error), "the pass failed");
+}
+
+/// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.
+async fn watch(source: Source, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
+    let Source::Nomad(nomad) = source else { return };
+    let mut index = 0;
+    let mut backoff = retries();
+    while !stop.is_cancelled() {
+        // The first answer comes at once: it gives the index to wait from.
+        match nomad.changed(index).await {
+            Ok(now) => {
+                backoff = retries();
+                // Lower than before is a restore or another cluster: all the more a reason to look.
+                if now != index && wakes.send(Wake::Catalog).await.is_err() {
+                    return;
+                }
+                index = now;
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot watch the catalog; it is still read at each pass");
+                index = 0;
+                tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn debounce() -> Debounce {
+        let (quiet_period, max_wait) = (Duration::from_millis(100), Duration::from_millis(350));
+        Debounce::new(Timings { resync_interval: Duration::from_secs(30), quiet_period, max_wait })
+    }
+
+    #[test]
+    fn the_first_change_acts_at_once() {
+        let (mut debounce, now) = (debounce(), Instant::now());
+        assert_eq!(debounce.due(), None);
+        debounce.wake(now);
+        assert_eq!(debounce.due(), Some(now));
+    }
+
+    #[test]
+    fn those_that_follow_are_gathered() {
+        let (mut debounce, start) = (debounce(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        debounce.passed(start);
+        debounce.wake(at(10));
+        debounce.wake(at(60));
+        assert_eq!(debounce.due(), Some(at(160)));
+        debounce.passed(at(160));
+        assert_eq!(debounce.due(), None);
+        debounce.wake(at(1000));
+        assert_eq!(debounce.due(), Some(at(1000)), "a change after a quiet time acts at once again");
+    }
+
+    #[test]
+    fn a_stream_of_changes_cannot_starve_a_pass() {
+        let (mut debounce, start) = (debounce(), Instant::now());
+        debounce.passed(start);
+        for ms in (10..2000).step_by(50) {
+            debounce.wake(start + Duration::from_millis(ms));
+        }
+        assert_eq!(debounce.due(), Some(start + Duration::from_millis(360)));
+    }
+}
