@@ -21,6 +21,8 @@ pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<St
     let exchange = async {
         let mut stream = UnixStream::connect(path).await?;
         stream.write_all(format!("{command}\n").as_bytes()).await?;
+        // The master closes the connection only once nothing more can come.
+        stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         Ok(String::from_utf8_lossy(&answer).trim().to_owned())

@@ -100,7 +100,10 @@ impl Local {
         if output.status.success() {
             return Ok(());
         }
-        Err(PlaneError::Invalid { message: alerts(&String::from_utf8_lossy(&output.stderr)) })
+        // The file that was checked has a name that nobody knows; its lines are those of the real one.
+        let known = self.settings.config_file.to_string_lossy();
+        let message = alerts(&String::from_utf8_lossy(&output.stderr)).replace(&*path.to_string_lossy(), &known);
+        Err(PlaneError::Invalid { message })
     }
 
     /// Writes a validated text in the place of the one that was observed, at the next version.

@@ -1,0 +1,145 @@
+//! The planes that the suite runs on: the local one, and the Data Plane API, real where a `dataplaneapi`
+//! is on the PATH (or `DATAPLANEAPI_BIN` names one), else the face.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::controller::Env;
+use super::face::Face;
+use super::haproxy::Haproxy;
+use super::process::Group;
+use super::{free_port, wait_for};
+
+/// Which way to HAProxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Local,
+    Api,
+}
+
+pub const WAYS: [Way; 2] = [Way::Local, Way::Api];
+
+/// A real Data Plane API, if there is one.
+pub fn real() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("DATAPLANEAPI_BIN") {
+        return Some(path.into());
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).map(|folder| folder.join("dataplaneapi")).find(|path| path.is_file())
+}
+
+/// What the summary of the tests says of the API.
+pub fn which() -> String {
+    match real() {
+        Some(path) => format!("the real Data Plane API, {}", path.display()),
+        None => "the tests' own face of the Data Plane API (no dataplaneapi on the PATH)".to_owned(),
+    }
+}
+
+enum Process {
+    Real(Group),
+    Face(tokio::task::JoinHandle<()>),
+}
+
+/// A running Data Plane API.
+pub struct Api {
+    pub url: String,
+    process: Process,
+}
+
+impl Api {
+    pub async fn start(haproxy: &Haproxy, series: &str) -> Self {
+        match real() {
+            Some(path) => Self::start_real(&path, haproxy).await,
+            None => {
+                let face = Face::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
+                let (url, task) = face.serve().await;
+                Self { url, process: Process::Face(task) }
+            }
+        }
+    }
+
+    async fn start_real(path: &PathBuf, haproxy: &Haproxy) -> Self {
+        let folder = haproxy.folder();
+        let (port, master) = (free_port(), haproxy.master());
+        let reload = folder.join("reload.sh");
+        // The master answers `Success=1` once the new worker runs.
+        let script = format!("#!/bin/sh\necho reload | socat -t60 - UNIX-CONNECT:{} | tee /dev/stderr | grep -q Success=1\n", master.display());
+        fs::write(&reload, script).unwrap();
+        Command::new("chmod").arg("+x").arg(&reload).status().unwrap();
+        let config = format!(
+            "config_version: 2\nname: test\ndataplaneapi:\n  host: 127.0.0.1\n  port: {port}\n  scheme:\n  - http\n  user:\n  - name: admin\n    password: secret\n    insecure: true\n\
+             \x20 transaction:\n    transaction_dir: {dir}/tx\n  resources:\n    maps_dir: {dir}/maps\n\
+             haproxy:\n  config_file: {config}\n  haproxy_bin: {binary}\n  master_runtime: {master}\n  master_worker_mode: true\n\
+             \x20 reload:\n    reload_delay: 1\n    reload_strategy: custom\n    reload_cmd: {reload}\n    restart_cmd: {reload}\n",
+            dir = folder.display(), config = haproxy.config().display(), binary = haproxy.binary.display(),
+            master = master.display(), reload = reload.display(),
+        );
+        let file = folder.join("dataplaneapi.yml");
+        fs::write(&file, config).unwrap();
+        let log = fs::File::create(folder.join("dataplaneapi.log")).unwrap();
+        let group = Group::spawn(Command::new(path).arg("-f").arg(&file).stdout(log.try_clone().unwrap()).stderr(log));
+        let url = format!("http://127.0.0.1:{port}");
+        wait_for("dataplaneapi to answer", Duration::from_secs(30), async || {
+            let request = reqwest::Client::new().get(format!("{url}/v3/info")).basic_auth("admin", Some("secret"));
+            request.send().await.ok().filter(|response| response.status().is_success()).map(drop)
+        })
+        .await;
+        Self { url, process: Process::Real(group) }
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        match &mut self.process {
+            Process::Real(group) => group.kill(),
+            Process::Face(task) => task.abort(),
+        }
+    }
+}
+
+/// A HAProxy and a way to it.
+pub struct Rig {
+    pub haproxy: Haproxy,
+    pub api: Option<Api>,
+    pub series: String,
+}
+
+impl Rig {
+    pub async fn start(way: Way, series: &str) -> Self {
+        Self::with(way, series, Haproxy::start(series).await).await
+    }
+
+    pub async fn with(way: Way, series: &str, haproxy: Haproxy) -> Self {
+        let api = match way {
+            Way::Local => None,
+            Way::Api => Some(Api::start(&haproxy, series).await),
+        };
+        Self { haproxy, api, series: series.to_owned() }
+    }
+
+    /// Settings for the controller.
+    pub fn env(&self) -> Env {
+        let set = |key: &str, value: &dyn std::fmt::Display| (key.to_owned(), value.to_string());
+        match &self.api {
+            Some(api) => vec![set("HAPROXY_DATAPLANE_URL", &api.url), set("HAPROXY_USERNAME", &"admin"), set("HAPROXY_PASSWORD", &"secret")],
+            None => vec![
+                set("HAPROXY_CONFIG_FILE", &self.haproxy.config().display()),
+                set("HAPROXY_MASTER_SOCKET", &self.haproxy.master().display()),
+                set("HAPROXY_BINARY", &self.haproxy.binary.display()),
+            ],
+        }
+    }
+
+    pub fn env_with(&self, more: &[(&str, &str)]) -> Env {
+        let mut env = self.env();
+        env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        env
+    }
+
+    pub fn catalog(&self) -> PathBuf {
+        self.haproxy.folder().join("catalog.json")
+    }
+}

@@ -1,0 +1,94 @@
+//! A proxy in front of an API, that counts calls, holds one up, or answers it itself.
+
+use std::sync::{Arc, Mutex};
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::Notify;
+
+/// Where a call is held up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// It does not reach the API.
+    Before(usize),
+    /// The API has done it, its answer does not come.
+    After(usize),
+}
+
+type Interfere = Box<dyn Fn(&Method, &Uri) -> Option<(u16, String)> + Send + Sync>;
+
+#[derive(Default)]
+struct Inner {
+    calls: Vec<String>,
+    hold: Option<Point>,
+    interfere: Option<Interfere>,
+}
+
+pub struct Gate {
+    upstream: String,
+    inner: Mutex<Inner>,
+    pub held: Notify,
+    client: reqwest::Client,
+}
+
+impl Gate {
+    pub async fn start(upstream: &str) -> (Arc<Self>, String) {
+        let gate = Arc::new(Self { upstream: upstream.into(), inner: Mutex::default(), held: Notify::new(), client: reqwest::Client::new() });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = axum::Router::new().fallback(forward).with_state(gate.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        (gate, url)
+    }
+
+    /// Forgets the calls so far and holds up this one.
+    pub fn hold(&self, point: Option<Point>) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.calls.clear();
+        inner.hold = point;
+    }
+
+    /// Answers in the API's place where this says so.
+    pub fn interfere(&self, answer: Option<Interfere>) {
+        self.inner.lock().unwrap().interfere = answer;
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        self.inner.lock().unwrap().calls.clone()
+    }
+
+    async fn hold_up(&self) -> Response {
+        self.held.notify_one();
+        std::future::pending().await
+    }
+}
+
+async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+    let (number, hold, answer) = {
+        let mut inner = gate.inner.lock().unwrap();
+        inner.calls.push(format!("{method} {uri}"));
+        let answer = inner.interfere.as_ref().and_then(|interfere| interfere(&method, &uri));
+        (inner.calls.len(), inner.hold, answer)
+    };
+    if let Some((status, body)) = answer {
+        return (StatusCode::from_u16(status).unwrap(), body).into_response();
+    }
+    if hold == Some(Point::Before(number)) {
+        return gate.hold_up().await;
+    }
+    let mut request = gate.client.request(method, format!("{}{uri}", gate.upstream)).body(body);
+    for (name, value) in headers.iter().filter(|(name, _)| *name != "host" && *name != "content-length") {
+        request = request.header(name, value);
+    }
+    let Ok(answer) = request.send().await else { return StatusCode::BAD_GATEWAY.into_response() };
+    let (status, mut headers) = (answer.status(), answer.headers().clone());
+    headers.remove("content-length");
+    headers.remove("transfer-encoding");
+    let body = answer.bytes().await.unwrap_or_default();
+    if hold == Some(Point::After(number)) {
+        return gate.hold_up().await;
+    }
+    (status, headers, body).into_response()
+}

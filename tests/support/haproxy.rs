@@ -1,0 +1,197 @@
+//! A real HAProxy in master-worker mode.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nomad_haproxy::haproxy::socket;
+
+use super::process::Group;
+use super::{free_port, root, wait_for};
+
+/// Where a series is, if it is here: `make tools` puts it there.
+pub fn binary(series: &str) -> Option<PathBuf> {
+    let path = root().join(format!("target/tools/haproxy-{series}/sbin/haproxy"));
+    path.exists().then_some(path)
+}
+
+/// The series that the suite runs on: 3.0 and 3.2 always, 3.4 where it can be had.
+pub fn matrix() -> Vec<&'static str> {
+    for needed in ["3.0", "3.2"] {
+        assert!(binary(needed).is_some(), "HAProxy {needed} is not here: run `make tools` first");
+    }
+    ["3.0", "3.2", "3.4"].into_iter().filter(|series| binary(series).is_some()).collect()
+}
+
+/// What a person wrote: comments, odd spacing, a backend and a rule of their own.
+pub fn hand_written(folder: &Path, port: u16) -> String {
+    format!(
+        "# by hand, do not touch\n\
+         global\n    stats socket {sock} mode 600 level admin\n    maxconn   500\n\n\
+         # every section comes under this\ndefaults base\n    mode http\n    timeout connect 1s\n\
+         \x20   timeout client  30s   # long\n    timeout server  30s\n\n\
+         frontend web\n    bind 127.0.0.1:{port}\n    acl is_shop   path_beg /shop  # the old shop\n\
+         \x20   use_backend shop if is_shop\n    use_backend %[req.hdr(host),field(1,:),field(1,.)]\n\n\
+         backend shop\n    balance roundrobin\n    # one day there will be two\n    server old 127.0.0.1:9   weight 0\n\n\n\
+         # the end\n",
+        sock = folder.join("stats.sock").display(),
+    )
+}
+
+pub struct Haproxy {
+    group: Option<Group>,
+    folder: tempfile::TempDir,
+    pub binary: PathBuf,
+    pub port: u16,
+}
+
+impl Haproxy {
+    /// Starts one with [`hand_written`].
+    pub async fn start(series: &str) -> Self {
+        Self::start_with(series, hand_written).await
+    }
+
+    pub async fn start_with(series: &str, config: impl Fn(&Path, u16) -> String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let binary = binary(series).unwrap_or_else(|| panic!("HAProxy {series} is not here: run `make tools`"));
+        let port = free_port();
+        fs::write(folder.path().join("haproxy.cfg"), config(folder.path(), port)).unwrap();
+        let mut haproxy = Self { group: None, folder, binary, port };
+        haproxy.launch().await;
+        haproxy
+    }
+
+    /// Starts the process, for the first time or after [`Self::kill`].
+    pub async fn launch(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
+        let mut command = Command::new(&self.binary);
+        command.arg("-W").arg("-S").arg(format!("{},mode,600", self.master().display()));
+        command.arg("-f").arg(self.config()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.group = Some(Group::spawn(&mut command));
+        let what = format!("HAProxy to answer; its log is in {}", self.folder().join("log").display());
+        wait_for(&what, Duration::from_secs(20), async || self.try_command("@1 show info").await.filter(|a| a.contains("Version"))).await;
+    }
+
+    pub fn kill(&mut self) {
+        self.group = None;
+        let _ = fs::remove_file(self.master());
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder().join("haproxy.cfg")
+    }
+
+    pub fn text(&self) -> String {
+        fs::read_to_string(self.config()).unwrap()
+    }
+
+    pub fn master(&self) -> PathBuf {
+        self.folder().join("master.sock")
+    }
+
+    pub async fn try_command(&self, command: &str) -> Option<String> {
+        socket::command(&self.master(), command, Duration::from_secs(5)).await.ok()
+    }
+
+    pub async fn command(&self, command: &str) -> String {
+        self.try_command(command).await.unwrap_or_else(|| panic!("HAProxy does not answer {command}"))
+    }
+
+    async fn proc(&self) -> Vec<String> {
+        self.command("show proc").await.lines().map(str::to_owned).collect()
+    }
+
+    /// How many reloads the master counts, the failed ones included.
+    pub async fn reloads(&self) -> u64 {
+        let lines = self.proc().await;
+        let master = lines.iter().find(|line| line.contains("master")).unwrap_or_else(|| panic!("{lines:?}"));
+        master.split_whitespace().nth(2).unwrap().parse().unwrap()
+    }
+
+    /// The process ID of the current worker.
+    pub async fn worker(&self) -> u64 {
+        let info = self.command("@1 show info").await;
+        info.lines().find_map(|line| line.strip_prefix("Pid: ")).unwrap().parse().unwrap()
+    }
+
+    /// How many workers are alive, the old ones included.
+    pub async fn workers(&self) -> usize {
+        self.proc().await.iter().filter(|line| line.contains(" worker ")).count()
+    }
+
+    /// `backend/server` → (operational state, administrative state, address:port), as the process has them.
+    pub async fn servers(&self) -> std::collections::BTreeMap<String, (String, String, String)> {
+        let state = self.command("@1 show servers state").await;
+        let fields = state.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|f| f.len() > 18 && f[0] != "#");
+        fields.map(|f| (format!("{}/{}", f[1], f[3]), (f[5].into(), f[6].into(), format!("{}:{}", f[4], f[18])))).collect()
+    }
+
+    /// `backend/server` → UP, DOWN, MAINT, …
+    pub async fn statuses(&self) -> std::collections::BTreeMap<String, String> {
+        let csv = self.command("@1 show stat -1 4 -1").await;
+        let fields = csv.lines().map(|line| line.split(',').collect::<Vec<_>>()).filter(|f| f.len() > 17 && !f[0].starts_with('#'));
+        fields.map(|f| (format!("{}/{}", f[0], f[1]), f[17].to_owned())).collect()
+    }
+}
+
+/// The bytes of a file that are not ours: everything but the version header and our own sections.
+pub fn foreign_bytes(text: &str) -> String {
+    use nomad_haproxy::haproxy::text::ConfigText;
+    let mut text = ConfigText::new(text);
+    loop {
+        let ours = text.sections().into_iter().find(|section| {
+            text.directives(section).any(|(_, d)| d.keyword() == "description" && d.words.get(1).is_some_and(|w| w.starts_with("nomad-haproxy:")))
+        });
+        match ours {
+            Some(section) => text.remove_section(&section),
+            None => break,
+        }
+    }
+    let lines = text.lines().iter().filter(|line| !line.starts_with("# _version=") && !line.contains("\"owner\":\"nomad\""));
+    lines.map(String::as_str).collect()
+}
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- HAProxy's log\n{}", fs::read_to_string(self.folder().join("log")).unwrap_or_default());
+            eprintln!("--- HAProxy's configuration\n{}", self.text());
+        }
+        drop(self.group.take());
+    }
+}
+
+/// The standard output of a command that must succeed.
+pub fn output(command: &mut Command) -> String {
+    let output = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "{command:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A master socket that passes everything on but the commands with this word in them, which it never
+/// answers.
+pub fn deaf_master(path: &Path, master: &Path, word: &'static str) -> tokio::task::JoinHandle<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    let master = master.to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let master = master.clone();
+            tokio::spawn(async move {
+                let mut command = String::new();
+                stream.read_to_string(&mut command).await.unwrap();
+                if command.contains(word) {
+                    std::future::pending::<()>().await;
+                }
+                let answer = socket::command(&master, command.trim(), Duration::from_secs(60)).await.unwrap();
+                let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
+            });
+        }
+    })
+}

@@ -1,0 +1,69 @@
+//! Requests through HAProxy, and a steady load of them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+/// One request for a host; the answer's status and body.
+pub async fn get(client: &reqwest::Client, port: u16, host: &str) -> Result<(u16, String), String> {
+    let request = client.get(format!("http://127.0.0.1:{port}/")).header("Host", host).timeout(Duration::from_secs(10));
+    let response = request.send().await.map_err(|error| format!("{error:?}"))?;
+    let status = response.status().as_u16();
+    Ok((status, response.text().await.map_err(|error| error.to_string())?.trim().to_owned()))
+}
+
+#[derive(Debug, Default, Clone)]
+pub struct Tally {
+    pub requests: usize,
+    pub failed: Vec<String>,
+    pub by_answer: BTreeMap<String, usize>,
+}
+
+/// A steady load, until it is stopped.
+pub struct Load {
+    tally: Arc<Mutex<Tally>>,
+    task: JoinHandle<()>,
+}
+
+impl Load {
+    pub fn start(port: u16, host: &str, per_second: u32) -> Self {
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let (shared, host) = (tally.clone(), host.to_owned());
+        let task = tokio::spawn(async move {
+            let client = reqwest::Client::new();
+            let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+            loop {
+                tick.tick().await;
+                let (client, host, shared) = (client.clone(), host.clone(), shared.clone());
+                tokio::spawn(async move {
+                    let answer = get(&client, port, &host).await;
+                    let mut tally = shared.lock().unwrap();
+                    tally.requests += 1;
+                    match answer {
+                        Ok((200, body)) => *tally.by_answer.entry(body).or_default() += 1,
+                        Ok((status, _)) => tally.failed.push(format!("status {status}")),
+                        Err(error) => tally.failed.push(error),
+                    }
+                });
+            }
+        });
+        Self { tally, task }
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally.lock().unwrap().clone()
+    }
+
+    /// What has been answered since the last look.
+    pub fn take(&self) -> Tally {
+        std::mem::take(&mut *self.tally.lock().unwrap())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

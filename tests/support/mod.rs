@@ -1,0 +1,42 @@
+//! Real parts for the tests, the benchmarks and the demo: HAProxy, Nomad, the Data Plane API (or its
+//! face), HTTP servers, and the controller itself. Whatever is started is ended when it is dropped.
+
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
+#![allow(missing_docs, clippy::missing_panics_doc, clippy::unwrap_used, unreachable_pub, reason = "tests")]
+
+pub mod api;
+pub mod controller;
+pub mod face;
+pub mod gate;
+pub mod haproxy;
+pub mod load;
+pub mod nomad;
+pub mod process;
+pub mod servers;
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A port that the kernel gave and nobody has now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits for a state; panics with what was waited for when it does not come.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, timeout: Duration, mut state: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(value) = state().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {timeout:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,189 @@
+//! A real Nomad dev agent.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::process::{Group, end_all_of};
+use super::{free_port, root, wait_for};
+
+/// The executable: the one on the PATH, or the one that `make tools` built.
+pub fn binary() -> Option<PathBuf> {
+    let built = root().join("target/tools/bin/nomad");
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&paths).map(|folder| folder.join("nomad")).find(|path| path.is_file());
+    on_path.or_else(|| built.is_file().then_some(built))
+}
+
+pub struct Nomad {
+    group: Option<Group>,
+    folder: tempfile::TempDir,
+    ports: [u16; 3],
+    pub address: String,
+    acl: bool,
+    pub token: Option<String>,
+}
+
+impl Nomad {
+    pub async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    pub async fn start_with_acl() -> Self {
+        Self::start_with(true).await
+    }
+
+    async fn start_with(acl: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = [free_port(), free_port(), free_port()];
+        let address = format!("http://127.0.0.1:{}", ports[0]);
+        let mut nomad = Self { group: None, folder, ports, address, acl, token: None };
+        nomad.launch().await;
+        if acl {
+            let answer = nomad.call(reqwest::Method::POST, "/v1/acl/bootstrap", None).await;
+            nomad.token = answer["SecretID"].as_str().map(str::to_owned);
+        }
+        wait_for("a node that takes allocations", Duration::from_secs(60), async || {
+            let nodes = nomad.try_call(reqwest::Method::GET, "/v1/nodes", None).await?;
+            (nodes[0]["Status"] == "ready").then_some(())
+        })
+        .await;
+        nomad
+    }
+
+    /// Starts the agent; a dev agent that is started again knows nothing of before.
+    pub async fn launch(&mut self) {
+        let [http, rpc, serf] = self.ports;
+        let config = format!(
+            "ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n\
+             client {{\n network_interface = \"lo\"\n options = {{\n \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
+             acl {{\n enabled = {}\n}}\nplugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}\n",
+            self.acl
+        );
+        let file = self.folder.path().join("agent.hcl");
+        fs::write(&file, config).unwrap();
+        let log = fs::File::create(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(binary().expect("Nomad is not here: run `make tools`"));
+        command.args(["agent", "-dev", "-config"]).arg(&file).env_remove("AWS_CA_BUNDLE");
+        command.env("NOMAD_HAPROXY_TEST", self.folder.path()).env("TMPDIR", self.folder.path());
+        self.group = Some(Group::spawn(command.stdout(log.try_clone().unwrap()).stderr(log)));
+        wait_for("Nomad to have a leader", Duration::from_secs(60), async || {
+            let leader = reqwest::get(format!("{}/v1/status/leader", self.address)).await.ok()?;
+            leader.text().await.ok()?.contains(':').then_some(())
+        })
+        .await;
+    }
+
+    /// Ends the agent, and its tasks with it.
+    pub fn kill(&mut self) {
+        self.group = None;
+        end_all_of(&self.folder.path().display().to_string());
+    }
+
+    pub fn freeze(&self) {
+        self.group.as_ref().unwrap().signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    pub fn thaw(&self) {
+        self.group.as_ref().unwrap().signal(nix::sys::signal::Signal::SIGCONT);
+    }
+
+    pub async fn try_call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Option<Value> {
+        let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.address));
+        if let Some(token) = &self.token {
+            request = request.header("X-Nomad-Token", token);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.send().await.ok()?;
+        let (status, text) = (response.status(), response.text().await.ok()?);
+        if !status.is_success() {
+            eprintln!("Nomad {path}: {status} {text}");
+            return None;
+        }
+        Some(serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    pub async fn call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Value {
+        self.try_call(method, path, body).await.unwrap_or_else(|| panic!("Nomad refuses {path}"))
+    }
+
+    /// Submits a job.
+    pub async fn submit(&self, job: Value) {
+        self.call(reqwest::Method::POST, "/v1/jobs", Some(json!({"Job": job}))).await;
+    }
+
+    pub async fn stop_job(&self, job: &str) {
+        self.call(reqwest::Method::DELETE, &format!("/v1/job/{job}?purge=true"), None).await;
+    }
+
+    pub async fn scale(&self, job: &str, count: u32) {
+        let body = json!({"Count": count, "Target": {"Group": "g"}});
+        self.call(reqwest::Method::POST, &format!("/v1/job/{job}/scale"), Some(body)).await;
+    }
+
+    /// The registrations of a service.
+    pub async fn service(&self, name: &str) -> Vec<Value> {
+        self.call(reqwest::Method::GET, &format!("/v1/service/{name}"), None).await.as_array().cloned().unwrap_or_default()
+    }
+
+    pub async fn wait_for_instances(&self, name: &str, count: usize) {
+        wait_for(&format!("{count} instances of {name}"), Duration::from_secs(60), async || (self.service(name).await.len() == count).then_some(())).await;
+    }
+
+    /// A token with this policy.
+    pub async fn token_with(&self, rules: &str) -> String {
+        self.call(reqwest::Method::POST, "/v1/acl/policy/test", Some(json!({"Name": "test", "Rules": rules}))).await;
+        let body = json!({"Name": "test", "Type": "client", "Policies": ["test"]});
+        self.call(reqwest::Method::POST, "/v1/acl/token", Some(body)).await["SecretID"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Nomad {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- Nomad's log\n{}", fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
+        }
+        self.kill();
+    }
+}
+
+/// A job with one group service on a dynamic port. `hello` are real HTTP servers; without it there is
+/// only a registration (mock_driver).
+pub fn job(name: &str, count: u32, tags: &[&str], hello: Option<&str>) -> Value {
+    let tags: Vec<String> = tags.iter().map(|tag| format!("haproxy.{tag}")).collect();
+    let task = match hello {
+        Some(version) => json!({
+            "Name": "t", "Driver": "raw_exec", "Config": {"command": hello_binary()}, "Env": {"VERSION": version},
+            "Resources": {"CPU": 20, "MemoryMB": 32}, "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 1}, "KillTimeout": 5_000_000_000_u64,
+        }),
+        None => json!({
+            "Name": "t", "Driver": "mock_driver", "Config": {"run_for": "10000h"}, "Resources": {"CPU": 1, "MemoryMB": 10}, "LogConfig": {"Disabled": true, "MaxFiles": 1, "MaxFileSizeMB": 1},
+        }),
+    };
+    json!({
+        "ID": name, "Name": name, "Type": "service", "Datacenters": ["*"],
+        "Update": {"MaxParallel": 1, "MinHealthyTime": 100_000_000_u64, "HealthyDeadline": 30_000_000_000_u64,
+                   "ProgressDeadline": 60_000_000_000_u64, "HealthCheck": "task_states"},
+        "TaskGroups": [{
+            "Name": "g", "Count": count, "ShutdownDelay": 1_500_000_000_u64,
+            "RestartPolicy": {"Attempts": 3, "Interval": 60_000_000_000_u64, "Delay": 500_000_000, "Mode": "delay"},
+            "Networks": [{"Mode": "host", "DynamicPorts": [{"Label": "http"}]}],
+            "Services": [{"Name": name, "Provider": "nomad", "PortLabel": "http", "Tags": tags}],
+            "EphemeralDisk": {"SizeMB": 10},
+            "Tasks": [task],
+        }],
+    })
+}
+
+/// The HTTP server of `examples/hello.rs`, beside this test's own executable.
+pub fn hello_binary() -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let candidates = here.ancestors().flat_map(|folder| [folder.join("examples/hello"), folder.join("hello")]);
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.expect("examples/hello is not built: run `cargo build --examples`")
+}
