@@ -175,8 +175,10 @@ impl ServerEdit {
         let mut add = |action: &dyn Fn(BackendName, ServerName) -> Action| {
             actions.push(action(backend.clone(), after.name.clone()));
         };
-        // Out before it changes, in after it has changed: no request goes to half an instance.
-        if before.is_enabled() && !after.is_enabled() {
+        // Out before it changes, in after it has changed: no request goes to half an instance, and one
+        // instance does not inherit the health of another.
+        let moves = before.tenant != after.tenant;
+        if before.is_enabled() && (moves || !after.is_enabled()) {
             add(&|b, s| Action::Enabled(b, s, false));
         }
         if (&before.address, before.port) != (&after.address, after.port) {
@@ -186,7 +188,7 @@ impl ServerEdit {
         if weight.unwrap_or(1) != before.options.weight.unwrap_or(1) {
             add(&|b, s| Action::Weight(b, s, weight.unwrap_or(1)));
         }
-        if !before.is_enabled() && after.is_enabled() {
+        if after.is_enabled() && (moves || !before.is_enabled()) {
             add(&|b, s| Action::Enabled(b, s, true));
         }
         Some(actions)

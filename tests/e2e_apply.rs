@@ -40,7 +40,10 @@ mod cases {
     pub async fn routed(rig: Rig, _way: Way) {
         let (one, two) = (Server::start("one").await, Server::start("two").await);
         let tags = ["enable=true", "check.path=/health", "check.interval=100ms"];
-        let both = [registration("api-service", "1", 1, one.port(), &tags), registration("api-service", "2", 2, two.port(), &tags)];
+        let both = [
+            registration("api-service", "1", 1, one.port(), &tags),
+            registration("api-service", "2", 2, two.port(), &tags),
+        ];
         write_catalog(&rig.catalog(), &both);
         apply(&rig.env(), &rig.catalog()).await;
         let client = reqwest::Client::new();
@@ -53,7 +56,12 @@ mod cases {
         // Its check is live: a server that fails it goes DOWN, and comes back.
         let status = async |wanted: &str| {
             wait_for(&format!("api_service_1 {wanted}"), Duration::from_secs(10), async || {
-                rig.haproxy.statuses().await.get("api_service/api_service_1").filter(|status| status.starts_with(wanted)).map(drop)
+                rig.haproxy
+                    .statuses()
+                    .await
+                    .get("api_service/api_service_1")
+                    .filter(|status| status.starts_with(wanted))
+                    .map(drop)
             })
             .await;
         };
@@ -102,8 +110,9 @@ mod cases {
         for pass in 0..50_u16 {
             let service = format!("svc-{}", pass % 3);
             let balance = if pass % 2 == 0 { "balance=leastconn" } else { "balance=roundrobin" };
-            let instances: Vec<_> =
-                (0..pass % 7).map(|n| registration(&service, &format!("{n}"), u64::from(n), 1000 + n, &["enable=true", balance])).collect();
+            let instances: Vec<_> = (0..pass % 7)
+                .map(|n| registration(&service, &format!("{n}"), u64::from(n), 1000 + n, &["enable=true", balance]))
+                .collect();
             write_catalog(&rig.catalog(), &instances);
             apply(&rig.env(), &rig.catalog()).await;
         }
@@ -138,14 +147,19 @@ mod cases {
         apply(&rig.env(), &rig.catalog()).await;
         let good = rig.haproxy.text();
         if rig.api.is_none() || support::api::real().is_none() {
-            let edited = good.replace("balance roundrobin\n  retries", "balance first\n  retries").replace("127.0.0.1:1234", "127.0.0.1:4321");
+            let edited = good
+                .replace("balance roundrobin\n  retries", "balance first\n  retries")
+                .replace("127.0.0.1:1234", "127.0.0.1:4321");
             let edited = edited.replace("  server api_2", "  server by_hand 127.0.0.1:5\n  server api_2");
             assert_ne!(good, edited);
             std::fs::write(rig.haproxy.config(), edited).unwrap();
             apply(&rig.env(), &rig.catalog()).await;
             let repaired = rig.haproxy.text();
             assert!(!repaired.contains("balance first") && repaired.contains("127.0.0.1:1234"), "{repaired}");
-            assert!(repaired.contains("server by_hand 127.0.0.1:5"), "somebody's server in our backend stays: {repaired}");
+            assert!(
+                repaired.contains("server by_hand 127.0.0.1:5"),
+                "somebody's server in our backend stays: {repaired}"
+            );
         }
         // What the process was told by hand goes back to what the file says.
         rig.haproxy.command("@1 set server api/api_1 state maint").await;
@@ -182,7 +196,10 @@ mod cases {
             return;
         }
         let meaning = |text: &str| {
-            let mut lines: Vec<String> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ").replace(" from base", "")).collect();
+            let mut lines: Vec<String> = text
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ").replace(" from base", ""))
+                .collect();
             lines.retain(|line| !line.is_empty() && !line.starts_with("# _md5hash"));
             lines.sort();
             lines

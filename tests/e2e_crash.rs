@@ -21,7 +21,9 @@ fn catalog_of(step: u16) -> Vec<serde_json::Value> {
 
 async fn open_transactions(env: &Env) -> usize {
     let url = env.iter().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1.clone();
-    let request = reqwest::Client::new().get(format!("{url}/v3/services/haproxy/transactions")).basic_auth("admin", Some("secret"));
+    let request = reqwest::Client::new()
+        .get(format!("{url}/v3/services/haproxy/transactions"))
+        .basic_auth("admin", Some("secret"));
     let list: serde_json::Value = request.send().await.unwrap().json().await.unwrap();
     list.as_array().map_or(0, Vec::len)
 }
@@ -49,7 +51,9 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
                 let catalog = rig.catalog().display().to_string();
                 let mut killed = Group::spawn(&mut command(&env, &["apply", "--catalog", &catalog]));
                 // A pass that finds less to clear up takes fewer calls, and ends before this one.
-                let ended = wait_for("the call, or the pass's end", Duration::from_secs(20), async || killed.exited().map(drop));
+                let ended = wait_for("the call, or the pass's end", Duration::from_secs(20), async || {
+                    killed.exited().map(drop)
+                });
                 tokio::select! {
                     () = gate.held.notified() => {}
                     () = ended => {}

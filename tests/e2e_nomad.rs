@@ -62,7 +62,10 @@ async fn a_job_is_routed_scaled_and_stopped() {
 
             let load = Load::start(rig.haproxy.port, "web_app.test", 50);
             nomad.scale("web-app", 4).await;
-            wait_for("four instances to answer", Duration::from_secs(30), async || (load.tally().by_answer.len() >= 4).then_some(())).await;
+            wait_for("four instances to answer", Duration::from_secs(30), async || {
+                (load.tally().by_answer.len() >= 4).then_some(())
+            })
+            .await;
             nomad.scale("web-app", 2).await;
             nomad.wait_for_instances("web-app", 2).await;
             wait_for("two seats", Duration::from_secs(10), async || (seated(&rig) == 2).then_some(())).await;
@@ -72,7 +75,10 @@ async fn a_job_is_routed_scaled_and_stopped() {
             drop(load);
 
             nomad.stop_job("web-app").await;
-            wait_for("the backend to be gone", Duration::from_secs(10), async || (!rig.haproxy.text().contains("web_app")).then_some(())).await;
+            wait_for("the backend to be gone", Duration::from_secs(10), async || {
+                (!rig.haproxy.text().contains("web_app")).then_some(())
+            })
+            .await;
             if way == Way::Local || support::api::real().is_none() {
                 assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign);
             }
@@ -107,7 +113,9 @@ async fn an_outage_of_nomad_removes_nothing() {
         stays(&rig, what).await;
     }
     // The list is read, one of its services is not.
-    gate.interfere(Some(Box::new(|_, uri| uri.path().starts_with("/v1/service/").then(|| (500, "rpc error".to_owned())))));
+    gate.interfere(Some(Box::new(|_, uri| {
+        uri.path().starts_with("/v1/service/").then(|| (500, "rpc error".to_owned()))
+    })));
     stays(&rig, "a service that cannot be read").await;
     gate.interfere(None);
     nomad.freeze();
@@ -129,18 +137,28 @@ async fn a_token_that_loses_its_rights_removes_nothing() {
     nomad.submit(job("here", 1, &["enable=true"], None)).await;
     let token = nomad.token_with("namespace \"*\" {\n capabilities = [\"read-job\"]\n}").await;
     let rig = Rig::start(Way::Local, "3.0").await;
-    let env = rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_TOKEN", &token), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")]);
+    let env = rig.env_with(&[
+        ("NOMAD_ADDR", &nomad.address),
+        ("NOMAD_TOKEN", &token),
+        ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s"),
+    ]);
     let controller = Controller::start(&env, &[]);
     wait_for("both services", Duration::from_secs(20), async || (seated(&rig) == 2).then_some(())).await;
     assert!(rig.haproxy.text().contains("backend team_a.there"), "{}", rig.haproxy.text());
 
     // The list is shortened without a word, with a normal index.
     nomad.token_with("namespace \"default\" {\n capabilities = [\"read-job\"]\n}").await;
-    wait_for("a pass that is denied", Duration::from_secs(10), async || controller.log().contains("the namespace team-a").then_some(())).await;
+    wait_for("a pass that is denied", Duration::from_secs(10), async || {
+        controller.log().contains("the namespace team-a").then_some(())
+    })
+    .await;
     stays(&rig, "a token that may no longer read one namespace").await;
     // Nothing is left: 200, an empty list, index 0.
     nomad.token_with("node {\n policy = \"read\"\n}").await;
-    wait_for("a pass that is denied", Duration::from_secs(10), async || controller.log().contains("services in any namespace").then_some(())).await;
+    wait_for("a pass that is denied", Duration::from_secs(10), async || {
+        controller.log().contains("services in any namespace").then_some(())
+    })
+    .await;
     stays(&rig, "a token that may read nothing").await;
     // With its rights it goes on.
     nomad.token_with("namespace \"*\" {\n capabilities = [\"read-job\"]\n}").await;
@@ -162,7 +180,8 @@ async fn the_live_catalog_is_the_file_that_an_offline_plan_takes() {
     std::fs::write(&catalog, &printed).unwrap();
     std::fs::write(&config, "defaults base\n  mode http\n").unwrap();
     let (catalog, config) = (catalog.display().to_string(), config.display().to_string());
-    let offline = run(&vec![], &["plan", "--catalog", &catalog, "--haproxy-config", &config, "--detailed-exitcode"]).await;
+    let offline =
+        run(&vec![], &["plan", "--catalog", &catalog, "--haproxy-config", &config, "--detailed-exitcode"]).await;
     assert_eq!(offline.status.code(), Some(2));
     let diff = stdout(&offline);
     assert!(diff.contains("+backend api_service from base") && diff.contains("+  balance leastconn"), "{diff}");

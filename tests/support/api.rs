@@ -66,7 +66,10 @@ impl Api {
         let (port, master) = (free_port(), haproxy.master());
         let reload = folder.join("reload.sh");
         // The master answers `Success=1` once the new worker runs.
-        let script = format!("#!/bin/sh\necho reload | socat -t60 - UNIX-CONNECT:{} | tee /dev/stderr | grep -q Success=1\n", master.display());
+        let script = format!(
+            "#!/bin/sh\necho reload | socat -t60 - UNIX-CONNECT:{} | tee /dev/stderr | grep -q Success=1\n",
+            master.display()
+        );
         fs::write(&reload, script).unwrap();
         Command::new("chmod").arg("+x").arg(&reload).status().unwrap();
         let config = format!(
@@ -74,8 +77,11 @@ impl Api {
              \x20 transaction:\n    transaction_dir: {dir}/tx\n  resources:\n    maps_dir: {dir}/maps\n\
              haproxy:\n  config_file: {config}\n  haproxy_bin: {binary}\n  master_runtime: {master}\n  master_worker_mode: true\n\
              \x20 reload:\n    reload_delay: 1\n    reload_strategy: custom\n    reload_cmd: {reload}\n    restart_cmd: {reload}\n",
-            dir = folder.display(), config = haproxy.config().display(), binary = haproxy.binary.display(),
-            master = master.display(), reload = reload.display(),
+            dir = folder.display(),
+            config = haproxy.config().display(),
+            binary = haproxy.binary.display(),
+            master = master.display(),
+            reload = reload.display(),
         );
         let file = folder.join("dataplaneapi.yml");
         fs::write(&file, config).unwrap();
@@ -124,7 +130,11 @@ impl Rig {
     pub fn env(&self) -> Env {
         let set = |key: &str, value: &dyn std::fmt::Display| (key.to_owned(), value.to_string());
         match &self.api {
-            Some(api) => vec![set("HAPROXY_DATAPLANE_URL", &api.url), set("HAPROXY_USERNAME", &"admin"), set("HAPROXY_PASSWORD", &"secret")],
+            Some(api) => vec![
+                set("HAPROXY_DATAPLANE_URL", &api.url),
+                set("HAPROXY_USERNAME", &"admin"),
+                set("HAPROXY_PASSWORD", &"secret"),
+            ],
             None => vec![
                 set("HAPROXY_CONFIG_FILE", &self.haproxy.config().display()),
                 set("HAPROXY_MASTER_SOCKET", &self.haproxy.master().display()),

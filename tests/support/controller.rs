@@ -95,7 +95,10 @@ impl Controller {
     }
 
     pub async fn wait_until_ready(&self) {
-        wait_for("the controller to be ready", Duration::from_secs(20), async || (self.http("/readyz").await.0 == 200).then_some(())).await;
+        wait_for("the controller to be ready", Duration::from_secs(20), async || {
+            (self.http("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
     }
 
     /// The value of a metric without labels, or with just these.

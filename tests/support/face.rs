@@ -81,7 +81,11 @@ impl Face {
         let version = ConfigText::new(&fs::read_to_string(config).unwrap()).version().unwrap_or(1);
         let inner = Mutex::new(Inner { version, ..Inner::default() });
         Arc::new(Self {
-            config: config.into(), binary: binary.into(), master: master.into(), series: series.into(), inner,
+            config: config.into(),
+            binary: binary.into(),
+            master: master.into(),
+            series: series.into(),
+            inner,
             writing: tokio::sync::Mutex::default(),
         })
     }
@@ -126,16 +130,20 @@ impl Face {
                 let reloads: Vec<Value> = self.inner.lock().unwrap().reloads.iter().rev().map(reload_json).collect();
                 ok(200, json!(reloads))
             }
-            ("GET", ["reloads", id]) => match self.inner.lock().unwrap().reloads.iter().find(|(known, _)| known == id) {
-                Some(reload) => ok(200, reload_json(reload)),
-                None => error(404, "no such reload"),
-            },
+            ("GET", ["reloads", id]) => {
+                match self.inner.lock().unwrap().reloads.iter().find(|(known, _)| known == id) {
+                    Some(reload) => ok(200, reload_json(reload)),
+                    None => error(404, "no such reload"),
+                }
+            }
             (_, ["transactions", ..]) => {
                 let _one = self.writing.lock().await;
                 self.transactions(request, &parts[1..], &mut reload).await
             }
             (_, ["configuration", "backends", rest @ ..]) => self.backends(request, rest),
-            (_, ["runtime", "backends", backend, "servers", rest @ ..]) => self.runtime_servers(request, backend, rest).await,
+            (_, ["runtime", "backends", backend, "servers", rest @ ..]) => {
+                self.runtime_servers(request, backend, rest).await
+            }
             _ => error(404, format!("path {} was not found", request.path)),
         };
         (answer, reload, text)
@@ -156,7 +164,10 @@ impl Face {
                 let info = json!({"version": version, "pid": pid.parse::<u64>().unwrap()});
                 ok(200, json!({"info": info, "runtimeAPI": self.master}))
             }
-            _ => ok(200, json!({"error": format!("dial unix {}: connection refused", self.master.display()), "runtimeAPI": self.master})),
+            _ => ok(
+                200,
+                json!({"error": format!("dial unix {}: connection refused", self.master.display()), "runtimeAPI": self.master}),
+            ),
         }
     }
 
@@ -178,7 +189,9 @@ impl Face {
             return Ok(());
         }
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        let alert = |line: &str| Some(format!("msg=\"{}\"", line.strip_prefix("[ALERT]")?.split_once(" : ")?.1.replace(" : ", " ")));
+        let alert = |line: &str| {
+            Some(format!("msg=\"{}\"", line.strip_prefix("[ALERT]")?.split_once(" : ")?.1.replace(" : ", " ")))
+        };
         let alerts: Vec<String> = log.lines().filter_map(alert).collect();
         Err(format!("validation error: exit status 1: {}", alerts.join("\n")))
     }
@@ -221,7 +234,13 @@ impl Face {
             && let Some(given) = request.version()
             && given != self.version()
         {
-            return error(409, format!("version mismatch: version in configuration file is {}, given version is {given}", self.version()));
+            return error(
+                409,
+                format!(
+                    "version mismatch: version in configuration file is {}, given version is {given}",
+                    self.version()
+                ),
+            );
         }
         if let Err(message) = self.check(&text) {
             return error(400, message);
@@ -252,7 +271,10 @@ impl Face {
             _ => return Err(format!("cannot read the action {action}")),
         };
         let answer = self.command(&format!("@1 {command}")).await?;
-        match answer.starts_with("No such") || answer.starts_with("Invalid") || answer.contains("'get weight' and 'set weight'") {
+        match answer.starts_with("No such")
+            || answer.starts_with("Invalid")
+            || answer.contains("'get weight' and 'set weight'")
+        {
             true => Err(format!("cannot execute {}: {answer} [{command}]", words[0])),
             false => Ok(()),
         }
@@ -269,7 +291,10 @@ impl Face {
                 let mut inner = self.inner.lock().unwrap();
                 let given = request.version().unwrap_or(0);
                 if given != inner.version {
-                    let message = format!("version mismatch: version in configuration file is {}, given version is {given}", inner.version);
+                    let message = format!(
+                        "version mismatch: version in configuration file is {}, given version is {given}",
+                        inner.version
+                    );
                     return error(409, message);
                 }
                 if inner.transactions.len() >= MAX_TRANSACTIONS {
@@ -330,7 +355,9 @@ impl Face {
     fn backends(&self, request: &Request<'_>, path: &[&str]) -> Answer {
         let text = match self.staged(request) {
             Ok(text) => text,
-            Err((_, body)) => return (if path.is_empty() { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND }, body),
+            Err((_, body)) => {
+                return (if path.is_empty() { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND }, body);
+            }
         };
         if *request.method == Method::GET {
             return json::read(&text, path);
@@ -351,7 +378,9 @@ impl Face {
     }
 
     async fn runtime_servers(&self, request: &Request<'_>, backend: &str, path: &[&str]) -> Answer {
-        let missing = |name: String| error(if self.series == "3.0" { 500 } else { 404 }, format!("no data for {name}: not found"));
+        let missing = |name: String| {
+            error(if self.series == "3.0" { 500 } else { 404 }, format!("no data for {name}: not found"))
+        };
         if let ("PUT", [server]) = (request.method.as_str(), path) {
             let body: Value = serde_json::from_slice(request.body).unwrap_or_default();
             if let Some(state) = body["admin_state"].as_str() {
@@ -359,7 +388,8 @@ impl Face {
             }
         }
         let state = self.command(&format!("@1 show servers state {backend}")).await.unwrap_or_default();
-        let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|f| f.len() > 18 && f[0] != "#");
+        let rows =
+            state.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|f| f.len() > 18 && f[0] != "#");
         let servers: Vec<Value> = rows.map(|f| self.runtime_server(&f)).collect();
         match path {
             [] if servers.is_empty() => missing(backend.to_owned()),
@@ -419,7 +449,9 @@ async fn handle(State(face): State<Arc<Face>>, method: Method, uri: Uri, headers
     let raw = uri.path().ends_with("/raw");
     match (text, body) {
         (Some(text), _) => (status, headers, text).into_response(),
-        (None, Some(body)) if raw => (status, headers, [("Content-Type", "text/plain")], body.to_string()).into_response(),
+        (None, Some(body)) if raw => {
+            (status, headers, [("Content-Type", "text/plain")], body.to_string()).into_response()
+        }
         (None, Some(body)) => (status, headers, axum::Json(body)).into_response(),
         (None, None) => (status, headers).into_response(),
     }

@@ -35,7 +35,12 @@ pub struct Gate {
 
 impl Gate {
     pub async fn start(upstream: &str) -> (Arc<Self>, String) {
-        let gate = Arc::new(Self { upstream: upstream.into(), inner: Mutex::default(), held: Notify::new(), client: reqwest::Client::new() });
+        let gate = Arc::new(Self {
+            upstream: upstream.into(),
+            inner: Mutex::default(),
+            held: Notify::new(),
+            client: reqwest::Client::new(),
+        });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(forward).with_state(gate.clone());

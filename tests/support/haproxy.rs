@@ -53,8 +53,12 @@ impl Haproxy {
     }
 
     pub async fn start_with(series: &str, config: impl Fn(&Path, u16) -> String) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let binary = binary(series).unwrap_or_else(|| panic!("HAProxy {series} is not here: run `make tools`"));
+        Self::start_binary(binary, config).await
+    }
+
+    pub async fn start_binary(binary: PathBuf, config: impl Fn(&Path, u16) -> String) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         fs::write(folder.path().join("haproxy.cfg"), config(folder.path(), port)).unwrap();
         let mut haproxy = Self { group: None, folder, binary, port };
@@ -70,7 +74,10 @@ impl Haproxy {
         command.arg("-f").arg(self.config()).stdout(log.try_clone().unwrap()).stderr(log);
         self.group = Some(Group::spawn(&mut command));
         let what = format!("HAProxy to answer; its log is in {}", self.folder().join("log").display());
-        wait_for(&what, Duration::from_secs(20), async || self.try_command("@1 show info").await.filter(|a| a.contains("Version"))).await;
+        wait_for(&what, Duration::from_secs(20), async || {
+            self.try_command("@1 show info").await.filter(|a| a.contains("Version"))
+        })
+        .await;
     }
 
     pub fn kill(&mut self) {
@@ -127,14 +134,20 @@ impl Haproxy {
     /// `backend/server` → (operational state, administrative state, address:port), as the process has them.
     pub async fn servers(&self) -> std::collections::BTreeMap<String, (String, String, String)> {
         let state = self.command("@1 show servers state").await;
-        let fields = state.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|f| f.len() > 18 && f[0] != "#");
-        fields.map(|f| (format!("{}/{}", f[1], f[3]), (f[5].into(), f[6].into(), format!("{}:{}", f[4], f[18])))).collect()
+        let fields =
+            state.lines().map(|line| line.split(' ').collect::<Vec<_>>()).filter(|f| f.len() > 18 && f[0] != "#");
+        fields
+            .map(|f| (format!("{}/{}", f[1], f[3]), (f[5].into(), f[6].into(), format!("{}:{}", f[4], f[18]))))
+            .collect()
     }
 
     /// `backend/server` → UP, DOWN, MAINT, …
     pub async fn statuses(&self) -> std::collections::BTreeMap<String, String> {
         let csv = self.command("@1 show stat -1 4 -1").await;
-        let fields = csv.lines().map(|line| line.split(',').collect::<Vec<_>>()).filter(|f| f.len() > 17 && !f[0].starts_with('#'));
+        let fields = csv
+            .lines()
+            .map(|line| line.split(',').collect::<Vec<_>>())
+            .filter(|f| f.len() > 17 && !f[0].starts_with('#'));
         fields.map(|f| (format!("{}/{}", f[0], f[1]), f[17].to_owned())).collect()
     }
 }
@@ -145,14 +158,17 @@ pub fn foreign_bytes(text: &str) -> String {
     let mut text = ConfigText::new(text);
     loop {
         let ours = text.sections().into_iter().find(|section| {
-            text.directives(section).any(|(_, d)| d.keyword() == "description" && d.words.get(1).is_some_and(|w| w.starts_with("nomad-haproxy:")))
+            text.directives(section).any(|(_, d)| {
+                d.keyword() == "description" && d.words.get(1).is_some_and(|w| w.starts_with("nomad-haproxy:"))
+            })
         });
         match ours {
             Some(section) => text.remove_section(&section),
             None => break,
         }
     }
-    let lines = text.lines().iter().filter(|line| !line.starts_with("# _version=") && !line.contains("\"owner\":\"nomad\""));
+    let lines =
+        text.lines().iter().filter(|line| !line.starts_with("# _version=") && !line.contains("\"owner\":\"nomad\""));
     lines.map(String::as_str).collect()
 }
 

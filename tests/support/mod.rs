@@ -30,7 +30,11 @@ pub fn free_port() -> u16 {
 }
 
 /// Waits for a state; panics with what was waited for when it does not come.
-pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, timeout: Duration, mut state: impl FnMut() -> F) -> T {
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    timeout: Duration,
+    mut state: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(value) = state().await {

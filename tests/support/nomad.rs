@@ -102,7 +102,9 @@ impl Nomad {
         let response = request.send().await.ok()?;
         let (status, text) = (response.status(), response.text().await.ok()?);
         if !status.is_success() {
-            eprintln!("Nomad {path}: {status} {text}");
+            if !text.contains("blocked due to active deployment") {
+                eprintln!("Nomad {path}: {status} {text}");
+            }
             return None;
         }
         Some(serde_json::from_str(&text).unwrap_or(Value::String(text)))
@@ -121,18 +123,30 @@ impl Nomad {
         self.call(reqwest::Method::DELETE, &format!("/v1/job/{job}?purge=true"), None).await;
     }
 
+    /// Scales a job, once Nomad lets it: not while a deployment is active.
     pub async fn scale(&self, job: &str, count: u32) {
-        let body = json!({"Count": count, "Target": {"Group": "g"}});
-        self.call(reqwest::Method::POST, &format!("/v1/job/{job}/scale"), Some(body)).await;
+        let path = format!("/v1/job/{job}/scale");
+        wait_for(&format!("{job} to take {count}"), Duration::from_secs(60), async || {
+            let body = json!({"Count": count, "Target": {"Group": "g"}});
+            self.try_call(reqwest::Method::POST, &path, Some(body)).await
+        })
+        .await;
     }
 
     /// The registrations of a service.
     pub async fn service(&self, name: &str) -> Vec<Value> {
-        self.call(reqwest::Method::GET, &format!("/v1/service/{name}"), None).await.as_array().cloned().unwrap_or_default()
+        self.call(reqwest::Method::GET, &format!("/v1/service/{name}"), None)
+            .await
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     }
 
     pub async fn wait_for_instances(&self, name: &str, count: usize) {
-        wait_for(&format!("{count} instances of {name}"), Duration::from_secs(60), async || (self.service(name).await.len() == count).then_some(())).await;
+        wait_for(&format!("{count} instances of {name}"), Duration::from_secs(60), async || {
+            (self.service(name).await.len() == count).then_some(())
+        })
+        .await;
     }
 
     /// A token with this policy.

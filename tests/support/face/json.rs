@@ -123,7 +123,9 @@ fn backend_lines(backend: &Value, metadata: bool) -> Vec<String> {
                 }
                 line
             }
-            _ => format!("  http-check expect {} {}", rule["match"].as_str().unwrap(), rule["pattern"].as_str().unwrap()),
+            _ => {
+                format!("  http-check expect {} {}", rule["match"].as_str().unwrap(), rule["pattern"].as_str().unwrap())
+            }
         });
     }
     if !backend["default_server"].is_null() {
@@ -199,12 +201,17 @@ fn backend_json(text: &ConfigText, section: &Section) -> Value {
             ["option", "httpchk", rest @ ..] => {
                 backend["adv_check"] = json!("httpchk");
                 let keys = ["method", "uri", "version"].iter().zip(rest);
-                backend["httpchk_params"] = keys.map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<Map<_, _>>().into();
+                backend["httpchk_params"] =
+                    keys.map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<Map<_, _>>().into();
             }
             ["http-check", "send", "meth", method, "uri", uri, "hdr", name, fmt] => {
-                rules.push(json!({"type": "send", "method": method, "uri": uri, "headers": [{"name": name, "fmt": fmt}]}));
+                rules.push(
+                    json!({"type": "send", "method": method, "uri": uri, "headers": [{"name": name, "fmt": fmt}]}),
+                );
             }
-            ["http-check", "expect", kind, pattern] => rules.push(json!({"type": "expect", "match": kind, "pattern": pattern})),
+            ["http-check", "expect", kind, pattern] => {
+                rules.push(json!({"type": "expect", "match": kind, "pattern": pattern}))
+            }
             ["timeout", "check", value] => {
                 let time = nomad_haproxy::haproxy::parse::time(value).unwrap();
                 backend["check_timeout"] = json!(u64::try_from(time.as_millis()).unwrap());
@@ -267,11 +274,15 @@ pub fn edit(text: &mut ConfigText, method: &str, path: &[&str], body: Value, met
             text.append(backend_lines(&body, metadata));
         }
         ("PUT", [name]) => {
-            let Some(section) = find(text, name) else { return error(404, format!("missing object: backend {name} does not exist")) };
+            let Some(section) = find(text, name) else {
+                return error(404, format!("missing object: backend {name} does not exist"));
+            };
             text.splice(section.lines, backend_lines(&body, metadata));
         }
         ("DELETE", [name]) => {
-            let Some(section) = find(text, name) else { return error(404, format!("missing object: backend {name} does not exist")) };
+            let Some(section) = find(text, name) else {
+                return error(404, format!("missing object: backend {name} does not exist"));
+            };
             text.remove_section(&section);
             return (StatusCode::ACCEPTED, None);
         }
@@ -290,12 +301,16 @@ fn invalid(code: u16, message: &str) -> Answer {
 }
 
 fn edit_server(text: &mut ConfigText, method: &str, backend: &str, path: &[&str], body: Value) -> Answer {
-    let Some(section) = find(text, backend) else { return error(404, format!("missing object: backend {backend} does not exist")) };
+    let Some(section) = find(text, backend) else {
+        return error(404, format!("missing object: backend {backend} does not exist"));
+    };
     let name = path.first().copied().or(body["name"].as_str()).unwrap_or("").to_owned();
     let line = text.directives(&section).find(|(_, d)| d.keyword() == "server" && d.words[1] == name).map(|(at, _)| at);
     match (method, line) {
         ("POST", None) => text.splice(section.lines.end..section.lines.end, [server_line(&body)]),
-        ("POST", Some(_)) => return error(409, format!("object already exists: server {name} already exists in {backend} backend")),
+        ("POST", Some(_)) => {
+            return error(409, format!("object already exists: server {name} already exists in {backend} backend"));
+        }
         ("PUT", Some(at)) => text.splice(at..at + 1, [server_line(&body)]),
         ("DELETE", Some(at)) => {
             text.splice(at..at + 1, []);

@@ -1,0 +1,42 @@
+# The two commands of a newcomer are `make demo` and `make test`; each installs what it lacks, under
+# target/. CONTRIBUTING has no more to say.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+help: ## Say what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+system: ## Install what building needs
+	@scripts/system.sh build-essential cmake perl pkg-config
+	@command -v $(CARGO) >/dev/null || { echo "Rust is not here: see rustup, or apt-get install cargo" >&2; exit 1; }
+
+tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, and Nomad, under target/tools
+	@scripts/haproxy.sh 3.0 >/dev/null
+	@scripts/haproxy.sh 3.2 >/dev/null
+	@scripts/haproxy.sh 3.4 >/dev/null || echo "going on without HAProxy 3.4" >&2
+	@scripts/haproxy.sh 2.6 >/dev/null || echo "going on without HAProxy 2.6" >&2
+	@scripts/nomad.sh >/dev/null
+
+demo: system ## Show it: Nomad, HAProxy, a job that scales, rolls and stops (ONCE=1, CATALOG=file)
+	@scripts/demo.sh
+
+check: ## Formatting, lints, docs, unit tests: before each commit
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --document-private-items
+	$(CARGO) test --lib --bins --locked
+
+test: system tools check ## Everything: check, contract tests, end to end on real HAProxy and Nomad
+	$(CARGO) build --locked --bins --examples
+	$(CARGO) test --locked --test '*' -- --test-threads=2
+	@scripts/which-api.sh
+
+bench: ## Benchmarks of the pure parts, as ratios to their baselines
+	$(CARGO) bench --locked
+
+clean: ## Remove what was built; the tools stay
+	$(CARGO) clean --release; rm -rf target/debug
+
+.PHONY: help system tools demo check test bench clean

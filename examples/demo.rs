@@ -1,0 +1,256 @@
+//! `make demo`: a Nomad dev agent, HAProxy and the controller; a job of real HTTP servers is routed,
+//! scaled up, rolled to a new version and stopped under a steady load, with the diff of each pass.
+//!
+//! It runs on until Ctrl-C, then cleans up. `--once` ends by itself, with 0 if every request was
+//! answered. `--catalog-file` does the same on a catalog file, without Nomad. With
+//! `HAPROXY_DATAPLANE_URL` set it works through that Data Plane API.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::Value;
+use support::controller::{Controller, registration, write_catalog};
+use support::haproxy::Haproxy;
+use support::load::{self, Load};
+use support::nomad::{Nomad, job};
+use support::servers::Server;
+
+/// The service of the demo, and the host that HAProxy routes to it by its name.
+const SERVICE: &str = "hello";
+const HOST: &str = "hello.localhost";
+/// Requests per second.
+const LOAD: u32 = 50;
+
+#[derive(Parser)]
+struct Options {
+    /// End by itself.
+    #[arg(long)]
+    once: bool,
+    /// Use a catalog file instead of Nomad.
+    #[arg(long)]
+    catalog_file: bool,
+    /// The HAProxy to start.
+    #[arg(long)]
+    haproxy: PathBuf,
+}
+
+/// What the demo drives: Nomad's jobs, or a file that says the same.
+enum Cluster {
+    Nomad(Box<Nomad>),
+    File { path: PathBuf, servers: Vec<(Server, u64)>, next: u64 },
+}
+
+impl Cluster {
+    async fn run(&mut self, count: u32, version: &str) {
+        match self {
+            Self::Nomad(nomad) => {
+                nomad.submit(job(SERVICE, count, &["enable=true", "check.interval=200ms"], Some(version))).await
+            }
+            Self::File { path, servers, next } => {
+                let keep: Vec<(Server, u64)> = std::mem::take(servers);
+                // Keeps those of this version, starts what is missing, and lets the others go last.
+                let (mut stay, go): (Vec<_>, Vec<_>) =
+                    keep.into_iter().partition(|(_, id)| *id / 100 == version.parse::<u64>().unwrap());
+                while stay.len() < count as usize {
+                    *next += 1;
+                    let id = version.parse::<u64>().unwrap() * 100 + *next;
+                    stay.push((Server::start(&format!("server{id} version {version}")).await, id));
+                }
+                stay.truncate(count as usize);
+                let one = |(server, id): &(Server, u64)| {
+                    registration(SERVICE, &id.to_string(), *id, server.port(), &["enable=true", "check.interval=200ms"])
+                };
+                write_catalog(path, &stay.iter().map(one).collect::<Vec<_>>());
+                // As `shutdown_delay` has it in Nomad: deregistered first, stopped a while later.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                drop(go);
+                *servers = stay;
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        match self {
+            Self::Nomad(nomad) => nomad.stop_job(SERVICE).await,
+            Self::File { path, servers, .. } => {
+                write_catalog(path, &[]);
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                servers.clear();
+            }
+        }
+    }
+}
+
+fn title(text: &str) {
+    if std::io::stdout().is_terminal() { println!("\n\x1b[1m▶ {text}\x1b[0m") } else { println!("\n== {text}") }
+}
+
+fn painted(diff: &str) -> String {
+    let colour = std::io::stdout().is_terminal();
+    let paint = |line: &str| match (colour, line.as_bytes().first()) {
+        (true, Some(b'+')) => format!("   \x1b[32m{line}\x1b[0m\n"),
+        (true, Some(b'-')) => format!("   \x1b[31m{line}\x1b[0m\n"),
+        _ => format!("   {line}\n"),
+    };
+    diff.lines().map(paint).collect()
+}
+
+struct Demo {
+    controller: Controller,
+    told: usize,
+    failed: usize,
+    requests: usize,
+}
+
+impl Demo {
+    /// Prints the diff of each pass since the last look.
+    fn tell_passes(&mut self) {
+        let events: Vec<Value> = self.controller.events();
+        for event in &events[self.told.min(events.len())..] {
+            match event["message"].as_str() {
+                Some("applied") => {
+                    let how = if event["reloaded"] == true { "one reload" } else { "no reload" };
+                    println!(
+                        "\n   pass: version {}, {how}\n{}",
+                        event["version"],
+                        painted(event["diff"].as_str().unwrap_or(""))
+                    );
+                }
+                Some("note" | "the pass failed") => println!("   {event}"),
+                _ => {}
+            }
+        }
+        self.told = events.len();
+    }
+
+    fn tell_load(&mut self, load: &Load) {
+        let tally = load.take();
+        self.requests += tally.requests;
+        self.failed += tally.failed.len();
+        let spread: BTreeMap<_, _> = tally.by_answer;
+        println!("   {} requests, {} failed, spread over:", tally.requests, tally.failed.len());
+        for (answer, count) in spread {
+            println!("     {count:>5}  {answer}");
+        }
+        for failure in tally.failed.iter().take(3) {
+            println!("     failed: {failure}");
+        }
+    }
+
+    /// Waits until just these many instances, all of this version, answer.
+    async fn settled(&mut self, port: u16, count: usize, version: &str) {
+        let client = reqwest::Client::new();
+        support::wait_for(&format!("{count} instances of version {version}"), Duration::from_secs(90), async || {
+            let mut seen = BTreeMap::new();
+            for _ in 0..count * 4 {
+                let (_, body) = load::get(&client, port, HOST).await.ok().filter(|(status, _)| *status == 200)?;
+                *seen.entry(body).or_insert(0) += 1;
+            }
+            let all = seen.keys().all(|body| body.ends_with(&format!("version {version}")));
+            (all && seen.len() == count).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let demo = show(&options);
+    // Everything that was started ends when it is dropped, here as well as at the end.
+    let failed = tokio::select! {
+        failed = demo => failed,
+        _ = tokio::signal::ctrl_c() => {
+            println!("\ncleaning up");
+            return ExitCode::SUCCESS;
+        }
+    };
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn show(options: &Options) -> usize {
+    title("Starting HAProxy, the controller, and a cluster");
+    let haproxy = Haproxy::start_binary(options.haproxy.clone(), support::haproxy::hand_written).await;
+    let file = haproxy.folder().join("catalog.json");
+    let mut cluster = if options.catalog_file {
+        write_catalog(&file, &[]);
+        Cluster::File { path: file.clone(), servers: Vec::new(), next: 0 }
+    } else {
+        Cluster::Nomad(Box::new(Nomad::start().await))
+    };
+    let set = |key: &str, value: String| (key.to_owned(), value);
+    let through_api: Vec<_> = std::env::vars().filter(|(key, _)| key.starts_with("HAPROXY_")).collect();
+    let port = std::env::var("DEMO_PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(haproxy.port);
+    let mut env = match std::env::var("HAPROXY_DATAPLANE_URL") {
+        Ok(_) => through_api,
+        Err(_) => vec![
+            set("HAPROXY_CONFIG_FILE", haproxy.config().display().to_string()),
+            set("HAPROXY_MASTER_SOCKET", haproxy.master().display().to_string()),
+            set("HAPROXY_BINARY", haproxy.binary.display().to_string()),
+        ],
+    };
+    env.push(set("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s".into()));
+    let mut arguments = Vec::new();
+    match &cluster {
+        Cluster::Nomad(nomad) => {
+            println!("   Nomad    {}", nomad.address);
+            env.push(set("NOMAD_ADDR", nomad.address.clone()));
+        }
+        Cluster::File { path, .. } => {
+            println!("   catalog  {}", path.display());
+            arguments.extend(["--catalog", path.to_str().unwrap()]);
+        }
+    }
+    println!("   HAProxy  http://127.0.0.1:{port} (configuration {})", haproxy.config().display());
+    let controller = Controller::start(&env, &arguments);
+    controller.wait_until_ready().await;
+    println!("   metrics  http://{}/metrics", controller.listen().await);
+    let mut demo = Demo { controller, told: 0, failed: 0, requests: 0 };
+
+    title("A job with haproxy.enable=true, two instances");
+    cluster.run(2, "1").await;
+    demo.settled(port, 2, "1").await;
+    demo.tell_passes();
+    println!("   try it: curl -H 'Host: {HOST}' http://127.0.0.1:{port}/");
+
+    let load = Load::start(port, HOST, LOAD);
+    title("Scaled up to four");
+    cluster.run(4, "1").await;
+    demo.settled(port, 4, "1").await;
+    demo.tell_passes();
+    demo.tell_load(&load);
+
+    title("Rolled to version 2");
+    cluster.run(4, "2").await;
+    demo.settled(port, 4, "2").await;
+    demo.tell_passes();
+    demo.tell_load(&load);
+    if !options.once {
+        title("Running; Ctrl-C stops the job and cleans up");
+        let _ = tokio::signal::ctrl_c().await;
+    }
+    drop(load);
+
+    title("Stopped");
+    cluster.stop().await;
+    support::wait_for("the backend to be gone", Duration::from_secs(30), async || {
+        let (status, _) = load::get(&reqwest::Client::new(), port, HOST).await.ok()?;
+        (status == 503).then_some(())
+    })
+    .await;
+    // The pass is in the log once it is over.
+    support::wait_for("the last pass", Duration::from_secs(10), async || {
+        demo.controller.log().contains("-backend hello").then_some(())
+    })
+    .await;
+    demo.tell_passes();
+    title(&format!("{} requests, {} failed, {} reloads", demo.requests, demo.failed, haproxy.reloads().await));
+    demo.failed
+}
