@@ -5,6 +5,8 @@
 //! answered. `--catalog-file` does the same on a catalog file, without Nomad. With
 //! `HAPROXY_DATAPLANE_URL` set it works through that Data Plane API.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "it shows; what fails may panic")]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -51,7 +53,7 @@ impl Cluster {
     async fn run(&mut self, count: u32, version: &str) {
         match self {
             Self::Nomad(nomad) => {
-                nomad.submit(job(SERVICE, count, &["enable=true", "check.interval=200ms"], Some(version))).await
+                nomad.submit(job(SERVICE, count, &["enable=true", "check.interval=200ms"], Some(version))).await;
             }
             Self::File { path, servers, next } => {
                 let keep: Vec<(Server, u64)> = std::mem::take(servers);

@@ -18,5 +18,9 @@ async fn main() -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(&address).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let router = Router::new().fallback(async move || hello.clone());
-    axum::serve(listener, router).with_graceful_shutdown(async move { drop(terminate.recv().await) }).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            terminate.recv().await;
+        })
+        .await
 }

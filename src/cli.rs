@@ -188,7 +188,7 @@ async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> 
     let how = |reloaded| if reloaded { "one reload" } else { "no reload" };
     let mut text = match &report.summary {
         Some(summary) => coloured(&summary.to_string()),
-        None => report.notes.iter().map(|note| format!("{note}\n")).collect(),
+        None => report.notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
     };
     text += &match &report.outcome {
         Outcome::Unchanged => {

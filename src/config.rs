@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::desired::{Mark, SlotPolicy};
+use crate::desired::{Invalid, Mark, SlotPolicy};
 use crate::plan::Strategy;
 use crate::plane::dataplane::Write;
 use crate::{nomad, plane};
@@ -63,6 +63,7 @@ impl TryFrom<String> for Span {
     }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the form that clap takes")]
 fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
     Ok(SecretString::from(text))
 }
@@ -273,8 +274,8 @@ pub enum ConfigError {
     },
 }
 
-fn wrong(name: &'static str, why: impl ToString) -> ConfigError {
-    ConfigError::Setting { name, why: why.to_string() }
+fn wrong(name: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Setting { name, why: why.into() }
 }
 
 impl Settings {
@@ -369,8 +370,12 @@ impl TryFrom<Settings> for Config {
         if namespaces.is_empty() {
             return Err(wrong("nomad.namespace (NOMAD_NAMESPACE)", "name at least one namespace, or * for all"));
         }
-        let mark =
-            haproxy.owner.as_deref().unwrap_or(OWNER).parse().map_err(|e| wrong("haproxy.owner (HAPROXY_OWNER)", e))?;
+        let mark = haproxy
+            .owner
+            .as_deref()
+            .unwrap_or(OWNER)
+            .parse()
+            .map_err(|e: Invalid| wrong("haproxy.owner (HAPROXY_OWNER)", e.to_string()))?;
         let prefix = tags.prefix.unwrap_or_else(|| TAG_PREFIX.to_owned());
         if prefix.is_empty() {
             return Err(wrong("tags.prefix", "it may not be empty: every tag would be ours"));
@@ -389,7 +394,10 @@ impl TryFrom<Settings> for Config {
             prefix,
             slots,
             timings: timings(&reconcile)?,
-            listen: http.listen.map_or_else(|| LISTEN.parse().map_err(|e| wrong("http.listen", e)), Ok)?,
+            listen: http.listen.map_or_else(
+                || LISTEN.parse().map_err(|e: std::net::AddrParseError| wrong("http.listen", e.to_string())),
+                Ok,
+            )?,
         })
     }
 }

@@ -119,6 +119,7 @@ pub struct Planned {
 pub struct Conflict(pub Note);
 
 impl Plan {
+    #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
     /// Computes the difference. `excluded` backends are left as they are.
     pub fn new(
         built: &Built,
@@ -135,10 +136,10 @@ impl Plan {
         }
         for (name, observed) in observed.managed() {
             let kept = built.desired.backends.contains_key(&name) || excluded.contains(&name);
-            if kept || planner.is_held(observed, &built.held) {
+            if kept || is_held(observed, &built.held) {
                 continue;
             }
-            if let Some(edit) = planner.removal(observed) {
+            if let Some(edit) = removal(observed) {
                 plan.edits.insert(name, edit);
             }
         }
@@ -205,7 +206,7 @@ impl Planner<'_> {
     fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
         match (self.observed.backend(name), desired.kind) {
             (None, Kind::Dynamic) => {
-                let servers = self.seat(name, desired, None, false);
+                let servers = seat(name, desired, None, false);
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
             (None, Kind::Custom) => {
@@ -218,8 +219,8 @@ impl Planner<'_> {
             (Some(observed), _) if observed.section.kind == "listen" => {
                 self.taken(desired, &format!("not routed: {name} is a listen section, which cannot be given servers"))
             }
-            (Some(observed), Kind::Dynamic) if observed.is_ours() => Ok(self.change(name, desired, observed)),
-            (Some(observed), Kind::Custom) => Ok(self.servers(name, desired, observed)),
+            (Some(observed), Kind::Dynamic) if observed.is_ours() => Ok(change(name, desired, observed)),
+            (Some(observed), Kind::Custom) => Ok(servers(name, desired, observed)),
             (Some(observed), Kind::Dynamic) => match self.options.strategy {
                 Strategy::UseExisting => Ok(self.use_existing(name, desired, observed)),
                 Strategy::CreateNew => self.taken(
@@ -247,28 +248,6 @@ impl Planner<'_> {
         }
     }
 
-    /// A backend of ours: both its settings and its servers.
-    fn change(&self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
-        let rewrite = observed.settings.as_ref() != Some(&desired.settings);
-        let mut servers = self.seat(name, desired, Some(observed), rewrite);
-        let mut edits = differences(observed, &servers);
-        let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
-        if grows && !rewrite {
-            // It takes a reload in any case, so the spares that are too many may go with it.
-            servers = self.seat(name, desired, Some(observed), true);
-            edits = differences(observed, &servers);
-        }
-        let settings = desired.settings.clone();
-        (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
-    }
-
-    /// A backend of somebody's: only servers of ours.
-    fn servers(&self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
-        let servers = self.seat(name, desired, Some(observed), false);
-        let edits = differences(observed, &servers);
-        (!edits.is_empty()).then_some(Edit::Servers(edits))
-    }
-
     fn use_existing(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         let mode = desired.settings.mode.as_str();
         let obstacle = if observed.balance != "roundrobin" {
@@ -286,45 +265,61 @@ impl Planner<'_> {
             self.errors(desired, &text);
             return None;
         }
-        self.servers(name, desired, observed)
+        servers(name, desired, observed)
     }
+}
 
-    fn seat(
-        &self,
-        name: &BackendName,
-        desired: &Backend,
-        observed: Option<&ObservedBackend>,
-        may_shrink: bool,
-    ) -> Vec<Server> {
-        let none = BTreeSet::new();
-        slots::seat(&Seating {
-            backend: name,
-            servers: observed.map_or(&[], |observed| &observed.servers),
-            foreign: observed.map_or(&none, |observed| &observed.foreign),
-            instances: &desired.instances,
-            policy: desired.slots,
-            check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
-            may_shrink,
-        })
+/// A backend of ours: both its settings and its servers.
+fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+    let rewrite = observed.settings.as_ref() != Some(&desired.settings);
+    let mut servers = seat(name, desired, Some(observed), rewrite);
+    let mut edits = differences(observed, &servers);
+    let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
+    if grows && !rewrite {
+        // It takes a reload in any case, so the spares that are too many may go with it.
+        servers = seat(name, desired, Some(observed), true);
+        edits = differences(observed, &servers);
     }
+    let settings = desired.settings.clone();
+    (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
+}
 
-    /// What goes when nobody asks for a backend any more. A server that somebody put into our backend
-    /// keeps it alive.
-    fn removal(&self, observed: &ObservedBackend) -> Option<Edit> {
-        if observed.is_ours() && observed.foreign.is_empty() {
-            return Some(Edit::Delete);
-        }
-        let edits = differences(observed, &[]);
-        (!edits.is_empty()).then_some(Edit::Servers(edits))
+/// A backend of somebody's: only servers of ours.
+fn servers(name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+    let servers = seat(name, desired, Some(observed), false);
+    let edits = differences(observed, &servers);
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
+}
+
+fn seat(name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>, may_shrink: bool) -> Vec<Server> {
+    let none = BTreeSet::new();
+    slots::seat(&Seating {
+        backend: name,
+        servers: observed.map_or(&[], |observed| &observed.servers),
+        foreign: observed.map_or(&none, |observed| &observed.foreign),
+        instances: &desired.instances,
+        policy: desired.slots,
+        check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
+        may_shrink,
+    })
+}
+
+/// What goes when nobody asks for a backend any more. A server that somebody put into our backend
+/// keeps it alive.
+fn removal(observed: &ObservedBackend) -> Option<Edit> {
+    if observed.is_ours() && observed.foreign.is_empty() {
+        return Some(Edit::Delete);
     }
+    let edits = differences(observed, &[]);
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
+}
 
-    /// Whether it is, or may be, of a service that can't be read.
-    fn is_held(&self, observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
-        match &observed.owner {
-            Owner::Ours(services) => !services.is_disjoint(held),
-            // A server in somebody's backend does not say which service it is of.
-            Owner::Theirs => !held.is_empty(),
-        }
+/// Whether it is, or may be, of a service that can't be read.
+fn is_held(observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
+    match &observed.owner {
+        Owner::Ours(services) => !services.is_disjoint(held),
+        // A server in somebody's backend does not say which service it is of.
+        Owner::Theirs => !held.is_empty(),
     }
 }
 

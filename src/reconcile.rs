@@ -167,7 +167,7 @@ fn tell(report: &Report, news: bool) {
     match &report.outcome {
         Outcome::Unchanged => tracing::debug!(version, index, "nothing to do"),
         Outcome::Repaired(done) => {
-            tracing::info!(version, reloaded = done.reloaded, "the process agrees with its file again")
+            tracing::info!(version, reloaded = done.reloaded, "the process agrees with its file again");
         }
         Outcome::Applied(done) => {
             let diff = report.summary.as_ref().map_or("", |summary| summary.diff.as_str());

@@ -1,9 +1,11 @@
 //! kill -9 between any two calls of a pass, then a restart: converged, no foreign line touched, nothing
 //! left behind.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::api::{Rig, Way};
@@ -15,7 +17,7 @@ use support::wait_for;
 
 fn catalog_of(step: u16) -> Vec<serde_json::Value> {
     // From pass to pass the settings change, so that each takes a transaction.
-    let balance = if step % 2 == 0 { "balance=leastconn" } else { "balance=first" };
+    let balance = if step.is_multiple_of(2) { "balance=leastconn" } else { "balance=first" };
     (0..3).map(|n| registration("api", &format!("{n}"), u64::from(n), 2000 + n, &["enable=true", balance])).collect()
 }
 
@@ -51,12 +53,14 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
                 let catalog = rig.catalog().display().to_string();
                 let mut killed = Group::spawn(&mut command(&env, &["apply", "--catalog", &catalog]));
                 // A pass that finds less to clear up takes fewer calls, and ends before this one.
-                let ended = wait_for("the call, or the pass's end", Duration::from_secs(20), async || {
-                    killed.exited().map(drop)
-                });
-                tokio::select! {
-                    () = gate.held.notified() => {}
-                    () = ended => {}
+                let deadline = Instant::now() + Duration::from_secs(20);
+                let held = async { gate.held.notified().await };
+                tokio::pin!(held);
+                while killed.exited().is_none() {
+                    if tokio::time::timeout(Duration::from_millis(10), &mut held).await.is_ok() {
+                        break;
+                    }
+                    assert!(Instant::now() < deadline, "{point:?} of {calls}: neither held up nor over");
                 }
                 killed.signal(Signal::SIGKILL);
                 killed.wait();

@@ -1,5 +1,7 @@
 //! Real Nomad, real HAProxy, the controller running: services come, scale, move and go; Nomad fails.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
 mod support;
 
 use std::time::{Duration, Instant};

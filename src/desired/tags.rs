@@ -231,7 +231,11 @@ fn parsed<T: FromStr<Err = super::Invalid>>(value: Option<&str>) -> Result<T, St
     needed(value)?.parse().map_err(|error: super::Invalid| error.to_string())
 }
 
-fn number<T: FromStr + PartialOrd + std::fmt::Display>(value: Option<&str>, least: T, most: T) -> Result<T, String> {
+fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
+    value: Option<&str>,
+    least: T,
+    most: T,
+) -> Result<T, String> {
     match needed(value)?.parse::<T>() {
         Ok(number) if number >= least && number <= most => Ok(number),
         _ => Err(format!("a whole number from {least} to {most}")),

@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use crate::desired::{
-    Address, Balance, Check, HttpCheck, InstanceId, Mark, Mode, Server, ServerName, ServerOptions, Settings, Tenant,
-    Timing,
+    Balance, Check, HttpCheck, InstanceId, Mark, Mode, Server, ServerName, ServerOptions, Settings, Tenant, Timing,
 };
 
 use super::render::{REDISPATCH_INTERVAL, RETRIES};
@@ -177,6 +176,7 @@ pub fn time(text: &str) -> Option<Duration> {
 mod tests {
     use super::super::render;
     use super::*;
+    use crate::desired::Address;
     use proptest::prelude::*;
 
     fn mark() -> Mark {

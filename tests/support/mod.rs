@@ -2,7 +2,14 @@
 //! face), HTTP servers, and the controller itself. Whatever is started is ended when it is dropped.
 
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
-#![allow(missing_docs, clippy::missing_panics_doc, clippy::unwrap_used, unreachable_pub, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::similar_names,
+    unreachable_pub,
+    reason = "tests"
+)]
 
 pub mod api;
 pub mod controller;

@@ -51,7 +51,7 @@ pub fn end_all_of(marker: &str) {
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-            if pid != std::process::id() as i32
+            if pid.unsigned_abs() != std::process::id()
                 && environment.windows(marker.len()).any(|part| part == marker.as_bytes())
             {
                 found |= nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();

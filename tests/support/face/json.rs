@@ -210,7 +210,7 @@ fn backend_json(text: &ConfigText, section: &Section) -> Value {
                 );
             }
             ["http-check", "expect", kind, pattern] => {
-                rules.push(json!({"type": "expect", "match": kind, "pattern": pattern}))
+                rules.push(json!({"type": "expect", "match": kind, "pattern": pattern}));
             }
             ["timeout", "check", value] => {
                 let time = nomad_haproxy::haproxy::parse::time(value).unwrap();
