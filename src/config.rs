@@ -74,7 +74,7 @@ macro_rules! settings {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, Args, Deserialize)]
         #[serde(default, deny_unknown_fields)]
-        pub struct $name { $($(#[$field_doc])* pub $field: Option<$type>,)* }
+        pub struct $name { $($(#[$field_doc])* #[arg(global = true)] pub $field: Option<$type>,)* }
 
         impl $name {
             fn or(self, weaker: Self) -> Self {

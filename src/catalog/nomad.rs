@@ -71,8 +71,7 @@ impl NomadCatalog {
         for namespace in served.iter().filter(|namespace| self.watches(namespace) && !listed.contains(*namespace)) {
             self.list(namespace).await?;
         }
-        let (readable, unreadable): (Vec<_>, Vec<_>) =
-            wanted.into_iter().partition(|service| !service.name.contains('/'));
+        let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
         catalog.unreadable = unreadable.into_iter().collect();
         let asked: Vec<_> = readable.into_iter().map(|service| self.service(service)).collect();
         let read: Vec<(ServiceKey, Vec<Registration>)> =
@@ -107,4 +106,10 @@ impl NomadCatalog {
     fn watches(&self, namespace: &str) -> bool {
         self.namespaces.iter().any(|watched| watched == "*" || watched == namespace)
     }
+}
+
+/// Whether a service can be asked for by its name: `a/b` is answered with 405 (recorded), and `.` and
+/// `..` do not survive in a URL.
+fn is_readable(service: &ServiceKey) -> bool {
+    !service.name.contains('/') && !matches!(service.name.as_str(), "" | "." | "..")
 }

@@ -63,8 +63,7 @@ pub fn build(catalog: &Catalog, options: &Options) -> Built {
     }
     for service in &catalog.unreadable {
         built.held.insert(service.clone());
-        let text =
-            "Nomad cannot be asked for a service of this name (a / in it); what HAProxy has of it stays".to_owned();
+        let text = "Nomad cannot be asked for a service of this name; what HAProxy has of it stays".to_owned();
         built.notes.push(Note { severity: Severity::Error, service: service.clone(), text });
     }
     settle_names(candidates, options, &mut built);

@@ -132,11 +132,16 @@ impl ConfigText {
     pub fn sections(&self) -> Vec<Section> {
         let mut sections: Vec<Section> = Vec::new();
         for (at, line) in self.lines.iter().enumerate() {
-            let words = Directive::parse(line).words;
-            let Some(keyword) = words.first() else { continue };
-            if SECTION_KEYWORDS.contains(&keyword.as_str()) {
+            let Some(first) = line.split_ascii_whitespace().next().filter(|word| !word.starts_with('#')) else {
+                continue;
+            };
+            // Nearly every line is told by its first word, as it stands; only the others are split.
+            let may_open = SECTION_KEYWORDS.contains(&first) || first.contains(['"', '\'', '\\', '#']);
+            let words = if may_open { Directive::parse(line).words } else { Vec::new() };
+            let keyword = words.first().map_or(first, String::as_str);
+            if SECTION_KEYWORDS.contains(&keyword) {
                 sections.push(Section {
-                    kind: keyword.clone(),
+                    kind: keyword.to_owned(),
                     name: words.get(1).filter(|word| *word != "from").cloned().unwrap_or_default(),
                     from: words.iter().position(|word| word == "from").and_then(|at| words.get(at + 1)).cloned(),
                     lines: at..at + 1,

@@ -172,12 +172,14 @@ impl Face {
     }
 
     fn staged(&self, request: &Request<'_>) -> Result<ConfigText, Answer> {
-        match request.query.get("transaction_id") {
-            None => Ok(self.file()),
-            Some(id) => match self.inner.lock().unwrap().transactions.get(id) {
-                Some(transaction) => Ok(transaction.text.clone()),
-                None => Err(error(400, format!("transaction does not exist: transaction file {id} does not exist"))),
-            },
+        let Some(id) = request.query.get("transaction_id") else { return Ok(self.file()) };
+        let inner = self.inner.lock().unwrap();
+        match inner.transactions.get(id) {
+            Some(transaction) if *request.method == Method::GET || transaction.version == inner.version => {
+                Ok(transaction.text.clone())
+            }
+            Some(_) => Err(error(400, format!("transaction does not exist: {id}"))),
+            None => Err(error(400, format!("transaction does not exist: transaction file {id} does not exist"))),
         }
     }
 
@@ -355,9 +357,7 @@ impl Face {
     fn backends(&self, request: &Request<'_>, path: &[&str]) -> Answer {
         let text = match self.staged(request) {
             Ok(text) => text,
-            Err((_, body)) => {
-                return (if path.is_empty() { StatusCode::BAD_REQUEST } else { StatusCode::NOT_FOUND }, body);
-            }
+            Err(answer) => return answer,
         };
         if *request.method == Method::GET {
             return json::read(&text, path);
@@ -439,14 +439,18 @@ async fn handle(State(face): State<Arc<Face>>, method: Method, uri: Uri, headers
     let ((status, body), reload, text) =
         if authorized { face.answer(&request).await } else { (error(401, "unauthorized"), None, None) };
     let mut headers = HeaderMap::new();
-    headers.insert("Configuration-Version", face.version().into());
+    // An unknown or outdated transaction is answered with version 0 (recorded).
+    let message = body.as_ref().and_then(|body| body["message"].as_str()).unwrap_or("");
+    let unknown = status == StatusCode::BAD_REQUEST && message.starts_with("transaction does not exist");
+    headers.insert("Configuration-Version", if unknown { 0 } else { face.version() }.into());
     if !authorized {
         headers.insert("Www-Authenticate", "Basic realm=\"API\"".parse().unwrap());
     }
     if let Some(id) = reload {
         headers.insert("Reload-Id", id.parse().unwrap());
     }
-    let raw = uri.path().ends_with("/raw");
+    // Errors of the raw endpoint came as plain text until 3.2, and as JSON since (recorded).
+    let raw = uri.path().ends_with("/raw") && face.series != "3.4";
     match (text, body) {
         (Some(text), _) => (status, headers, text).into_response(),
         (None, Some(body)) if raw => {

@@ -1,0 +1,124 @@
+# nomad-haproxy as a cluster-wide singleton.
+#
+#   nomad namespace list                     # it lives in `default`; change `namespace` to move it
+#   nomad acl policy apply -namespace default -job nomad-haproxy nomad-haproxy deploy/policy.hcl
+#   nomad job run -var haproxy_address=http://10.0.0.5:5555 -var haproxy_password_file=/etc/haproxy/password \
+#     deploy/nomad-haproxy.nomad.hcl
+#
+# It talks to Nomad through the Task API with its own workload identity, so it needs no token of yours.
+
+variable "binary" {
+  type        = string
+  default     = "/usr/local/bin/nomad-haproxy"
+  description = "The executable on the nodes"
+}
+
+variable "haproxy_address" {
+  type        = string
+  description = "The Data Plane API of the HAProxy to drive"
+}
+
+variable "haproxy_username" {
+  type    = string
+  default = "admin"
+}
+
+variable "haproxy_password_file" {
+  type        = string
+  description = "A file on the node with the password of the Data Plane API"
+}
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+job "nomad-haproxy" {
+  type        = "service"
+  namespace   = "default"
+  datacenters = var.datacenters
+  priority    = 80
+
+  group "controller" {
+    # One acts; a second would only find nothing to do, or a conflict that it retries.
+    count = 1
+
+    # Stop the old one before the new one starts, as two need not argue over a rollout.
+    update {
+      max_parallel     = 1
+      health_check     = "checks"
+      min_healthy_time = "5s"
+      healthy_deadline = "2m"
+      auto_revert      = true
+    }
+
+    restart {
+      attempts = 10
+      interval = "10m"
+      delay    = "5s"
+      mode     = "delay"
+    }
+
+    network {
+      port "http" {}
+    }
+
+    service {
+      name     = "nomad-haproxy"
+      provider = "nomad"
+      port     = "http"
+
+      check {
+        name     = "live"
+        type     = "http"
+        path     = "/healthz"
+        interval = "10s"
+        timeout  = "2s"
+      }
+      check {
+        name     = "ready"
+        type     = "http"
+        path     = "/readyz"
+        interval = "10s"
+        timeout  = "2s"
+      }
+    }
+
+    task "nomad-haproxy" {
+      driver = "raw_exec"
+
+      # A pass that has begun is finished first.
+      kill_timeout = "60s"
+
+      identity {
+        file        = true
+        change_mode = "noop"
+      }
+
+      config {
+        command = var.binary
+        args = [
+          "run",
+          "--nomad-address=unix://${NOMAD_SECRETS_DIR}/api.sock",
+          # Nomad renews the identity's token in this file; it is read anew for each request.
+          "--nomad-token-file=${NOMAD_SECRETS_DIR}/nomad_token",
+          # Nomad sets NOMAD_NAMESPACE to the job's own, which would hide all others.
+          "--nomad-namespace=*",
+          "--http-listen=${NOMAD_ADDR_http}",
+          "--log-format=json",
+        ]
+      }
+
+      env {
+        HAPROXY_DATAPLANE_URL = var.haproxy_address
+        HAPROXY_USERNAME      = var.haproxy_username
+        HAPROXY_PASSWORD_FILE = var.haproxy_password_file
+      }
+
+      resources {
+        cpu    = 200
+        memory = 128
+      }
+    }
+  }
+}

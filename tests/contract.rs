@@ -1,0 +1,341 @@
+//! What is not the real thing is held to recordings of it: the face to the Data Plane API's exchanges,
+//! the Nomad client to Nomad's answers.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use nomad_haproxy::catalog::nomad::NomadCatalog;
+use nomad_haproxy::haproxy::text::ConfigText;
+use nomad_haproxy::nomad::{Nomad, NomadError, Settings, Token};
+use serde_json::Value;
+use support::face::Face;
+use support::haproxy::{Haproxy, matrix};
+use support::{free_port, root};
+
+/// What the controller does not ask for, so the face does not answer: counted, never silent.
+fn is_unused(method: &str, path: &str, body: &Value) -> bool {
+    let unused = ["/global", "/defaults", "/frontends", "/maps", "stats/native", "/servers/dyn"];
+    unused.iter().any(|part| path.contains(part))
+        || (path.contains("/runtime/") && (method == "POST" || method == "DELETE"))
+        || !body["operational_state"].is_null()
+        || (path.contains("/runtime/") && !body["address"].is_null())
+}
+
+/// The recorded text of a file as what it means: sections, each with its directives as sorted words.
+fn meaning(text: &str) -> BTreeMap<String, Vec<Vec<String>>> {
+    let text = ConfigText::new(text);
+    let mut sections = BTreeMap::new();
+    for section in text.sections() {
+        let directives = text.directives(&section).skip(1).map(|(_, directive)| {
+            let mut words = directive.words;
+            words.sort();
+            words.extend(directive.comment);
+            words
+        });
+        let mut directives: Vec<_> = directives.collect();
+        directives.sort();
+        sections.insert(format!("{} {}", section.kind, section.name), directives);
+    }
+    sections
+}
+
+/// Holds one JSON to another: the same types everywhere, and the same keys where `exact`.
+fn same_shape(ours: &Value, theirs: &Value, exact: bool, at: &str) {
+    match (ours, theirs) {
+        (Value::Object(ours), Value::Object(theirs)) => {
+            let (a, b): (BTreeSet<_>, BTreeSet<_>) = (ours.keys().collect(), theirs.keys().collect());
+            assert!(a.is_subset(&b), "{at}: {a:?} has more than {b:?}");
+            assert!(!exact || a == b, "{at}: {a:?} is not {b:?}");
+            for (key, value) in ours {
+                same_shape(value, &theirs[key], exact, &format!("{at}.{key}"));
+            }
+        }
+        (Value::Array(ours), Value::Array(theirs)) => {
+            for (one, other) in ours.iter().zip(theirs) {
+                same_shape(one, other, exact, &format!("{at}[]"));
+            }
+        }
+        _ => assert_eq!(
+            std::mem::discriminant(ours),
+            std::mem::discriminant(theirs),
+            "{at}: {ours} is of another type than {theirs}"
+        ),
+    }
+}
+
+struct Replay {
+    haproxy: Haproxy,
+    url: String,
+    /// Recorded → replayed: transactions, reloads, ports.
+    names: Vec<(String, String)>,
+    /// How many versions the exchanges that were left out account for.
+    skipped_versions: u64,
+}
+
+impl Replay {
+    fn here(&self, text: &str) -> String {
+        self.names.iter().fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
+    }
+
+    async fn exchange(&mut self, exchange: &Value) {
+        let (request, response) = (&exchange["request"], &exchange["response"]);
+        let (method, recorded_path) = (request["method"].as_str().unwrap(), request["path"].as_str().unwrap());
+        let at = format!("{} {method} {recorded_path}", exchange["scenario"]);
+        let mut path = self.here(recorded_path);
+        // Versions in a query are those of the recording.
+        if let Some((before, version)) = path.clone().split_once("version=")
+            && let Ok(version) = version.parse::<u64>()
+        {
+            path = format!("{before}version={}", version - self.skipped_versions);
+        }
+        let mut call = reqwest::Client::new().request(method.parse().unwrap(), format!("{}{path}", self.url));
+        call = match (exchange["note"].as_str(), request.get("auth")) {
+            (_, Some(Value::Null)) => call,
+            (Some("wrong password"), _) => call.basic_auth("admin", Some("wrong")),
+            _ => call.basic_auth("admin", Some("secret")),
+        };
+        if let Some(actions) = request["headers"]["X-Runtime-Actions"].as_str() {
+            call = call.header("X-Runtime-Actions", actions);
+        }
+        call = match &request["body"] {
+            Value::Null => call,
+            Value::String(text) => call.body(self.here(text)),
+            json => call.json(&serde_json::from_str::<Value>(&self.here(&json.to_string())).unwrap()),
+        };
+        let answer = call.send().await.unwrap();
+        assert_eq!(u64::from(answer.status().as_u16()), response["status"].as_u64().unwrap(), "{at}");
+        self.headers(answer.headers(), &response["headers"], &at);
+        let body = answer.text().await.unwrap();
+        self.body(&body, &response["body"], &at);
+    }
+
+    fn headers(&mut self, ours: &reqwest::header::HeaderMap, theirs: &Value, at: &str) {
+        let theirs = theirs.as_object().unwrap();
+        let ours = |name: &str| ours.get(name).map(|value| value.to_str().unwrap().to_owned());
+        for (name, value) in theirs {
+            let (ours, theirs) = (ours(name), value.as_str().unwrap());
+            match name.as_str() {
+                "Configuration-Version" => {
+                    let theirs: u64 = theirs.parse().unwrap();
+                    let expected = if theirs == 0 { 0 } else { theirs - self.skipped_versions };
+                    assert_eq!(ours, Some(expected.to_string()), "{at}: {name}");
+                }
+                "Reload-Id" => {
+                    self.names.push((theirs.to_owned(), ours.unwrap_or_else(|| panic!("{at}: no Reload-Id"))))
+                }
+                "Content-Type" => assert!(ours.as_deref().unwrap_or("").starts_with(theirs), "{at}: {ours:?}"),
+                // A hash of the API's own, which the controller does not use.
+                "Configuration-Checksum" => {}
+                _ => assert_eq!(ours.as_deref(), Some(theirs), "{at}: {name}"),
+            }
+        }
+    }
+
+    fn body(&mut self, ours: &str, theirs: &Value, at: &str) {
+        if let Value::String(text) = theirs {
+            match serde_json::from_str::<Value>(text) {
+                // An error of the raw endpoint: JSON in plain text.
+                Ok(theirs) if theirs.is_object() => {
+                    let ours: Value = serde_json::from_str(ours).unwrap_or_else(|_| panic!("{at}: {ours}"));
+                    same_shape(&ours, &theirs, true, at);
+                }
+                _ => assert_eq!(meaning(ours), meaning(&self.here(text)), "{at}"),
+            }
+            return;
+        }
+        let mut ours: Value = serde_json::from_str(ours).unwrap_or_else(|_| panic!("{at}: {ours}"));
+        let theirs: Value = serde_json::from_str(&self.here(&theirs.to_string())).unwrap();
+        if let (Some(ours), Some(theirs)) = (ours["id"].as_str(), theirs["id"].as_str())
+            && at.contains("/transactions?")
+        {
+            self.names.push((theirs.to_owned(), ours.to_owned()));
+        }
+        if let Value::Array(list) = &mut ours
+            && at.contains("/transactions")
+        {
+            list.truncate(theirs.as_array().unwrap().len());
+        }
+        // A reload may be done before it is looked at.
+        let in_progress = theirs["status"] == "in_progress" && at.contains("/reloads/");
+        if !in_progress {
+            same_shape(
+                &ours,
+                &theirs,
+                !at.contains("/runtime/") && !at.contains("/v3/info") && !at.contains("/reloads"),
+                at,
+            );
+        }
+        let is_state = at.contains("/configuration/backends") && ours.get("code").is_none();
+        if is_state && !at.contains("GET /v3/services/haproxy/configuration/backends?") {
+            assert_eq!(ours, theirs, "{at}");
+        }
+    }
+}
+
+async fn replay(series: &str) -> (usize, usize) {
+    let file = root().join(format!("fixtures/dataplane/dataplane-{series}.json"));
+    let exchanges: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let initial = exchanges.iter().find(|e| e["request"]["path"].as_str().unwrap().ends_with("/raw")).unwrap();
+    let initial = initial["response"]["body"].as_str().unwrap().to_owned();
+    // Where the recorded ports and folder are here. Nothing listens at 9008 and 9009, as nobody connects.
+    let ports = [("127.0.0.1:8080", free_port()), ("127.0.0.1:9008", free_port()), ("127.0.0.1:9009", free_port())];
+    let mut names: Vec<(String, String)> =
+        ports.iter().map(|(theirs, ours)| ((*theirs).to_owned(), format!("127.0.0.1:{ours}"))).collect();
+    names.push(("9008".to_owned(), ports[1].1.to_string()));
+    names.push((":8080".to_owned(), format!(":{}", ports[0].1)));
+    names.push(("\"port\":8080".to_owned(), format!("\"port\":{}", ports[0].1)));
+    let renamed = names.clone();
+    let config = move |folder: &Path, _port| {
+        let text = renamed.iter().fold(initial.clone(), |text, (theirs, ours)| text.replace(theirs, ours));
+        text.replace("/etc/haproxy", &folder.display().to_string())
+    };
+    let haproxy = Haproxy::start_with(series, config).await;
+    let face = Face::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
+    let (url, server) = face.serve().await;
+    names.push(("/etc/haproxy".to_owned(), haproxy.folder().display().to_string()));
+    let mut replay = Replay { haproxy, url, names, skipped_versions: 0 };
+    let (mut held, mut skipped) = (0, 0);
+    let mut left_out = false;
+    for (at, exchange) in exchanges.iter().enumerate() {
+        let (request, path) = (&exchange["request"], exchange["request"]["path"].as_str().unwrap());
+        let scenario = exchange["scenario"].as_str().unwrap();
+        // These build on edits of frontends, and 3 of 20 transactions were recorded.
+        left_out |= ["frontend-rules", "too-many-transactions"].contains(&scenario);
+        if scenario == "haproxy-down" && exchanges[at - 1]["scenario"] != "haproxy-down" {
+            left_out = false;
+            let version =
+                |e: &Value| e["response"]["headers"]["Configuration-Version"].as_str().unwrap().parse::<u64>().unwrap();
+            replay.skipped_versions = version(exchange) - face_version(&replay.url).await;
+            replay.haproxy.kill();
+        }
+        if left_out || is_unused(request["method"].as_str().unwrap(), path, &request["body"]) {
+            skipped += 1;
+            continue;
+        }
+        replay.exchange(exchange).await;
+        held += 1;
+    }
+    server.abort();
+    (held, skipped)
+}
+
+async fn face_version(url: &str) -> u64 {
+    let request = reqwest::Client::new().get(format!("{url}/v3/services/haproxy/configuration/version"));
+    request.basic_auth("admin", Some("secret")).send().await.unwrap().json().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_face_answers_as_the_real_api_was_recorded() {
+    for series in matrix() {
+        let (held, skipped) = replay(series).await;
+        eprintln!(
+            "Data Plane API {series}: {held} exchanges held, {skipped} left out as the controller has no use for them"
+        );
+        assert!(held > 90, "{held}");
+    }
+}
+
+#[tokio::test]
+async fn the_21st_transaction_is_one_too_many() {
+    let haproxy = Haproxy::start("3.0").await;
+    let face = Face::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), "3.0");
+    let (url, server) = face.serve().await;
+    let open = async || {
+        let request = reqwest::Client::new().post(format!("{url}/v3/services/haproxy/transactions?version=1"));
+        request.basic_auth("admin", Some("secret")).send().await.unwrap().status().as_u16()
+    };
+    for _ in 0..20 {
+        assert_eq!(open().await, 201);
+    }
+    assert_eq!(open().await, 429);
+    server.abort();
+}
+
+/// A Nomad that answers as it was recorded.
+async fn recorded(answers: BTreeMap<&'static str, &'static str>) -> (Nomad, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(async move |uri: axum::http::Uri| {
+        let file = answers.get(uri.to_string().as_str()).unwrap_or_else(|| panic!("{uri} was not recorded"));
+        let text = std::fs::read_to_string(root().join(format!("fixtures/nomad/{file}.json"))).unwrap();
+        let response = serde_json::from_str::<Value>(&text).unwrap()["response"].clone();
+        let mut headers = axum::http::HeaderMap::new();
+        for name in ["X-Nomad-Index", "X-Nomad-Knownleader"] {
+            if let Some(value) = response["headers"][name].as_str() {
+                headers.insert(name, value.parse().unwrap());
+            }
+        }
+        let status =
+            axum::http::StatusCode::from_u16(response["status"].as_u64().unwrap().try_into().unwrap()).unwrap();
+        let body = response["body"].as_str().map_or_else(|| response["body"].to_string(), str::to_owned);
+        (status, headers, body)
+    });
+    let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let settings = Settings { address, token: Token::None, region: None, ca_file: None, identity: None };
+    (Nomad::new(settings).unwrap(), server)
+}
+
+async fn read(answers: &[(&'static str, &'static str)], served: &[&str]) -> Result<usize, NomadError> {
+    let (nomad, server) = recorded(answers.iter().copied().collect()).await;
+    let served = served.iter().map(|namespace| (*namespace).to_owned()).collect();
+    let result = NomadCatalog::new(nomad, vec!["*".into()], "gw.".into()).read(&served).await;
+    server.abort();
+    result.map(|catalog| catalog.len())
+}
+
+const LIST: &str = "/v1/services?namespace=*";
+
+#[tokio::test]
+async fn a_catalog_stands_only_if_every_answer_is_whole() {
+    let service = ("/v1/service/na-web?namespace=default", "service-by-name");
+    assert_eq!(read(&[(LIST, "services-all-ns"), service], &["default"]).await.unwrap(), 2);
+    // A consistent, empty list is an answer: the index says so.
+    assert_eq!(read(&[(LIST, "services-empty")], &[]).await.unwrap(), 0);
+
+    assert!(
+        matches!(read(&[(LIST, "acl-none-services-all")], &[]).await, Err(NomadError::Denied { .. })),
+        "200 [] with index 0"
+    );
+    assert!(matches!(read(&[(LIST, "acl-bad-uuid-services-all")], &[]).await, Err(NomadError::Denied { .. })), "403");
+    assert!(matches!(read(&[(LIST, "no-cluster-leader")], &[]).await, Err(NomadError::Status { .. })), "500");
+    assert!(
+        matches!(read(&[(LIST, "no-cluster-leader-stale")], &[]).await, Err(NomadError::NoLeader)),
+        "no known leader"
+    );
+    // A list that is shortened to one namespace, when HAProxy serves another.
+    let short = [
+        (LIST, "acl-readjob-default-services-all"),
+        service,
+        ("/v1/services?namespace=team-a", "acl-readjob-default-services-team-a"),
+    ];
+    assert_eq!(read(&short, &["default"]).await.unwrap(), 2);
+    assert!(matches!(read(&short, &["default", "team-a"]).await, Err(NomadError::Denied { .. })));
+}
+
+#[test]
+fn every_address_that_was_seen_in_a_registration_is_taken_or_refused() {
+    use nomad_haproxy::desired::Address;
+    let text = std::fs::read_to_string(root().join("fixtures/nomad/address-name-tag-forms.json")).unwrap();
+    let recorded: Value = serde_json::from_str(&text).unwrap();
+    let (mut taken, mut refused) = (0, 0);
+    for case in recorded["cases"].as_array().unwrap() {
+        for registration in case["registrations"].as_array().into_iter().flatten() {
+            let address = registration["Address"].as_str().unwrap();
+            match address.parse::<Address>() {
+                Ok(address) => {
+                    assert!(!address.to_string().contains(char::is_whitespace));
+                    taken += 1;
+                }
+                Err(error) => {
+                    assert!(!error.to_string().contains('\n'), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(taken > 10 && refused > 3, "{taken} taken, {refused} refused");
+}

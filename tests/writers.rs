@@ -1,0 +1,166 @@
+//! The two writers of the Data Plane API, held against each other over generated plans: the structured
+//! edits and the edit of the text must come to the same meaning, and leave what is not ours as it is.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use nomad_haproxy::catalog::{Catalog, Registration};
+use nomad_haproxy::desired::build::{self, build};
+use nomad_haproxy::desired::{Mark, SlotPolicy};
+use nomad_haproxy::haproxy::text::ConfigText;
+use nomad_haproxy::observed::Observed;
+use nomad_haproxy::plan::{self, Plan};
+use nomad_haproxy::plane::Plane;
+use nomad_haproxy::plane::dataplane::{Dataplane, Settings, Write};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use support::api::{Rig, Way};
+use support::controller::{apply, registration, write_catalog};
+use support::haproxy::{Haproxy, foreign_bytes, matrix};
+
+fn mark() -> Mark {
+    "nomad".parse().unwrap()
+}
+
+fn tags() -> impl proptest::strategy::Strategy<Value = Vec<String>> {
+    let optional = |pattern: &'static str| prop::option::of(pattern);
+    (
+        optional("balance=(leastconn|first|source|uri|hdr\\(X-User\\)|url_param id|random\\(3\\))"),
+        optional("mode=(http|tcp)"),
+        optional("check\\.(path=/[a-z]{1,5}|type=http|type=tcp|disabled)"),
+        optional("check\\.host=[a-z]{1,8}\\.test"),
+        optional("check\\.(status=200-299|interval=[1-9]00ms|timeout=2s|rise=3|fall=4|port=81)"),
+        optional("(weight=[1-9]|maxconn=[1-9]0|backup|slots=[0-3])"),
+        optional("backend=custom|backend.name=shop"),
+    )
+        .prop_map(|(a, b, c, d, e, f, g)| {
+            [Some("enable=true".to_owned()), a, b, c, d, e, f, g].into_iter().flatten().collect()
+        })
+}
+
+fn catalogs() -> impl proptest::strategy::Strategy<Value = Catalog> {
+    let one = ("(api|web-app|shop|db)", 0u16..4, tags(), any::<bool>());
+    prop::collection::vec(one, 0..9).prop_map(|list| {
+        let mut catalog = Catalog::default();
+        for (created, (service, id, tags, v6)) in list.into_iter().enumerate() {
+            let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+            let mut value = registration(&service, &format!("{service}-{id}"), created as u64, 1000 + id, &tags);
+            if v6 {
+                value["Address"] = "2001:db8::7".into();
+            }
+            let one: Registration = serde_json::from_value(value).unwrap();
+            let list = catalog.services.entry(one.service()).or_default();
+            if list.iter().all(|other| other.id != one.id) {
+                list.push(one);
+            }
+        }
+        catalog
+    })
+}
+
+fn build_options() -> build::Options {
+    build::Options {
+        prefix: "haproxy.".into(),
+        mark: mark(),
+        slots: SlotPolicy { min_free: 2, max: 16 },
+        init_state: false,
+    }
+}
+
+fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
+    let options = plan::Options { mark: mark(), strategy: plan::Strategy::UseExisting };
+    Plan::new(&build(catalog, &build_options()), observed, &options, &BTreeSet::new()).unwrap().plan
+}
+
+fn hand_written() -> ConfigText {
+    ConfigText::new(&support::haproxy::hand_written(std::path::Path::new("/tmp"), 80))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// From any state to any other in one step, and then there is nothing left to do.
+    #[test]
+    fn a_plan_leads_where_it_says_and_changes_no_foreign_byte(steps in prop::collection::vec(catalogs(), 1..6)) {
+        let mut observed = Observed::new(1, hand_written(), &mark());
+        let foreign = foreign_bytes(&observed.text.to_string());
+        for catalog in steps {
+            let first = plan(&catalog, &observed);
+            let text = plan::text::apply(&first, &observed, &mark());
+            prop_assert_eq!(foreign_bytes(&text.to_string()), foreign.clone());
+            observed = Observed::new(1, text, &mark());
+            let second = plan(&catalog, &observed);
+            prop_assert!(second.is_empty(), "{:?}\nafter\n{}", second, observed.text);
+        }
+        let text = plan::text::apply(&plan(&Catalog::default(), &observed), &observed, &mark());
+        prop_assert_eq!(text.to_string(), hand_written().to_string(), "everything of ours goes again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn structured_edits_say_the_same_as_the_text() {
+    let mut runner = TestRunner::deterministic();
+    for series in matrix() {
+        let rig = Rig::start(Way::Api, series).await;
+        let settings = || Settings {
+            url: rig.api.as_ref().unwrap().url.parse().unwrap(),
+            username: "admin".into(),
+            password: "secret".to_owned().into(),
+        };
+        let plane = |write| Dataplane::new(settings(), mark(), write).unwrap();
+        let (structured, text) = (plane(Write::Transaction), plane(Write::Text));
+        let mut compared = 0;
+        for round in 0..40 {
+            let catalog = catalogs().new_tree(&mut runner).unwrap().current();
+            let observed = structured.observe().await.unwrap();
+            let plan = plan(&catalog, &observed);
+            if plan.is_empty() {
+                continue;
+            }
+            // Staging fails by itself where what would be written is not what was planned.
+            let one = structured.stage(&observed, &plan).await.unwrap();
+            let other = text.stage(&observed, &plan).await.unwrap();
+            let ours = |text: &ConfigText| {
+                Observed::new(1, text.clone(), &mark())
+                    .managed()
+                    .map(|(name, b)| (name, b.settings.clone(), b.servers.clone()))
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(ours(&one.text), ours(&other.text), "{plan:?}");
+            compared += 1;
+            let (plane, staged, dropped) = if round % 2 == 0 { (&structured, one, other) } else { (&text, other, one) };
+            structured.abort(dropped).await.unwrap();
+            plane.commit(&observed, staged).await.unwrap();
+        }
+        assert!(compared > 20, "{compared}");
+    }
+}
+
+/// `.if` blocks, odd spacing, comments in odd places: what the API's own edits tear apart.
+fn conditional(folder: &std::path::Path, port: u16) -> String {
+    let base = support::haproxy::hand_written(folder, port);
+    let odd = "\n.if defined(NEVER)\nbackend never\n  server x 127.0.0.1:1\n.else\n#in between\n\tbackend   always   # odd\n\t\tserver y 127.0.0.1:2    backup\n.endif\n";
+    format!("{base}{odd}   # last words\n\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_conditional_blocks_goes_through_fifty_changes() {
+    for (series, way) in matrix().into_iter().flat_map(|series| [(series, Way::Local), (series, Way::Api)]) {
+        let rig = Rig::with(way, series, Haproxy::start_with(series, conditional).await).await;
+        let foreign = foreign_bytes(&rig.haproxy.text());
+        for change in 0..50_u16 {
+            let balance = ["balance=leastconn", "balance=first"][usize::from(change % 2)];
+            let list: Vec<_> = (0..=change % 5)
+                .map(|n| registration("api", &n.to_string(), n.into(), 1000 + n, &["enable=true", balance]))
+                .collect();
+            write_catalog(&rig.catalog(), &list);
+            apply(&rig.env(), &rig.catalog()).await;
+        }
+        let now = foreign_bytes(&rig.haproxy.text());
+        assert_eq!(now, foreign, "HAProxy {series}, {way:?}");
+    }
+}
