@@ -78,7 +78,7 @@ fn main() {
     let all = registrations(1000, 5);
     let catalog = catalog(&all);
     let json = serde_json::to_string(&all).expect("a list");
-    let none = Default::default();
+    let none = std::collections::BTreeSet::default();
     let empty = Observed::new(1, ConfigText::new("defaults base\n  mode http\n"), &mark);
     let built = build(&catalog, &options);
     let from_nothing = Plan::new(&built, &empty, &plan_options, &none).expect("no conflict").plan;

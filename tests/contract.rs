@@ -1,7 +1,7 @@
 //! What is not the real thing is held to recordings of it: the face to the Data Plane API's exchanges,
 //! the Nomad client to Nomad's answers.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 
@@ -125,7 +125,7 @@ impl Replay {
                     assert_eq!(ours, Some(expected.to_string()), "{at}: {name}");
                 }
                 "Reload-Id" => {
-                    self.names.push((theirs.to_owned(), ours.unwrap_or_else(|| panic!("{at}: no Reload-Id"))))
+                    self.names.push((theirs.to_owned(), ours.unwrap_or_else(|| panic!("{at}: no Reload-Id"))));
                 }
                 "Content-Type" => assert!(ours.as_deref().unwrap_or("").starts_with(theirs), "{at}: {ours:?}"),
                 // A hash of the API's own, which the controller does not use.

@@ -1,6 +1,6 @@
 //! The files of deploy/ and the README, checked by what reads them.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 

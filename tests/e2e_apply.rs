@@ -1,7 +1,7 @@
 //! One pass after another on a real HAProxy, from a catalog file: what is written, what is not, and what
 //! a refused change leaves behind. Each case on every series, on both planes.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! kill -9 between any two calls of a pass, then a restart: converged, no foreign line touched, nothing
 //! left behind.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! Real Nomad, real HAProxy, the controller running: services come, scale, move and go; Nomad fails.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 

@@ -1,7 +1,7 @@
 //! The two writers of the Data Plane API, held against each other over generated plans: the structured
 //! edits and the edit of the text must come to the same meaning, and leave what is not ours as it is.
 
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
 mod support;
 
