@@ -16,7 +16,7 @@ use crate::catalog::{self, Catalog};
 use crate::desired::build::{self, Built};
 use crate::desired::{Backend, BackendName, Note, ServiceKey, Severity};
 use crate::nomad::NomadError;
-use crate::observed::Observed;
+use crate::observed::{Observed, Owner};
 use crate::plan::display::Summary;
 use crate::plan::{self, Conflict, Plan};
 use crate::plane::{Committed, Plane, PlaneError};
@@ -211,9 +211,18 @@ struct Memory {
     /// The version that our last write, or our last look, left.
     version: Option<u64>,
     /// Backends that HAProxy refused, as they were asked for, and its words.
-    refused: BTreeMap<BackendName, (Backend, String)>,
+    refused: BTreeMap<BackendName, Refusal>,
     /// The plan whose reload failed, the text it was made for, and HAProxy's words.
     failed: Option<(Plan, String, String)>,
+}
+
+/// A change of one backend that HAProxy does not take.
+#[derive(Debug)]
+struct Refusal {
+    /// What was asked for; `None`: that the backend goes.
+    wanted: Option<Backend>,
+    services: BTreeSet<ServiceKey>,
+    message: String,
 }
 
 impl<P: Plane> Controller<P> {
@@ -290,7 +299,7 @@ impl<P: Plane> Controller<P> {
         }
         let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
         let built = build::build(&catalog, &self.build);
-        self.memory.refused.retain(|name, (backend, _)| built.desired.backends.get(name) == Some(backend));
+        self.memory.refused.retain(|name, refusal| built.desired.backends.get(name) == refusal.wanted.as_ref());
         let repaired = self.audit(pid, &observed).await?;
         let (outcome, notes, summary) = match repaired {
             Some(committed) => {
@@ -356,11 +365,18 @@ impl<P: Plane> Controller<P> {
     }
 
     fn refusals(&self) -> impl Iterator<Item = Note> + '_ {
-        self.memory.refused.iter().flat_map(|(name, (backend, message))| {
-            backend.services.iter().map(move |service: &ServiceKey| Note {
+        self.memory.refused.iter().flat_map(|(name, refusal)| {
+            let Refusal { wanted, services, message } = refusal;
+            let text = match wanted {
+                Some(_) => format!("left as it was, as HAProxy refuses the backend {name}: {message}"),
+                None => {
+                    format!("its backend {name} stays, without instances, as HAProxy refuses to lose it: {message}")
+                }
+            };
+            services.iter().map(move |service| Note {
                 severity: Severity::Error,
                 service: service.clone(),
-                text: format!("left as it was, as HAProxy refuses the backend {name}: {message}"),
+                text: text.clone(),
             })
         })
     }
@@ -429,13 +445,18 @@ impl<P: Plane> Controller<P> {
     ) -> Result<(), PassError> {
         let found =
             culprit::find(&self.plane, observed, plan, &self.plan.mark, &message).await.map_err(at(Stage::Apply))?;
-        match found.and_then(|(name, message)| Some((built.desired.backends.get(&name)?.clone(), name, message))) {
-            Some((backend, name, message)) => {
-                tracing::error!(backend = %name, message, "HAProxy refuses a backend; the others go on");
-                self.memory.refused.insert(name, (backend, message));
-                Ok(())
-            }
-            None => Err(PassError::Broken(message)),
+        let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
+        let wanted = built.desired.backends.get(&name).cloned();
+        let services = match (&wanted, observed.backend(&name).map(|backend| &backend.owner)) {
+            (Some(backend), _) => backend.services.clone(),
+            (None, Some(Owner::Ours(services))) => services.clone(),
+            (None, _) => BTreeSet::new(),
+        };
+        tracing::error!(backend = %name, message, "HAProxy refuses a backend; the others go on");
+        if self.memory.refused.insert(name, Refusal { wanted, services, message: message.clone() }).is_some() {
+            // It was left out already, and what is left of it is refused as well.
+            return Err(PassError::Broken(message));
         }
+        Ok(())
     }
 }

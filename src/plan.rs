@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::desired::build::Built;
 use crate::desired::{
     Address, Backend, BackendName, Check, Kind, Mark, Note, Server, ServerName, ServerOptions, ServiceKey, Settings,
-    Severity, Tenant,
+    Severity, SlotPolicy, Tenant,
 };
 use crate::observed::{Observed, ObservedBackend, Owner};
 use slots::Seating;
@@ -120,7 +120,8 @@ pub struct Conflict(pub Note);
 
 impl Plan {
     #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
-    /// Computes the difference. `excluded` backends are left as they are.
+    /// Computes the difference. `excluded` backends are left as they are; of those that nobody wants any
+    /// more, only the instances go.
     pub fn new(
         built: &Built,
         observed: &Observed,
@@ -135,11 +136,12 @@ impl Plan {
             }
         }
         for (name, observed) in observed.managed() {
-            let kept = built.desired.backends.contains_key(&name) || excluded.contains(&name);
-            if kept || is_held(observed, &built.held) {
+            if built.desired.backends.contains_key(&name) || is_held(observed, &built.held) {
                 continue;
             }
-            if let Some(edit) = removal(observed) {
+            // HAProxy refuses to lose it (a frontend names it): then it stays, without its instances.
+            let edit = if excluded.contains(&name) { emptied(&name, observed) } else { removal(observed) };
+            if let Some(edit) = edit {
                 plan.edits.insert(name, edit);
             }
         }
@@ -311,6 +313,22 @@ fn removal(observed: &ObservedBackend) -> Option<Edit> {
         return Some(Edit::Delete);
     }
     let edits = differences(observed, &[]);
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
+}
+
+/// A backend that has to stay, with every slot freed.
+fn emptied(name: &BackendName, observed: &ObservedBackend) -> Option<Edit> {
+    let policy = SlotPolicy { min_free: 1, max: u32::MAX };
+    let seating = Seating {
+        backend: name,
+        servers: &observed.servers,
+        foreign: &observed.foreign,
+        instances: &[],
+        policy,
+        check: false,
+        may_shrink: false,
+    };
+    let edits = differences(observed, &slots::seat(&seating));
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 

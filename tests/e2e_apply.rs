@@ -34,6 +34,7 @@ everywhere!(plan_says_what_apply_does_and_a_second_apply_does_nothing, cases::pl
 everywhere!(fifty_passes_leave_every_foreign_line_as_it_was, cases::fifty_passes);
 everywhere!(a_refused_service_is_named_and_harms_nobody, cases::refused);
 everywhere!(a_hand_edit_of_ours_is_repaired_and_theirs_is_kept, cases::drift);
+everywhere!(a_backend_that_a_frontend_names_stays_without_its_instances, cases::referenced);
 everywhere!(a_custom_backend_is_given_servers_only, cases::custom);
 
 mod cases {
@@ -168,6 +169,32 @@ mod cases {
         let said = apply(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("Repaired") && said.contains("no reload"), "{said}");
         assert!(!rig.haproxy.statuses().await["api/api_1"].contains("MAINT"));
+    }
+
+    pub async fn referenced(rig: Rig, way: Way) {
+        if way == Way::Api && support::api::real().is_some() {
+            eprintln!("the real API does not see an edit of its file by hand: NOT tested there");
+            return;
+        }
+        write_catalog(&rig.catalog(), &[registration("api", "1", 1, 1234, &["enable=true"])]);
+        apply(&rig.env(), &rig.catalog()).await;
+        let text = rig
+            .haproxy
+            .text()
+            .replace("    use_backend shop if", "    use_backend api if { path_beg /api }\n    use_backend shop if");
+        std::fs::write(rig.haproxy.config(), text).unwrap();
+        write_catalog(&rig.catalog(), &[registration("other", "1", 1, 1235, &["enable=true"])]);
+        let catalog = rig.catalog().display().to_string();
+        let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
+        let said = stdout(&output);
+        assert!(said.contains("service api") && said.contains("backend api stays"), "{said}{}", stderr(&output));
+        let text = rig.haproxy.text();
+        assert!(
+            text.contains("backend api ") && !text.contains("\"id\":\"1\",\"owner\":\"nomad\"}\n  server api_2"),
+            "{text}"
+        );
+        assert!(rig.haproxy.statuses().await["api/api_1"].contains("MAINT"));
+        assert!(text.contains("backend other "), "the others go on: {text}");
     }
 
     pub async fn custom(rig: Rig, _way: Way) {

@@ -18,6 +18,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::desired::{BackendName, Mark};
+use crate::haproxy::parse;
 use crate::haproxy::text::{ConfigText, Directive};
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -203,12 +204,7 @@ impl Dataplane {
         let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, &self.mark), &self.mark);
         let staged = Observed::new(observed.version, text.clone(), &self.mark);
         for name in plan.edits.keys() {
-            let ours = |observed: &Observed| {
-                observed
-                    .backend(name)
-                    .map(|backend| (backend.settings.clone(), backend.servers.clone(), backend.drifted.clone()))
-            };
-            if ours(&wanted) != ours(&staged) {
+            if wanted.backend(name).map(leftovers::ours) != staged.backend(name).map(leftovers::ours) {
                 return Err(PlaneError::Distorted(format!("backend {name}")));
             }
         }
@@ -401,8 +397,13 @@ impl Dataplane {
         let path = format!("/v3/services/haproxy/runtime/backends/{backend}/servers");
         let answer = self.client.send(Method::GET, &path, &[], Body::default()).await?;
         // A backend that the process does not have: 404, or 500 on 3.0 (recorded).
-        if !answer.status.is_success() {
+        if answer.status == StatusCode::NOT_FOUND
+            || (!answer.status.is_success() && answer.message().contains("not found"))
+        {
             return Ok(Runtime::new());
+        }
+        if !answer.status.is_success() {
+            return Err(unexpected("a look at the run-time servers", &answer));
         }
         let list = answer.json()?;
         let servers = list.as_array().into_iter().flatten().filter_map(|server| {
@@ -427,8 +428,18 @@ impl Dataplane {
             return Ok(());
         }
         tracing::warn!("the Data Plane API's memory differs from its file; writing the file's text again");
-        let answer = self.post_text(&observed, &observed.text, ("force_reload", "true"), None).await?;
-        self.written(&observed, answer).await.map(drop)
+        // Which of the two versions it goes by is not documented; the wrong one is answered with 409.
+        let by_file = Observed { version: observed.text.version().unwrap_or(observed.version), ..observed.clone() };
+        for observed in [observed, by_file] {
+            let answer = self.post_text(&observed, &observed.text, ("force_reload", "true"), None).await?;
+            match self.written(&observed, answer).await {
+                Err(PlaneError::Conflict(_)) => {}
+                other => return other.map(drop),
+            }
+        }
+        Err(PlaneError::Conflict(
+            "the Data Plane API takes neither the version of its memory nor that of its file".to_owned(),
+        ))
     }
 }
 
@@ -451,8 +462,15 @@ fn header(actions: &[Action]) -> String {
     header
 }
 
-/// The directives of a text that carry meaning, for [`leftovers`].
-fn words(line: &str) -> Option<String> {
-    let directive = Directive::parse(line);
-    (!directive.words.is_empty()).then(|| directive.words.join("\u{1f}"))
+/// A directive as what it means, for [`leftovers`]: the API writes options in an order of its own, and
+/// times in other units.
+fn meaning(line: &str) -> Option<String> {
+    let mut words = Directive::parse(line).words;
+    for word in &mut words {
+        if let Some(time) = parse::time(word) {
+            *word = format!("{}us", time.as_micros());
+        }
+    }
+    words.get_mut(1..).map(<[String]>::sort);
+    (!words.is_empty()).then(|| words.join("\u{1f}"))
 }

@@ -1,14 +1,14 @@
 //! Transactions that an earlier run left open when it was killed. The API keeps them until it restarts,
 //! and has room for 20.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::Mark;
+use crate::desired::{BackendName, Mark, Server, ServerName, Settings};
 use crate::haproxy::text::ConfigText;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedBackend};
 
 use super::super::PlaneError;
-use super::{Dataplane, RAW, TRANSACTIONS, words};
+use super::{Dataplane, RAW, TRANSACTIONS, meaning};
 
 /// Open transactions beyond which empty ones go too: half of what the API has room for. An empty one
 /// holds nobody's work, but somebody may just have opened it.
@@ -27,15 +27,17 @@ pub(super) fn foreign(text: &ConfigText, mark: &Mark) -> BTreeMap<(String, Strin
                     || backend.drifted.iter().any(|server| server.as_str() == name)
             })
         };
-        let all_ours = backend.is_some_and(crate::observed::ObservedBackend::is_ours);
+        let all_ours = backend.is_some_and(ObservedBackend::is_ours);
         let lines = text.directives(&section).skip(1).filter(|(_, directive)| match directive.keyword() {
             "server" => !ours(directive.words.get(1).map_or("", String::as_str)),
             _ => !all_ours,
         });
-        let mut lines: Vec<String> = lines.filter_map(|(at, _)| words(&text.lines()[at])).collect();
+        let mut lines: Vec<String> = lines.filter_map(|(at, _)| meaning(&text.lines()[at])).collect();
         lines.sort_unstable();
         if !(all_ours && lines.is_empty()) {
-            sections.entry((section.kind, section.name)).or_default().extend(lines);
+            // The API gives a defaults section without a name one of its own.
+            let name = if section.name.starts_with("unnamed_defaults_") { String::new() } else { section.name };
+            sections.entry((section.kind, name)).or_default().extend(lines);
         }
     }
     sections
@@ -95,12 +97,17 @@ impl Dataplane {
     }
 }
 
-fn managed(text: &ConfigText, mark: &Mark) -> Vec<String> {
+/// What of a backend is ours, whatever the order of its lines.
+pub(super) fn ours(
+    backend: &ObservedBackend,
+) -> (Option<Settings>, BTreeMap<ServerName, Server>, BTreeSet<ServerName>) {
+    let servers = backend.servers.iter().map(|server| (server.name.clone(), server.clone())).collect();
+    (backend.settings.clone(), servers, backend.drifted.clone())
+}
+
+fn managed(text: &ConfigText, mark: &Mark) -> Vec<(BackendName, impl PartialEq)> {
     let observed = Observed::new(0, text.clone(), mark);
-    observed
-        .managed()
-        .map(|(name, backend)| format!("{name} {:?} {:?} {:?}", backend.settings, backend.servers, backend.drifted))
-        .collect()
+    observed.managed().map(|(name, backend)| (name, ours(backend))).collect()
 }
 
 #[cfg(test)]
@@ -113,8 +120,8 @@ mod tests {
 
     #[test]
     fn what_the_api_renders_anew_is_the_same_in_meaning() {
-        let by_hand = "# shop\nglobal\n   maxconn 100\ndefaults\n mode http\n timeout   client 30s\nbackend theirs\n  server a 127.0.0.1:1\n";
-        let rendered = "global\n  maxconn 100\n\ndefaults\n  timeout client 30s\n  mode http\n\nbackend theirs\n  server a 127.0.0.1:1 # shop\n";
+        let by_hand = "# shop\nglobal\n   maxconn 100\ndefaults\n mode http\n timeout   client 30000\nbackend theirs\n  server a 127.0.0.1:1 weight 3 check\n";
+        let rendered = "global\n  maxconn 100\n\ndefaults unnamed_defaults_1\n  timeout client 30s\n  mode http\n\nbackend theirs\n  server a 127.0.0.1:1 check weight 3 # shop\n";
         assert_eq!(foreign(&ConfigText::new(by_hand), &mark()), foreign(&ConfigText::new(rendered), &mark()));
     }
 
