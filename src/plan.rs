@@ -302,6 +302,7 @@ fn seat(name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend
         instances: &desired.instances,
         policy: desired.slots,
         check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
+        gated: desired.gated,
         may_shrink,
     })
 }
@@ -326,6 +327,7 @@ fn emptied(name: &BackendName, observed: &ObservedBackend) -> Option<Edit> {
         instances: &[],
         policy,
         check: false,
+        gated: false,
         may_shrink: false,
     };
     let edits = differences(observed, &slots::seat(&seating));

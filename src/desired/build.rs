@@ -179,6 +179,7 @@ impl Builder<'_> {
             }
         };
         let instances = read.iter().filter_map(|(registration, intent)| self.instance(registration, intent)).collect();
+        let gated = self.options.init_state && intent.check.gated.unwrap_or(true) && !intent.check.disabled;
         let settings = Settings {
             description: String::new(),
             mode: intent.mode.unwrap_or(Mode::Http),
@@ -194,7 +195,14 @@ impl Builder<'_> {
             explicit: intent.backend_name.is_some(),
             since: read.first().map_or(0, |(registration, _)| registration.create_index),
             newest,
-            backend: Backend { services: BTreeSet::from([self.service.clone()]), kind, settings, instances, slots },
+            backend: Backend {
+                services: BTreeSet::from([self.service.clone()]),
+                kind,
+                settings,
+                instances,
+                slots,
+                gated,
+            },
         }))
     }
 
@@ -232,15 +240,14 @@ impl Builder<'_> {
     }
 
     fn check(&mut self, tags: &CheckTags) -> Check {
-        let CheckTags { kind, path, method, host, status, timing, disabled } = tags;
+        let CheckTags { kind, path, method, host, status, timing, gated, disabled } = tags;
         if *disabled {
             return Check::Disabled;
         }
-        let mut timing = timing.clone();
-        if timing.starts_down && !self.options.init_state {
-            timing.starts_down = false;
-            let text =
-                format!("{}check.init=down needs HAProxy 3.1 or newer; the server starts up", self.options.prefix);
+        let timing = timing.clone();
+        if *gated == Some(true) && !self.options.init_state {
+            let prefix = &self.options.prefix;
+            let text = format!("{prefix}check.init=down needs HAProxy 3.1 or newer; a server that is added starts up");
             self.note(Severity::Warning, text);
         }
         let http_asked = path.is_some() || method.is_some() || host.is_some() || status.is_some();

@@ -52,8 +52,10 @@ pub struct CheckTags {
     pub host: Option<String>,
     /// `check.status`.
     pub status: Option<String>,
-    /// `check.interval`, `.timeout`, `.rise`, `.fall`, `.port`, `.init`.
+    /// `check.interval`, `.timeout`, `.rise`, `.fall`, `.port`.
     pub timing: Timing,
+    /// `check.init`: whether a slot that is filled waits for its first passing check.
+    pub gated: Option<bool>,
     /// `check.disabled`.
     pub disabled: bool,
 }
@@ -198,11 +200,11 @@ fn take(intent: &mut Intent, name: &str, value: Option<&str>) -> Result<(), Stri
         "check.rise" => check.timing.rise = Some(number(value, 1, 100)?),
         "check.fall" => check.timing.fall = Some(number(value, 1, 100)?),
         "check.init" => {
-            check.timing.starts_down = match needed(value)? {
+            check.gated = Some(match needed(value)? {
                 "down" => true,
                 "up" => false,
                 _ => return Err("down or up".to_owned()),
-            }
+            });
         }
         "check.disabled" => check.disabled = flag(value)?,
         "weight" => intent.server.weight = Some(number(value, 0, 256)?),

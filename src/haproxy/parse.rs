@@ -53,6 +53,7 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
         port: port.parse().ok()?,
         check: false,
         options: ServerOptions::default(),
+        gated: false,
         tenant,
     };
     let mut enabled = true;
@@ -63,6 +64,7 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
             "backup" => server.options.backup = true,
             "enabled" => enabled = true,
             "disabled" => enabled = false,
+            "init-state" if words.next() == Some("down") => server.gated = true,
             "weight" => server.options.weight = Some(words.next()?.parse().ok()?),
             "maxconn" => server.options.maxconn = Some(words.next()?.parse().ok()?),
             _ => return None,
@@ -128,7 +130,6 @@ impl Reading {
                 "rise" => self.timing.rise = Some(words.next()?.parse().ok()?),
                 "inter" => self.timing.interval = Some(time(words.next()?)?),
                 "port" => self.timing.port = Some(words.next()?.parse().ok()?),
-                "init-state" if words.next() == Some(&"down") => self.timing.starts_down = true,
                 _ => return None,
             }
         }
@@ -233,11 +234,11 @@ mod tests {
         fn timings()(
             ms in prop::option::of(1u64..100_000), timeout in prop::option::of(1u64..100_000),
             rise in prop::option::of(1u32..9), fall in prop::option::of(1u32..9),
-            port in prop::option::of(1u16..), starts_down: bool,
+            port in prop::option::of(1u16..),
         ) -> Timing {
             Timing {
                 interval: ms.map(Duration::from_millis), timeout: timeout.map(Duration::from_millis),
-                rise, fall, port, starts_down,
+                rise, fall, port,
             }
         }
     }
@@ -281,7 +282,7 @@ mod tests {
                 Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into() }
             };
             let name: ServerName = "api_1".parse().expect("a name");
-            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, tenant };
+            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, tenant };
             let line = render::server(&written, &mark());
             prop_assert_eq!(line.matches('\n').count(), 1);
             prop_assert_eq!(server(&Directive::parse(&line), &mark()), ServerLine::Ours(name, Some(written)));

@@ -52,7 +52,7 @@ fn http_check(check: &HttpCheck) -> Vec<String> {
 }
 
 fn default_server(timing: &Timing) -> String {
-    let Timing { interval, timeout: _, rise, fall, port, starts_down } = timing;
+    let Timing { interval, timeout: _, rise, fall, port } = timing;
     let mut line = "  default-server check".to_owned();
     let mut add = |word: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -60,7 +60,6 @@ fn default_server(timing: &Timing) -> String {
         }
     };
     add("fall", fall.map(|n| n.to_string()));
-    add("init-state", starts_down.then(|| "down".to_owned()));
     add("inter", interval.map(time));
     add("port", port.map(|n| n.to_string()));
     add("rise", rise.map(|n| n.to_string()));
@@ -69,7 +68,7 @@ fn default_server(timing: &Timing) -> String {
 
 /// A server line.
 pub fn server(server: &Server, mark: &Mark) -> String {
-    let Server { name, address, port, check, options, tenant: _ } = server;
+    let Server { name, address, port, check, options, gated, tenant: _ } = server;
     let address = match address {
         Address::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),
@@ -83,6 +82,9 @@ pub fn server(server: &Server, mark: &Mark) -> String {
     }
     if !server.is_enabled() {
         line.push_str(" disabled");
+    }
+    if *gated {
+        line.push_str(" init-state down");
     }
     if let Some(maxconn) = options.maxconn {
         line.push_str(&format!(" maxconn {maxconn}"));

@@ -23,6 +23,8 @@ pub struct Seating<'a> {
     pub policy: SlotPolicy,
     /// Whether a server line turns the check on itself.
     pub check: bool,
+    /// Whether free slots are [gated](Server::gated).
+    pub gated: bool,
     /// Whether the backend is written anew in any case, so that spares may go without a further reload.
     pub may_shrink: bool,
 }
@@ -77,6 +79,7 @@ impl Seating<'_> {
             } else {
                 last += 1;
                 server.tenant = Tenant::Free { freed: last };
+                server.gated = self.gated;
             }
         }
         by_id.into_values().collect()
@@ -87,6 +90,7 @@ impl Seating<'_> {
         server.port = instance.port;
         server.options = instance.options;
         server.check = self.check;
+        server.gated = false;
         server.tenant = Tenant::Instance { id: instance.id.clone(), alloc: instance.alloc.clone() };
     }
 
@@ -129,6 +133,7 @@ impl Seating<'_> {
                 address: Address::PLACEHOLDER,
                 port: 1,
                 check: self.check,
+                gated: self.gated,
                 options: ServerOptions { weight: None, ..options },
                 tenant: Tenant::Free { freed: 0 },
             };
@@ -156,6 +161,9 @@ impl Seating<'_> {
             slots.iter().rev().filter(|(_, server)| !server.is_enabled()).map(|(number, _)| *number).collect();
         for number in spare.into_iter().take(slots.len().saturating_sub(wanted)) {
             slots.remove(&number);
+        }
+        for server in slots.values_mut().filter(|server| !server.is_enabled()) {
+            server.gated = self.gated;
         }
     }
 }
@@ -191,6 +199,7 @@ mod tests {
             instances: &instances,
             policy,
             check: false,
+            gated: false,
             may_shrink: false,
         };
         seat(&seating)
@@ -248,6 +257,7 @@ mod tests {
             instances: &instances,
             policy: POLICY,
             check: true,
+            gated: false,
             may_shrink: false,
         };
         assert_eq!(show(&seat(&seating)), ["api_2=i1", "api_3~0", "api_4~0"]);
@@ -274,6 +284,7 @@ mod tests {
             instances: &instances,
             policy: POLICY,
             check: false,
+            gated: false,
             may_shrink: true,
         };
         let shrunk = seat(&seating);

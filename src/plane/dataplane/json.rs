@@ -71,7 +71,7 @@ fn http_check(body: &mut Value, check: &HttpCheck) {
 }
 
 fn default_server(timing: &Timing) -> Value {
-    let Timing { interval, timeout: _, rise, fall, port, starts_down } = timing;
+    let Timing { interval, timeout: _, rise, fall, port } = timing;
     let mut server = json!({"check": "enabled"});
     let mut set = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -82,7 +82,6 @@ fn default_server(timing: &Timing) -> Value {
     set("rise", rise.map(Value::from));
     set("fall", fall.map(Value::from));
     set("health_check_port", port.map(Value::from));
-    set("init-state", starts_down.then(|| json!("down")));
     server
 }
 
@@ -97,6 +96,9 @@ pub(super) fn server(server: &Server, mark: &Mark) -> Value {
     });
     if server.check {
         body["check"] = json!("enabled");
+    }
+    if server.gated {
+        body["init-state"] = json!("down");
     }
     if server.options.backup {
         body["backup"] = json!("enabled");
