@@ -18,9 +18,14 @@ tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, and Nomad, under target/tools
 	@scripts/haproxy.sh 3.4 >/dev/null || echo "going on without HAProxy 3.4" >&2
 	@scripts/haproxy.sh 2.6 >/dev/null || echo "going on without HAProxy 2.6" >&2
 	@scripts/nomad.sh >/dev/null
+	@scripts/system.sh mariadb-server-core
 
 demo: system ## Show it: Nomad, HAProxy, a job that scales, rolls and stops (ONCE=1, CATALOG=file)
 	@scripts/demo.sh
+
+playground: system tools ## A database connection through HAProxy, and how many workers each change leaves
+	$(CARGO) build --quiet --locked --bins --examples
+	target/debug/examples/playground
 
 check: ## Formatting, lints, docs, unit tests: before each commit
 	$(CARGO) fmt --check
@@ -36,7 +41,11 @@ test: system tools check ## Everything: check, contract tests, end to end on rea
 bench: ## Benchmarks of the pure parts, as ratios to their baselines
 	$(CARGO) bench --locked
 
+bench-e2e: system tools ## What changes cost on a real HAProxy: reloads, API calls, times as ratios
+	$(CARGO) build --quiet --release --locked --bins --examples
+	target/release/examples/bench_e2e
+
 clean: ## Remove what was built; the tools stay
 	$(CARGO) clean --release; rm -rf target/debug
 
-.PHONY: help system tools demo check test bench clean
+.PHONY: help system tools demo playground check test bench bench-e2e clean

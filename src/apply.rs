@@ -7,6 +7,7 @@ mod culprit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -165,6 +166,8 @@ pub struct Report {
     pub version: u64,
     /// What is managed, for the metrics.
     pub counts: Counts,
+    /// When a change that waits for `reload.min_interval` can be made; it needs another pass.
+    pub deferred: Option<Instant>,
 }
 
 /// What HAProxy has of ours.
@@ -198,6 +201,7 @@ pub struct Controller<P> {
     source: Source,
     build: build::Options,
     plan: plan::Options,
+    reload_min_interval: Duration,
     memory: Memory,
 }
 
@@ -212,8 +216,24 @@ struct Memory {
     version: Option<u64>,
     /// Backends that HAProxy refused, as they were asked for, and its words.
     refused: BTreeMap<BackendName, Refusal>,
+    /// When HAProxy was last reloaded by us.
+    reloaded: Option<Instant>,
     /// The plan whose reload failed, the text it was made for, and HAProxy's words.
     failed: Option<(Plan, String, String)>,
+}
+
+/// What making HAProxy fit the catalog came to.
+struct Converged {
+    outcome: Outcome,
+    notes: Vec<Note>,
+    summary: Option<Summary>,
+    deferred: Option<Instant>,
+}
+
+impl Converged {
+    fn unchanged(notes: Vec<Note>) -> Self {
+        Self { outcome: Outcome::Unchanged, notes, summary: None, deferred: None }
+    }
 }
 
 /// A change of one backend that HAProxy does not take.
@@ -227,8 +247,14 @@ struct Refusal {
 
 impl<P: Plane> Controller<P> {
     /// Puts one together; nothing is sent yet.
-    pub fn new(plane: P, source: Source, build: build::Options, plan: plan::Options) -> Self {
-        Self { plane, source, build, plan, memory: Memory::default() }
+    pub fn new(
+        plane: P,
+        source: Source,
+        build: build::Options,
+        plan: plan::Options,
+        reload_min_interval: Duration,
+    ) -> Self {
+        Self { plane, source, build, plan, reload_min_interval, memory: Memory::default() }
     }
 
     /// The next pass compares the running process with the file, whatever was seen before.
@@ -301,17 +327,18 @@ impl<P: Plane> Controller<P> {
         let built = build::build(&catalog, &self.build);
         self.memory.refused.retain(|name, refusal| built.desired.backends.get(name) == refusal.wanted.as_ref());
         let repaired = self.audit(pid, &observed).await?;
-        let (outcome, notes, summary) = match repaired {
-            Some(committed) => {
-                // The file is as it was, at a version of its own; the plan is made for that.
+        let mut converged = match &repaired {
+            // The file is as it was, at a version of its own; the plan is made for that.
+            Some(_) => {
                 let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
-                match self.converge(&built, &observed).await? {
-                    (Outcome::Unchanged, notes, summary) => (Outcome::Repaired(committed), notes, summary),
-                    applied => applied,
-                }
+                self.converge(&built, &observed).await?
             }
             None => self.converge(&built, &observed).await?,
         };
+        if let (Some(committed), Outcome::Unchanged) = (repaired, &converged.outcome) {
+            converged.outcome = Outcome::Repaired(committed);
+        }
+        let Converged { outcome, notes, summary, deferred } = converged;
         let observed = match outcome {
             Outcome::Unchanged => observed,
             _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
@@ -322,7 +349,7 @@ impl<P: Plane> Controller<P> {
             _ => self.plane.info().await.map_err(at(Stage::Observe))?.pid,
         });
         let counts = Counts::new(&observed);
-        Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts })
+        Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts, deferred })
     }
 
     /// Makes the running process agree with its file, when there is reason to doubt it.
@@ -382,15 +409,11 @@ impl<P: Plane> Controller<P> {
     }
 
     /// Plans and applies, leaving out what HAProxy refuses, until nothing is left to do or to leave out.
-    async fn converge(
-        &mut self,
-        built: &Built,
-        observed: &Observed,
-    ) -> Result<(Outcome, Vec<Note>, Option<Summary>), PassError> {
+    async fn converge(&mut self, built: &Built, observed: &Observed) -> Result<Converged, PassError> {
         loop {
             let (plan, notes) = self.plan(built, observed)?;
             if plan.is_empty() {
-                return Ok((Outcome::Unchanged, notes, None));
+                return Ok(Converged::unchanged(notes));
             }
             let text = observed.text.to_string();
             if let Some((failed, before, message)) = &self.memory.failed
@@ -399,10 +422,18 @@ impl<P: Plane> Controller<P> {
             {
                 return Err(PassError::FailedBefore(message.clone()));
             }
+            let (plan, waits) = self.due(plan);
+            if plan.is_empty() {
+                return Ok(Converged { deferred: waits, ..Converged::unchanged(notes) });
+            }
             match self.apply(observed, &plan, &notes).await {
                 Ok((committed, summary)) => {
                     self.memory.failed = None;
-                    return Ok((Outcome::Applied(committed), notes, Some(summary)));
+                    if committed.reloaded {
+                        self.memory.reloaded = Some(Instant::now());
+                    }
+                    let outcome = Outcome::Applied(committed);
+                    return Ok(Converged { outcome, notes, summary: Some(summary), deferred: waits });
                 }
                 Err(PlaneError::Invalid { message }) => self.leave_out(built, observed, &plan, message).await?,
                 Err(error) => {
@@ -412,6 +443,15 @@ impl<P: Plane> Controller<P> {
                     return Err(at(Stage::Apply)(error));
                 }
             }
+        }
+    }
+
+    /// The part of a plan that can be made now, and when the rest can: not so soon after a reload.
+    fn due(&self, plan: Plan) -> (Plan, Option<Instant>) {
+        let next = self.memory.reloaded.map(|last| last + self.reload_min_interval);
+        match next.filter(|next| *next > Instant::now() && plan.live().is_none()) {
+            Some(next) => (plan.live_part(), Some(next)),
+            None => (plan, None),
         }
     }
 

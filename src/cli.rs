@@ -126,7 +126,16 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane: P) -> anyhow::Result<ExitCode> {
     let controller = |catalog: Option<PathBuf>| {
         let source = source(config, catalog)?;
-        anyhow::Ok((Controller::new(plane, source.clone(), build_options(config), plan_options(config)), source))
+        anyhow::Ok((
+            Controller::new(
+                plane,
+                source.clone(),
+                build_options(config),
+                plan_options(config),
+                config.reload_min_interval,
+            ),
+            source,
+        ))
     };
     match command {
         Command::Run { catalog } => {

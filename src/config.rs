@@ -31,6 +31,9 @@ pub const OWNER: &str = "nomad";
 pub const SLOTS_MIN_FREE: u32 = 4;
 /// A bound for what doubling may lead to; instances beyond it are served all the same.
 pub const SLOTS_MAX: u32 = 256;
+/// Each reload leaves an old worker behind for as long as its connections live; this bounds how many a
+/// stream of new services can make.
+pub const RELOAD_MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// A full read even when nothing was heard: events are hints, and somebody may have edited the file.
 pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Changes that come this close to each other are taken together.
@@ -172,6 +175,15 @@ settings! {
 }
 
 settings! {
+    /// How often HAProxy is reloaded.
+    ReloadSettings {
+        /// At least this long from one reload to the next; what needs no reload does not wait [default: 1s]
+        #[arg(id = "reload-min-interval", long = "reload-min-interval", env = "NOMAD_HAPROXY_RELOAD_MIN_INTERVAL", value_name = "TIME")]
+        min_interval: Span,
+    }
+}
+
+settings! {
     /// When passes run.
     ReconcileSettings {
         /// A pass at least this often [default: 30s]
@@ -233,8 +245,11 @@ pub struct Settings {
     /// `slots.*`
     #[command(flatten)]
     pub slots: SlotSettings,
-    /// `reconcile.*`
+    /// `reload.*`
     #[command(flatten, next_help_heading = "The loop")]
+    pub reload: ReloadSettings,
+    /// `reconcile.*`
+    #[command(flatten)]
     pub reconcile: ReconcileSettings,
     /// `http.*`
     #[command(flatten)]
@@ -289,12 +304,13 @@ impl Settings {
     /// What this source gives, over what a weaker one gives.
     #[must_use]
     pub fn or(self, weaker: Self) -> Self {
-        let Self { nomad, haproxy, tags, slots, reconcile, http, log } = self;
+        let Self { nomad, haproxy, tags, slots, reload, reconcile, http, log } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
             haproxy: haproxy.or(weaker.haproxy),
             tags: tags.or(weaker.tags),
             slots: slots.or(weaker.slots),
+            reload: reload.or(weaker.reload),
             reconcile: reconcile.or(weaker.reconcile),
             http: http.or(weaker.http),
             log: log.or(weaker.log),
@@ -348,6 +364,8 @@ pub struct Config {
     pub prefix: String,
     /// Spare servers.
     pub slots: SlotPolicy,
+    /// From one reload to the next.
+    pub reload_min_interval: Duration,
     /// When passes run.
     pub timings: Timings,
     /// Health and metrics.
@@ -358,7 +376,7 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let Settings { nomad, haproxy, tags, slots, reconcile, http, log: _ } = settings;
+        let Settings { nomad, haproxy, tags, slots, reload, reconcile, http, log: _ } = settings;
         let namespaces: Vec<String> = nomad
             .namespace
             .as_deref()
@@ -393,6 +411,7 @@ impl TryFrom<Settings> for Config {
             mark,
             prefix,
             slots,
+            reload_min_interval: reload.min_interval.map_or(RELOAD_MIN_INTERVAL, |span| span.0),
             timings: timings(&reconcile)?,
             listen: http.listen.map_or_else(
                 || LISTEN.parse().map_err(|e: std::net::AddrParseError| wrong("http.listen", e.to_string())),

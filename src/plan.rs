@@ -153,6 +153,14 @@ impl Plan {
         self.edits.is_empty()
     }
 
+    /// The part that HAProxy takes without a reload.
+    #[must_use]
+    pub fn live_part(&self) -> Self {
+        let one = |(name, edit): (&BackendName, &Edit)| Self { edits: BTreeMap::from([(name.clone(), edit.clone())]) };
+        let live = self.edits.iter().filter(|edit| one(*edit).live().is_some());
+        Self { edits: live.map(|(name, edit)| (name.clone(), edit.clone())).collect() }
+    }
+
     /// The run-time actions that do the same as the plan; `None` where it takes a reload.
     pub fn live(&self) -> Option<Vec<Action>> {
         let mut actions = Vec::new();

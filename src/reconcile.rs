@@ -3,6 +3,7 @@
 //! A wake is a hint. What counts is that a pass runs soon after the last of several changes, not later
 //! than `max_wait` after the first, and every `resync_interval` in any case.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Controller, Outcome, PassError, Report, Source};
+use crate::catalog::nomad::NomadCatalog;
 use crate::config::Timings;
 use crate::http::Health;
 use crate::metrics::Metrics;
@@ -22,17 +24,22 @@ use crate::plane::{Plane, chain};
 const RETRY_LEAST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
+/// Between two looks at a catalog file.
+const FILE_POLL: Duration = Duration::from_millis(200);
+
 /// Why a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Wake {
     /// The first one.
     Started,
-    /// Nomad's index moved.
+    /// Nomad's index moved, or the catalog file changed.
     Catalog,
     /// Nothing was heard for a while.
     Resync,
     /// The last pass failed.
     Retry,
+    /// A change had to wait for `reload.min_interval`.
+    Deferred,
 }
 
 impl Wake {
@@ -43,6 +50,7 @@ impl Wake {
             Self::Catalog => "catalog",
             Self::Resync => "resync",
             Self::Retry => "retry",
+            Self::Deferred => "deferred",
         }
     }
 }
@@ -96,7 +104,7 @@ pub async fn run<P: Plane>(
     let mut backoff: Option<ExponentialBackoff> = None;
     let mut reason = Wake::Started;
     debounce.wake(Instant::now());
-    let mut resync = Instant::now() + timings.resync_interval;
+    let (mut resync, mut resync_reason) = (Instant::now() + timings.resync_interval, Wake::Resync);
     loop {
         health.turned();
         let due = debounce.due();
@@ -112,23 +120,26 @@ pub async fn run<P: Plane>(
             }
             () = sleep_until(due.unwrap_or(resync).min(resync)) => {
                 if due.is_none_or(|due| due > Instant::now()) {
-                    reason = if backoff.is_some() { Wake::Retry } else { Wake::Resync };
+                    reason = resync_reason;
                 }
             }
         }
         if matches!(reason, Wake::Resync) {
             controller.audit_next();
         }
-        let converged = pass(&mut controller, reason, &metrics, &health).await;
+        let next = pass(&mut controller, reason, &metrics, &health).await;
         debounce.passed(Instant::now());
-        let pause = if converged {
-            backoff = None;
-            timings.resync_interval
-        } else {
-            let delays = backoff.get_or_insert_with(retries);
-            delays.next().unwrap_or(RETRY_MOST).min(timings.resync_interval.max(RETRY_LEAST))
+        (resync, resync_reason) = match next {
+            Next::Resync => (Instant::now() + timings.resync_interval, Wake::Resync),
+            Next::Deferred(at) => (at, Wake::Deferred),
+            Next::Retry => {
+                let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
+                (Instant::now() + delay.min(timings.resync_interval.max(RETRY_LEAST)), Wake::Retry)
+            }
         };
-        resync = Instant::now() + pause;
+        if !matches!(next, Next::Retry) {
+            backoff = None;
+        }
     }
     watcher.abort();
     tracing::info!("stopped; HAProxy keeps what it has");
@@ -143,9 +154,17 @@ fn retries() -> ExponentialBackoff {
         .build()
 }
 
-/// One pass, told in the log and the metrics. Whether HAProxy is in line with the catalog now.
+/// When the next pass runs, if nothing wakes the loop before.
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Resync,
+    Deferred(Instant),
+    Retry,
+}
+
+/// One pass, told in the log and the metrics.
 #[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
-async fn pass<P: Plane>(controller: &mut Controller<P>, reason: Wake, metrics: &Metrics, health: &Health) -> bool {
+async fn pass<P: Plane>(controller: &mut Controller<P>, reason: Wake, metrics: &Metrics, health: &Health) -> Next {
     let started = Instant::now();
     let result = controller.pass(None).await;
     metrics.pass(&result, started.elapsed(), reason);
@@ -153,11 +172,11 @@ async fn pass<P: Plane>(controller: &mut Controller<P>, reason: Wake, metrics: &
         Ok(report) => {
             tell(&report, health.notes_changed(&report.notes));
             health.converged();
-            true
+            report.deferred.map_or(Next::Resync, |at| Next::Deferred(at.into()))
         }
         Err(error) => {
             complain(&error);
-            false
+            Next::Retry
         }
     }
 }
@@ -186,7 +205,27 @@ fn complain(error: &PassError) {
 
 /// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.
 async fn watch(source: Source, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
-    let Source::Nomad(nomad) = source else { return };
+    match source {
+        Source::Nomad(nomad) => watch_nomad(nomad, wakes, stop).await,
+        Source::File(path) => watch_file(path, wakes, stop).await,
+    }
+}
+
+/// A file is looked at, as not every file system tells of changes.
+async fn watch_file(path: PathBuf, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
+    let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
+    let mut known = look().await;
+    while !stop.is_cancelled() {
+        tokio::time::sleep(FILE_POLL).await;
+        let now = look().await;
+        if now != known && wakes.send(Wake::Catalog).await.is_err() {
+            return;
+        }
+        known = now;
+    }
+}
+
+async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
     let mut index = 0;
     let mut backoff = retries();
     while !stop.is_cancelled() {

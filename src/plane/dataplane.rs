@@ -11,6 +11,7 @@ mod leftovers;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -57,12 +58,14 @@ pub struct Dataplane {
     client: Client,
     mark: Mark,
     write: Write,
+    /// With `auto`: the structured edits were seen not to carry what we write, so the text it is.
+    text_only: AtomicBool,
 }
 
 impl Dataplane {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: Settings, mark: Mark, write: Write) -> Result<Self, PlaneError> {
-        Ok(Self { client: Client::new(settings)?, mark, write })
+        Ok(Self { client: Client::new(settings)?, mark, write, text_only: AtomicBool::new(false) })
     }
 
     async fn stage_text(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
@@ -306,10 +309,13 @@ impl Plane for Dataplane {
         match self.write {
             Write::Text => self.stage_text(observed, plan).await,
             Write::Transaction => self.stage_transaction(observed, plan).await,
-            Write::Auto if observed.text.is_conditional() => self.stage_text(observed, plan).await,
+            Write::Auto if self.text_only.load(Ordering::Relaxed) || observed.text.is_conditional() => {
+                self.stage_text(observed, plan).await
+            }
             Write::Auto => match self.stage_transaction(observed, plan).await {
                 Err(PlaneError::Distorted(what)) => {
-                    tracing::info!(what, "the API's structured edits cannot carry this; writing the text instead");
+                    tracing::info!(what, "the API's structured edits cannot carry this; writing the text from now on");
+                    self.text_only.store(true, Ordering::Relaxed);
                     self.stage_text(observed, plan).await
                 }
                 other => other,

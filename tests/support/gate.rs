@@ -24,6 +24,7 @@ struct Inner {
     calls: Vec<String>,
     hold: Option<Point>,
     interfere: Option<Interfere>,
+    fail_actions: bool,
 }
 
 pub struct Gate {
@@ -60,6 +61,12 @@ impl Gate {
         self.inner.lock().unwrap().interfere = answer;
     }
 
+    /// The next run-time actions are not carried out: the file is written, the answer is 500, as the real
+    /// API does it (recorded).
+    pub fn fail_next_actions(&self) {
+        self.inner.lock().unwrap().fail_actions = true;
+    }
+
     pub fn calls(&self) -> Vec<String> {
         self.inner.lock().unwrap().calls.clone()
     }
@@ -77,6 +84,8 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         let answer = inner.interfere.as_ref().and_then(|interfere| interfere(&method, &uri));
         (inner.calls.len(), inner.hold, answer)
     };
+    let fail =
+        headers.contains_key("X-Runtime-Actions") && std::mem::take(&mut gate.inner.lock().unwrap().fail_actions);
     if let Some((status, body)) = answer {
         return (StatusCode::from_u16(status).unwrap(), body).into_response();
     }
@@ -85,6 +94,9 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     }
     let mut request = gate.client.request(method, format!("{}{uri}", gate.upstream)).body(body);
     for (name, value) in headers.iter().filter(|(name, _)| *name != "host" && *name != "content-length") {
+        if fail && name == "X-Runtime-Actions" {
+            continue;
+        }
         request = request.header(name, value);
     }
     let Ok(answer) = request.send().await else { return StatusCode::BAD_GATEWAY.into_response() };
@@ -92,6 +104,10 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     headers.remove("content-length");
     headers.remove("transfer-encoding");
     let body = answer.bytes().await.unwrap_or_default();
+    if fail {
+        let body = "{\"code\":500,\"message\":\"cannot execute SetServerState: No such server.\"}";
+        return (StatusCode::INTERNAL_SERVER_ERROR, headers, body).into_response();
+    }
     if hold == Some(Point::After(number)) {
         return gate.hold_up().await;
     }

@@ -105,8 +105,13 @@ impl Haproxy {
         socket::command(&self.master(), command, Duration::from_secs(5)).await.ok()
     }
 
+    /// An answer; the master gives none in the moment in which it replaces itself.
     pub async fn command(&self, command: &str) -> String {
-        self.try_command(command).await.unwrap_or_else(|| panic!("HAProxy does not answer {command}"))
+        let what = format!("HAProxy to answer {command}");
+        wait_for(&what, Duration::from_secs(5), async || {
+            self.try_command(command).await.filter(|a| !a.is_empty() || command.contains("set "))
+        })
+        .await
     }
 
     async fn proc(&self) -> Vec<String> {

@@ -17,7 +17,9 @@ pub mod face;
 pub mod gate;
 pub mod haproxy;
 pub mod load;
+pub mod mariadb;
 pub mod nomad;
+pub mod playground;
 pub mod process;
 pub mod servers;
 

@@ -179,12 +179,14 @@ pub fn job(name: &str, count: u32, tags: &[&str], hello: Option<&str>) -> Value 
             "Name": "t", "Driver": "mock_driver", "Config": {"run_for": "10000h"}, "Resources": {"CPU": 1, "MemoryMB": 10}, "LogConfig": {"Disabled": true, "MaxFiles": 1, "MaxFileSizeMB": 1},
         }),
     };
+    // Without processes there is nothing to deploy with care, and scaling need not wait for the last one.
+    let parallel = u32::from(hello.is_some());
     json!({
         "ID": name, "Name": name, "Type": "service", "Datacenters": ["*"],
-        "Update": {"MaxParallel": 1, "MinHealthyTime": 100_000_000_u64, "HealthyDeadline": 30_000_000_000_u64,
+        "Update": {"MaxParallel": parallel, "MinHealthyTime": 100_000_000_u64, "HealthyDeadline": 30_000_000_000_u64,
                    "ProgressDeadline": 60_000_000_000_u64, "HealthCheck": "task_states"},
         "TaskGroups": [{
-            "Name": "g", "Count": count, "ShutdownDelay": 1_500_000_000_u64,
+            "Name": "g", "Count": count, "ShutdownDelay": if hello.is_some() { 1_500_000_000_u64 } else { 0 },
             "RestartPolicy": {"Attempts": 3, "Interval": 60_000_000_000_u64, "Delay": 500_000_000, "Mode": "delay"},
             "Networks": [{"Mode": "host", "DynamicPorts": [{"Label": "http"}]}],
             "Services": [{"Name": name, "Provider": "nomad", "PortLabel": "http", "Tags": tags}],

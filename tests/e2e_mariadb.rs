@@ -1,0 +1,35 @@
+//! A database connection lives through every change.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use support::api::{Rig, WAYS};
+use support::haproxy::matrix;
+use support::mariadb::MariaDb;
+use support::playground::{Playground, haproxy};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_lives_through_200_live_changes_and_5_reloads() {
+    let database = MariaDb::start().await;
+    for (series, way) in matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way))) {
+        let (haproxy, frontend) = haproxy(series).await;
+        let rig = Rig::with(way, series, haproxy).await;
+        let mut playground = Playground::start(rig, frontend, &database).await;
+        for change in 1..=200 {
+            playground.change().await;
+            if change % 40 == 0 {
+                playground.reload().await;
+            }
+        }
+        let outcome = playground.outcome().await;
+        eprintln!("HAProxy {series}, {way:?}: {outcome:?}");
+        assert_eq!(
+            (outcome.live, outcome.reloads),
+            (200, 6),
+            "one reload for the first pass, one for each new backend"
+        );
+        // The worker that holds the connection, and the one that runs now.
+        assert_eq!(outcome.workers, 2);
+    }
+}
