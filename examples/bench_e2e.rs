@@ -8,19 +8,26 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use nomad_haproxy::apply::{Controller, Source};
+use nomad_haproxy::config::SLOTS_MIN_FREE;
+use nomad_haproxy::desired::build;
+use nomad_haproxy::desired::{Mark, SlotPolicy};
+use nomad_haproxy::plan;
+use nomad_haproxy::plane::dataplane::{Dataplane, Settings, Write};
 use serde_json::Value;
 use support::api::{Rig, Way, which};
-use support::controller::{Env, apply, registration, write_catalog};
+use support::controller::{registration, write_catalog};
 use support::gate::Gate;
 use support::haproxy::matrix;
 
 /// Changes of one service in each mode.
 const CHANGES: usize = 30;
 
+/// One HAProxy and a controller in this process, so that what is measured is passes and not starts.
 struct Bench {
     rig: Rig,
     gate: std::sync::Arc<Gate>,
-    env: Env,
+    controller: Controller<Dataplane>,
 }
 
 #[derive(Clone, Copy)]
@@ -31,26 +38,36 @@ struct Cost {
 }
 
 impl Bench {
-    async fn start(series: &str, more: &[(&str, &str)]) -> Self {
+    async fn start(series: &str, write: Write, min_free: u32) -> Self {
         let rig = Rig::start(Way::Api, series).await;
         let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
-        let mut env = rig.env_with(more);
-        env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
-        Self { rig, gate, env }
+        let mark: Mark = "nomad".parse().unwrap();
+        let settings =
+            Settings { url: url.parse().unwrap(), username: "admin".into(), password: "secret".to_owned().into() };
+        let build = build::Options {
+            prefix: "haproxy.".into(),
+            mark: mark.clone(),
+            slots: SlotPolicy { min_free, max: 256 },
+            init_state: true,
+        };
+        let plan = plan::Options { mark: mark.clone(), strategy: plan::Strategy::UseExisting };
+        let plane = Dataplane::new(settings, mark, write).unwrap();
+        let controller = Controller::new(plane, Source::File(rig.catalog()), build, plan, Duration::ZERO);
+        Self { rig, gate, controller }
     }
 
-    async fn apply(&self, catalog: &[Value]) -> Cost {
+    async fn apply(&mut self, catalog: &[Value]) -> Cost {
         write_catalog(&self.rig.catalog(), catalog);
         let reloads = self.rig.haproxy.reloads().await;
         self.gate.hold(None);
         let start = Instant::now();
-        apply(&self.env, &self.rig.catalog()).await;
+        self.controller.pass(None).await.unwrap();
         let time = start.elapsed();
         Cost { time, calls: self.gate.calls().len(), reloads: self.rig.haproxy.reloads().await - reloads }
     }
 
     /// The median pass of many, and what all of them cost together.
-    async fn churn(&self, services: usize) -> Cost {
+    async fn churn(&mut self, services: usize) -> Cost {
         let (mut times, mut calls, mut reloads) = (Vec::new(), 0, 0);
         for change in 0..CHANGES {
             let cost = self.apply(&catalog(services, 5 - change % 3)).await;
@@ -91,15 +108,15 @@ async fn main() {
     println!("{:<44} {:>7} {:>7} {:>11}", "", "reloads", "calls", "time");
     for services in [200, 1000] {
         let (structured, text) = (
-            Bench::start(series, &[("HAPROXY_WRITE", "transaction")]).await.apply(&catalog(services, 5)).await,
-            Bench::start(series, &[("HAPROXY_WRITE", "text")]).await.apply(&catalog(services, 5)).await,
+            Bench::start(series, Write::Transaction, SLOTS_MIN_FREE).await.apply(&catalog(services, 5)).await,
+            Bench::start(series, Write::Text, SLOTS_MIN_FREE).await.apply(&catalog(services, 5)).await,
         );
         row(&format!("{services} services of 5 from nothing, transaction"), structured, structured, "itself");
         row(&format!("{services} services of 5 from nothing, text"), text, structured, "write = transaction");
     }
     for services in [20, 1000] {
-        let live = Bench::start(series, &[("HAPROXY_WRITE", "text")]).await;
-        let reloading = Bench::start(series, &[("HAPROXY_WRITE", "text"), ("NOMAD_HAPROXY_SLOTS_MIN_FREE", "0")]).await;
+        let mut live = Bench::start(series, Write::Text, SLOTS_MIN_FREE).await;
+        let mut reloading = Bench::start(series, Write::Text, 0).await;
         live.apply(&catalog(services, 5)).await;
         reloading.apply(&catalog(services, 5)).await;
         let (live, reloading) = (live.churn(services).await, reloading.churn(services).await);

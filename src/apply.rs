@@ -273,12 +273,12 @@ impl<P: Plane> Controller<P> {
         if plan.is_empty() {
             return Ok((Summary::new(&plan, &observed, &observed.text, notes), observed.version));
         }
-        match self.plane.stage(&observed, &plan).await {
-            Ok(staged) => {
-                let summary = Summary::new(&plan, &observed, &staged.text, notes);
-                self.plane.abort(staged).await.map_err(at(Stage::Apply))?;
-                Ok((summary, observed.version))
-            }
+        let staged = self.plane.stage(&observed, &plan).await.map_err(at(Stage::Apply))?;
+        let valid = self.plane.validate(&staged.text).await;
+        let summary = Summary::new(&plan, &observed, &staged.text, notes);
+        self.plane.abort(staged).await.map_err(at(Stage::Apply))?;
+        match valid {
+            Ok(()) => Ok((summary, observed.version)),
             Err(PlaneError::Invalid { message }) => {
                 self.leave_out(&built, &observed, &plan, message).await?;
                 Box::pin(self.dry_run()).await

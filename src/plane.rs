@@ -130,10 +130,9 @@ pub trait Plane: Send + Sync {
     fn recover(&self) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Reads the configuration.
     fn observe(&self) -> impl Future<Output = Result<Observed, PlaneError>> + Send;
-    /// Prepares a plan and has HAProxy validate it; nothing is written yet. Whoever stages commits or
-    /// aborts.
+    /// Prepares a plan; nothing is written yet. Whoever stages commits or aborts.
     fn stage(&self, observed: &Observed, plan: &Plan) -> impl Future<Output = Result<Staged, PlaneError>> + Send;
-    /// Writes what was staged and loads it.
+    /// Has HAProxy validate what was staged, writes it, and loads it.
     fn commit(&self, observed: &Observed, staged: Staged)
     -> impl Future<Output = Result<Committed, PlaneError>> + Send;
     /// Drops what was staged.

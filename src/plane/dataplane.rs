@@ -68,10 +68,8 @@ impl Dataplane {
         Ok(Self { client: Client::new(settings)?, mark, write, text_only: AtomicBool::new(false) })
     }
 
-    async fn stage_text(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
-        let text = plan::text::apply(plan, observed, &self.mark);
-        self.validate(&text).await?;
-        Ok(Staged { text, transaction: None })
+    fn stage_text(&self, observed: &Observed, plan: &Plan) -> Staged {
+        Staged { text: plan::text::apply(plan, observed, &self.mark), transaction: None }
     }
 
     /// Opens a transaction, edits, and reads back what it would write. Whatever fails, the transaction
@@ -307,16 +305,16 @@ impl Plane for Dataplane {
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
         match self.write {
-            Write::Text => self.stage_text(observed, plan).await,
+            Write::Text => Ok(self.stage_text(observed, plan)),
             Write::Transaction => self.stage_transaction(observed, plan).await,
             Write::Auto if self.text_only.load(Ordering::Relaxed) || observed.text.is_conditional() => {
-                self.stage_text(observed, plan).await
+                Ok(self.stage_text(observed, plan))
             }
             Write::Auto => match self.stage_transaction(observed, plan).await {
                 Err(PlaneError::Distorted(what)) => {
                     tracing::info!(what, "the API's structured edits cannot carry this; writing the text from now on");
                     self.text_only.store(true, Ordering::Relaxed);
-                    self.stage_text(observed, plan).await
+                    Ok(self.stage_text(observed, plan))
                 }
                 other => other,
             },

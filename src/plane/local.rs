@@ -187,12 +187,11 @@ impl Plane for Local {
     }
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, PlaneError> {
-        let text = plan::text::apply(plan, observed, &self.mark);
-        self.validate(&text).await?;
-        Ok(Staged { text, transaction: None })
+        Ok(Staged { text: plan::text::apply(plan, observed, &self.mark), transaction: None })
     }
 
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<Committed, PlaneError> {
+        self.validate(&staged.text).await?;
         let version = self.replace(observed, &staged.text, true)?;
         self.load_or_restore().await?;
         Ok(Committed { version, reloaded: true })

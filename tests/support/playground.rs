@@ -95,7 +95,7 @@ fn catalog(database: u16, live: u64, structural: u16) -> Vec<Value> {
     if step % 3 == 1 {
         all.push(registration("db", "db-beside", 2, database, &["enable=true", "mode=tcp"]));
     }
-    all.extend((0..=(live % 3)).map(|n| registration("web", &format!("web-{n}"), n + 1, 3000, &["enable=true"])));
+    all.extend((0..=(live % 3)).map(|n| registration("site", &format!("site-{n}"), n + 1, 3000, &["enable=true"])));
     all.extend(
         (0..structural).map(|n| registration(&format!("new-{n}"), &format!("new-{n}"), 1, 3001, &["enable=true"])),
     );
