@@ -17,8 +17,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use nomad_haproxy::haproxy::text::ConfigText;
 use serde_json::Value;
-use support::controller::{Controller, registration, write_catalog};
+use support::controller::{Controller, Env, registration, write_catalog};
 use support::haproxy::Haproxy;
 use support::load::{self, Load};
 use support::nomad::{Nomad, job};
@@ -41,6 +42,69 @@ struct Options {
     /// The HAProxy to start.
     #[arg(long)]
     haproxy: PathBuf,
+}
+
+/// The HAProxy of the demo: its own, or the one behind `HAPROXY_DATAPLANE_URL`.
+enum Proxy {
+    Own(Box<Haproxy>),
+    Theirs { url: String, port: u16 },
+}
+
+impl Proxy {
+    async fn find(binary: PathBuf) -> Self {
+        let variable = |name: &str| std::env::var(name).ok();
+        let Some(url) = variable("HAPROXY_DATAPLANE_URL") else {
+            return Self::Own(Box::new(Haproxy::start_binary(binary, support::haproxy::hand_written).await));
+        };
+        let path = format!("{}/v3/services/haproxy/configuration/raw", url.trim_end_matches('/'));
+        let user = variable("HAPROXY_USERNAME").unwrap_or_else(|| "admin".to_owned());
+        let request = reqwest::Client::new().get(path).basic_auth(user, variable("HAPROXY_PASSWORD"));
+        let text = request.send().await.expect("the Data Plane API answers").text().await.expect("a text");
+        let port = routing_port(&text);
+        let port = port.expect("a frontend with `use_backend %[req.hdr(host),field(1,:),field(1,.)]` and a bind line");
+        Self::Theirs { url, port }
+    }
+
+    fn port(&self) -> u16 {
+        match self {
+            Self::Own(haproxy) => haproxy.port,
+            Self::Theirs { port, .. } => *port,
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Own(haproxy) => format!("configuration {}", haproxy.config().display()),
+            Self::Theirs { url, .. } => format!("Data Plane API {url}"),
+        }
+    }
+
+    /// The controller's settings.
+    fn env(&self) -> Env {
+        let set = |key: &str, value: &std::path::Path| (key.to_owned(), value.display().to_string());
+        match self {
+            Self::Own(haproxy) => vec![
+                set("HAPROXY_CONFIG_FILE", &haproxy.config()),
+                set("HAPROXY_MASTER_SOCKET", &haproxy.master()),
+                set("HAPROXY_BINARY", &haproxy.binary),
+            ],
+            Self::Theirs { .. } => std::env::vars().filter(|(key, _)| key.starts_with("HAPROXY_")).collect(),
+        }
+    }
+}
+
+/// The port of a frontend that routes by host name.
+fn routing_port(text: &str) -> Option<u16> {
+    let text = ConfigText::new(text);
+    let frontends = text.sections().into_iter().filter(|section| section.kind == "frontend");
+    let ports = frontends.filter_map(|section| {
+        let directives: Vec<_> = text.directives(&section).map(|(_, directive)| directive.words).collect();
+        let routes =
+            directives.iter().any(|words| words[0] == "use_backend" && words[1].starts_with("%[req.hdr(host)"));
+        let bind = directives.iter().find(|words| words[0] == "bind")?;
+        routes.then(|| bind.get(1)?.rsplit_once(':')?.1.parse().ok()).flatten()
+    });
+    ports.into_iter().next()
 }
 
 /// What the demo drives: Nomad's jobs, or a file that says the same.
@@ -109,6 +173,7 @@ struct Demo {
     told: usize,
     failed: usize,
     requests: usize,
+    reloads: usize,
 }
 
 impl Demo {
@@ -118,6 +183,7 @@ impl Demo {
         for event in &events[self.told.min(events.len())..] {
             match event["message"].as_str() {
                 Some("applied") => {
+                    self.reloads += usize::from(event["reloaded"] == true);
                     let how = if event["reloaded"] == true { "one reload" } else { "no reload" };
                     println!(
                         "\n   pass: version {}, {how}\n{}",
@@ -179,8 +245,9 @@ async fn main() -> ExitCode {
 
 async fn show(options: &Options) -> usize {
     title("Starting HAProxy, the controller, and a cluster");
-    let haproxy = Haproxy::start_binary(options.haproxy.clone(), support::haproxy::hand_written).await;
-    let file = haproxy.folder().join("catalog.json");
+    let proxy = Proxy::find(options.haproxy.clone()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("catalog.json");
     let mut cluster = if options.catalog_file {
         write_catalog(&file, &[]);
         Cluster::File { path: file.clone(), servers: Vec::new(), next: 0 }
@@ -188,16 +255,8 @@ async fn show(options: &Options) -> usize {
         Cluster::Nomad(Box::new(Nomad::start().await))
     };
     let set = |key: &str, value: String| (key.to_owned(), value);
-    let through_api: Vec<_> = std::env::vars().filter(|(key, _)| key.starts_with("HAPROXY_")).collect();
-    let port = std::env::var("DEMO_PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(haproxy.port);
-    let mut env = match std::env::var("HAPROXY_DATAPLANE_URL") {
-        Ok(_) => through_api,
-        Err(_) => vec![
-            set("HAPROXY_CONFIG_FILE", haproxy.config().display().to_string()),
-            set("HAPROXY_MASTER_SOCKET", haproxy.master().display().to_string()),
-            set("HAPROXY_BINARY", haproxy.binary.display().to_string()),
-        ],
-    };
+    let port = proxy.port();
+    let mut env = proxy.env();
     env.push(set("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s".into()));
     let mut arguments = Vec::new();
     match &cluster {
@@ -210,11 +269,11 @@ async fn show(options: &Options) -> usize {
             arguments.extend(["--catalog", path.to_str().unwrap()]);
         }
     }
-    println!("   HAProxy  http://127.0.0.1:{port} (configuration {})", haproxy.config().display());
+    println!("   HAProxy  http://127.0.0.1:{port} ({})", proxy.describe());
     let controller = Controller::start(&env, &arguments);
     controller.wait_until_ready().await;
     println!("   metrics  http://{}/metrics", controller.listen().await);
-    let mut demo = Demo { controller, told: 0, failed: 0, requests: 0 };
+    let mut demo = Demo { controller, told: 0, failed: 0, requests: 0, reloads: 0 };
 
     title("A job with haproxy.enable=true, two instances");
     cluster.run(2, "1").await;
@@ -253,6 +312,6 @@ async fn show(options: &Options) -> usize {
     })
     .await;
     demo.tell_passes();
-    title(&format!("{} requests, {} failed, {} reloads", demo.requests, demo.failed, haproxy.reloads().await));
+    title(&format!("{} requests, {} failed, {} reloads", demo.requests, demo.failed, demo.reloads));
     demo.failed
 }

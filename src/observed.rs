@@ -48,7 +48,8 @@ pub struct Observed {
     pub text: ConfigText,
     /// Every backend and listen section.
     pub backends: BTreeMap<String, ObservedBackend>,
-    /// The defaults section that a new backend comes under, where it has a name.
+    /// The defaults section that a new backend names: the last one, where the other sections name
+    /// theirs. HAProxy warns of each section in a file that mixes both.
     pub defaults: Option<String>,
 }
 
@@ -64,9 +65,10 @@ impl Observed {
         let mut backends = BTreeMap::new();
         let mut named: BTreeMap<String, Inherited> = BTreeMap::new();
         let mut last = Inherited::default();
-        let mut defaults = None;
+        let (mut defaults, mut explicit) = (None, false);
         for section in text.sections() {
             let directives: Vec<Directive> = text.directives(&section).map(|(_, directive)| directive).collect();
+            explicit |= section.from.is_some() && section.kind != "defaults";
             let above = section.from.as_ref().and_then(|from| named.get(from).cloned());
             match section.kind.as_str() {
                 "defaults" => {
@@ -83,7 +85,7 @@ impl Observed {
                 _ => {}
             }
         }
-        Self { version, text, backends, defaults }
+        Self { version, text, backends, defaults: defaults.filter(|_| explicit) }
     }
 
     /// The namespaces of the services that HAProxy serves by us: a list of Nomad's that leaves one out

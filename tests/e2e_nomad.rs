@@ -146,7 +146,7 @@ async fn a_token_that_loses_its_rights_removes_nothing() {
     ]);
     let controller = Controller::start(&env, &[]);
     wait_for("both services", Duration::from_secs(20), async || (seated(&rig) == 2).then_some(())).await;
-    assert!(rig.haproxy.text().contains("backend team_a.there"), "{}", rig.haproxy.text());
+    assert!(support::haproxy::has_backend(&rig.haproxy.text(), "team_a.there"), "{}", rig.haproxy.text());
 
     // The list is shortened without a word, with a normal index.
     nomad.token_with("namespace \"default\" {\n capabilities = [\"read-job\"]\n}").await;
@@ -186,5 +186,5 @@ async fn the_live_catalog_is_the_file_that_an_offline_plan_takes() {
         run(&vec![], &["plan", "--catalog", &catalog, "--haproxy-config", &config, "--detailed-exitcode"]).await;
     assert_eq!(offline.status.code(), Some(2));
     let diff = stdout(&offline);
-    assert!(diff.contains("+backend api_service from base") && diff.contains("+  balance leastconn"), "{diff}");
+    assert!(diff.contains("+backend api_service\n") && diff.contains("+  balance leastconn"), "{diff}");
 }

@@ -187,6 +187,12 @@ impl Drop for Haproxy {
     }
 }
 
+/// Whether a text has a backend of this name, whoever rendered it.
+pub fn has_backend(text: &str, name: &str) -> bool {
+    use nomad_haproxy::haproxy::text::ConfigText;
+    ConfigText::new(text).sections().iter().any(|section| section.kind == "backend" && section.name == name)
+}
+
 /// The standard output of a command that must succeed.
 pub fn output(command: &mut Command) -> String {
     let output = command.stderr(Stdio::inherit()).output().unwrap();

@@ -1,0 +1,28 @@
+//! The demo itself, on a catalog file: on the local plane, and through a Data Plane API.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::process::Command;
+
+use support::api::{Rig, WAYS, Way};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_ends_by_itself_with_every_request_answered() {
+    for way in WAYS {
+        let rig = Rig::start(way, "3.2").await;
+        let demo = support::nomad::hello_binary().with_file_name("demo");
+        let mut command = Command::new(demo);
+        command.args(["--once", "--catalog-file", "--haproxy"]).arg(&rig.haproxy.binary);
+        if way == Way::Api {
+            command.envs(rig.env());
+        }
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        for words in ["-backend hello", "version 2", ", 0 failed, 2 reloads"] {
+            assert!(said.contains(words), "{words} in:\n{said}");
+        }
+    }
+}
