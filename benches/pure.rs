@@ -74,7 +74,7 @@ fn main() {
         slots: SlotPolicy { min_free: 4, max: 256 },
         init_state: true,
     };
-    let plan_options = plan::Options { mark: mark.clone(), strategy: Strategy::UseExisting };
+    let plan_options = plan::Options { mark: mark.clone(), strategy: Strategy::UseExisting, now: 0 };
     let all = registrations(1000, 5);
     let catalog = catalog(&all);
     let json = serde_json::to_string(&all).expect("a list");

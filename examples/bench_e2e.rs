@@ -50,7 +50,7 @@ impl Bench {
             slots: SlotPolicy { min_free, max: 256 },
             init_state: true,
         };
-        let plan = plan::Options { mark: mark.clone(), strategy: plan::Strategy::UseExisting };
+        let plan = plan::Options { mark: mark.clone(), strategy: plan::Strategy::UseExisting, now: 0 };
         let plane = Dataplane::new(settings, mark, write).unwrap();
         let controller = Controller::new(plane, Source::File(rig.catalog()), build, plan, Duration::ZERO);
         Self { rig, gate, controller }

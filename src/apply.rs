@@ -7,7 +7,7 @@ mod culprit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 
@@ -134,6 +134,11 @@ impl PassError {
             Self::Moved { .. } => Stage::Observe,
         }
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn at(stage: Stage) -> impl Fn(PlaneError) -> PassError {
@@ -338,7 +343,7 @@ impl<P: Plane> Controller<P> {
         if let (Some(committed), Outcome::Unchanged) = (repaired, &converged.outcome) {
             converged.outcome = Outcome::Repaired(committed);
         }
-        let Converged { outcome, notes, summary, deferred } = converged;
+        let Converged { outcome, notes, summary, mut deferred } = converged;
         let observed = match outcome {
             Outcome::Unchanged => observed,
             _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
@@ -349,6 +354,9 @@ impl<P: Plane> Controller<P> {
             _ => self.plane.info().await.map_err(at(Stage::Observe))?.pid,
         });
         let counts = Counts::new(&observed);
+        // A drain that ends is a change that nobody wakes us for.
+        let drained = observed.next_drain().map(|end| Instant::now() + Duration::from_secs(end.saturating_sub(now())));
+        deferred = deferred.into_iter().chain(drained).min();
         Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts, deferred })
     }
 
@@ -384,7 +392,8 @@ impl<P: Plane> Controller<P> {
 
     fn plan(&self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
         let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
-        let planned = Plan::new(built, observed, &self.plan, &excluded)?;
+        let options = plan::Options { now: now(), ..self.plan.clone() };
+        let planned = Plan::new(built, observed, &options, &excluded)?;
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(planned.notes).chain(self.refusals()).collect();
         notes.sort();
         notes.dedup();

@@ -169,7 +169,7 @@ fn build_options(config: &Config) -> build::Options {
 }
 
 fn plan_options(config: &Config) -> plan::Options {
-    plan::Options { mark: config.mark.clone(), strategy: config.strategy }
+    plan::Options { mark: config.mark.clone(), strategy: config.strategy, now: 0 }
 }
 
 async fn serve<P: Plane + 'static>(

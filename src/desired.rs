@@ -411,6 +411,8 @@ pub struct Instance {
     pub port: u16,
     /// From its own tags.
     pub options: ServerOptions,
+    /// How long it drains when it is gone; without it, it is in maintenance at once.
+    pub drain: Option<Duration>,
     /// Nomad's CreateIndex: the order in which instances take slots.
     pub created: u64,
 }
@@ -424,12 +426,48 @@ pub enum Tenant {
         id: InstanceId,
         /// Its allocation.
         alloc: String,
+        /// How long it drains when it is gone.
+        drain: Option<Duration>,
     },
     /// Nobody. The number orders the slots by when they were freed; 0 was never used.
     Free {
         /// Higher was freed later.
         freed: u64,
+        /// Until when the process drains it, in seconds since 1970; then it is put in maintenance.
+        drain_until: Option<u64>,
     },
+}
+
+/// The administrative state of a server in the process (management guide, `set server … state`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It takes traffic, as its check allows.
+    Ready,
+    /// No new traffic but for clients that are bound to it; connections live on.
+    Drain,
+    /// No new traffic and no checks; connections live on.
+    Maint,
+}
+
+impl State {
+    /// HAProxy's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+        }
+    }
+}
+
+impl Tenant {
+    /// The registration that sits there.
+    pub fn id(&self) -> Option<&InstanceId> {
+        match self {
+            Self::Instance { id, .. } => Some(id),
+            Self::Free { .. } => None,
+        }
+    }
 }
 
 /// A server line of ours.
@@ -454,7 +492,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Whether it takes traffic; a free slot is in maintenance.
+    /// The state that the process should have it in.
+    pub fn state(&self) -> State {
+        match self.tenant {
+            Tenant::Instance { .. } => State::Ready,
+            Tenant::Free { drain_until: Some(_), .. } => State::Drain,
+            Tenant::Free { drain_until: None, .. } => State::Maint,
+        }
+    }
+
+    /// Whether an instance sits there.
     pub fn is_enabled(&self) -> bool {
         matches!(self.tenant, Tenant::Instance { .. })
     }

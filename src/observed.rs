@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::{BackendName, Mark, Server, ServerName, ServiceKey, Settings};
+use crate::desired::{BackendName, Mark, Server, ServerName, ServiceKey, Settings, Tenant};
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{ConfigText, Directive, Section};
 
@@ -99,6 +99,17 @@ impl Observed {
             })
             .flatten()
             .collect()
+    }
+
+    /// When the first of the drains ends, in seconds since 1970.
+    pub fn next_drain(&self) -> Option<u64> {
+        let servers = self.backends.values().flat_map(|backend| &backend.servers);
+        servers
+            .filter_map(|server| match server.tenant {
+                Tenant::Free { drain_until, .. } => drain_until,
+                Tenant::Instance { .. } => None,
+            })
+            .min()
     }
 
     /// A backend by its name.

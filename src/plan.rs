@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::desired::build::Built;
 use crate::desired::{
     Address, Backend, BackendName, Check, Kind, Mark, Note, Server, ServerName, ServerOptions, ServiceKey, Settings,
-    Severity, SlotPolicy, Tenant,
+    Severity, SlotPolicy, State, Tenant,
 };
 use crate::observed::{Observed, ObservedBackend, Owner};
 use slots::Seating;
@@ -41,6 +41,8 @@ pub struct Options {
     pub mark: Mark,
     /// What to do about names that are taken.
     pub strategy: Strategy,
+    /// The time of this pass, in seconds since 1970, for drains that end.
+    pub now: u64,
 }
 
 /// A change of one server line.
@@ -91,8 +93,8 @@ pub enum Edit {
 pub enum Action {
     /// `set server B/S addr IP port PORT`.
     Address(BackendName, ServerName, IpAddr, u16),
-    /// `set server B/S state ready`, or `maint`.
-    Enabled(BackendName, ServerName, bool),
+    /// `set server B/S state ready`, `drain` or `maint`.
+    State(BackendName, ServerName, State),
     /// `set server B/S weight N`.
     Weight(BackendName, ServerName, u16),
 }
@@ -140,7 +142,11 @@ impl Plan {
                 continue;
             }
             // HAProxy refuses to lose it (a frontend names it): then it stays, without its instances.
-            let edit = if excluded.contains(&name) { emptied(&name, observed) } else { removal(observed) };
+            let edit = if excluded.contains(&name) {
+                emptied(&name, observed, options.now)
+            } else {
+                removal(&name, observed, options.now)
+            };
             if let Some(edit) = edit {
                 plan.edits.insert(name, edit);
             }
@@ -188,9 +194,10 @@ impl ServerEdit {
         };
         // Out before it changes, in after it has changed: no request goes to half an instance, and one
         // instance does not inherit the health of another.
-        let moves = before.tenant != after.tenant;
-        if before.is_enabled() && (moves || !after.is_enabled()) {
-            add(&|b, s| Action::Enabled(b, s, false));
+        let changes = before.state() != after.state() || before.tenant.id() != after.tenant.id();
+        if changes && before.state() != State::Maint {
+            let state = if after.is_enabled() { State::Maint } else { after.state() };
+            add(&|b, s| Action::State(b, s, state));
         }
         if (&before.address, before.port) != (&after.address, after.port) {
             let Address::Ip(ip) = after.address else { return None };
@@ -199,8 +206,8 @@ impl ServerEdit {
         if weight.unwrap_or(1) != before.options.weight.unwrap_or(1) {
             add(&|b, s| Action::Weight(b, s, weight.unwrap_or(1)));
         }
-        if after.is_enabled() && (moves || !before.is_enabled()) {
-            add(&|b, s| Action::Enabled(b, s, true));
+        if changes && after.is_enabled() {
+            add(&|b, s| Action::State(b, s, State::Ready));
         }
         Some(actions)
     }
@@ -216,7 +223,7 @@ impl Planner<'_> {
     fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
         match (self.observed.backend(name), desired.kind) {
             (None, Kind::Dynamic) => {
-                let servers = seat(name, desired, None, false);
+                let servers = seat(name, desired, None, self.options.now, false);
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
             (None, Kind::Custom) => {
@@ -229,8 +236,10 @@ impl Planner<'_> {
             (Some(observed), _) if observed.section.kind == "listen" => {
                 self.taken(desired, &format!("not routed: {name} is a listen section, which cannot be given servers"))
             }
-            (Some(observed), Kind::Dynamic) if observed.is_ours() => Ok(change(name, desired, observed)),
-            (Some(observed), Kind::Custom) => Ok(servers(name, desired, observed)),
+            (Some(observed), Kind::Dynamic) if observed.is_ours() => {
+                Ok(change(name, desired, observed, self.options.now))
+            }
+            (Some(observed), Kind::Custom) => Ok(servers(name, desired, observed, self.options.now)),
             (Some(observed), Kind::Dynamic) => match self.options.strategy {
                 Strategy::UseExisting => Ok(self.use_existing(name, desired, observed)),
                 Strategy::CreateNew => self.taken(
@@ -275,19 +284,19 @@ impl Planner<'_> {
             self.errors(desired, &text);
             return None;
         }
-        servers(name, desired, observed)
+        servers(name, desired, observed, self.options.now)
     }
 }
 
 /// A backend of ours: both its settings and its servers.
-fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now: u64) -> Option<Edit> {
     let rewrite = observed.settings.as_ref() != Some(&desired.settings);
-    let mut servers = seat(name, desired, Some(observed), rewrite);
+    let mut servers = seat(name, desired, Some(observed), now, rewrite);
     let mut edits = differences(observed, &servers);
     let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
     if grows && !rewrite {
         // It takes a reload in any case, so the spares that are too many may go with it.
-        servers = seat(name, desired, Some(observed), true);
+        servers = seat(name, desired, Some(observed), now, true);
         edits = differences(observed, &servers);
     }
     let settings = desired.settings.clone();
@@ -295,13 +304,19 @@ fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> 
 }
 
 /// A backend of somebody's: only servers of ours.
-fn servers(name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
-    let servers = seat(name, desired, Some(observed), false);
+fn servers(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now: u64) -> Option<Edit> {
+    let servers = seat(name, desired, Some(observed), now, false);
     let edits = differences(observed, &servers);
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
-fn seat(name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>, may_shrink: bool) -> Vec<Server> {
+fn seat(
+    name: &BackendName,
+    desired: &Backend,
+    observed: Option<&ObservedBackend>,
+    now: u64,
+    may_shrink: bool,
+) -> Vec<Server> {
     let none = BTreeSet::new();
     slots::seat(&Seating {
         backend: name,
@@ -311,13 +326,18 @@ fn seat(name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend
         policy: desired.slots,
         check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
         gated: desired.gated,
+        now,
         may_shrink,
     })
 }
 
-/// What goes when nobody asks for a backend any more. A server that somebody put into our backend
-/// keeps it alive.
-fn removal(observed: &ObservedBackend) -> Option<Edit> {
+/// What goes when nobody asks for a backend any more. A server that somebody put into our backend keeps
+/// it alive; one that drains keeps it for a while.
+fn removal(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
+    let drains = freed(name, observed, now).iter().any(|server| server.state() == State::Drain);
+    if drains {
+        return emptied(name, observed, now);
+    }
     if observed.is_ours() && observed.foreign.is_empty() {
         return Some(Edit::Delete);
     }
@@ -326,20 +346,23 @@ fn removal(observed: &ObservedBackend) -> Option<Edit> {
 }
 
 /// A backend that has to stay, with every slot freed.
-fn emptied(name: &BackendName, observed: &ObservedBackend) -> Option<Edit> {
-    let policy = SlotPolicy { min_free: 1, max: u32::MAX };
-    let seating = Seating {
+fn emptied(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
+    let edits = differences(observed, &freed(name, observed, now));
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
+}
+
+fn freed(name: &BackendName, observed: &ObservedBackend, now: u64) -> Vec<Server> {
+    slots::seat(&Seating {
         backend: name,
         servers: &observed.servers,
         foreign: &observed.foreign,
         instances: &[],
-        policy,
+        policy: SlotPolicy { min_free: 1, max: u32::MAX },
         check: false,
         gated: false,
+        now,
         may_shrink: false,
-    };
-    let edits = differences(observed, &slots::seat(&seating));
-    (!edits.is_empty()).then_some(Edit::Servers(edits))
+    })
 }
 
 /// Whether it is, or may be, of a service that can't be read.

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 
 use thiserror::Error;
 
+use crate::desired::State;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
@@ -103,8 +104,8 @@ pub struct RuntimeServer {
     pub address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
-    /// Whether it is out of maintenance and not drained.
-    pub ready: bool,
+    /// Its administrative state.
+    pub state: State,
     /// Its weight, where the plane says.
     pub weight: Option<u16>,
 }

@@ -75,6 +75,8 @@ mod cases {
 
         write_catalog(&rig.catalog(), &[]);
         apply(&rig.env(), &rig.catalog()).await;
+        // On a connection of its own: the old worker still serves what was kept alive.
+        let client = reqwest::Client::new();
         assert_eq!(load::get(&client, rig.haproxy.port, "api_service.test").await.unwrap().0, 503);
         assert!(!rig.haproxy.text().contains("api_service"), "{}", rig.haproxy.text());
     }

@@ -321,3 +321,40 @@ async fn structural_changes_that_come_together_make_one_reload() {
     assert!(has_backend(&rig.haproxy.text(), "b"));
     assert_eq!(rig.haproxy.reloads().await, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_asks_for_it_is_drained_first() {
+    for (series, way) in matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way))) {
+        let rig = Rig::start(way, series).await;
+        let one =
+            |port: u16| registration("api", &port.to_string(), 1, port, &["enable=true", "drain=2s", "check.disabled"]);
+        write_catalog(&rig.catalog(), &[one(2001), one(2002)]);
+        let catalog = rig.catalog().display().to_string();
+        let controller = Controller::start(&rig.env(), &["--catalog", &catalog]);
+        controller.wait_until_ready().await;
+        let reloads = rig.haproxy.reloads().await;
+        let state = async |wanted: &str| {
+            let what = format!("api_2 in {wanted}, HAProxy {series}, {way:?}");
+            wait_for(&what, Duration::from_secs(10), async || {
+                rig.haproxy.statuses().await.get("api/api_2").filter(|status| status.starts_with(wanted)).map(drop)
+            })
+            .await;
+        };
+        write_catalog(&rig.catalog(), &[one(2001)]);
+        let gone = Instant::now();
+        state("DRAIN").await;
+        state("MAINT").await;
+        assert!(gone.elapsed() >= Duration::from_secs(2), "{:?}", gone.elapsed());
+        assert_eq!(rig.haproxy.reloads().await, reloads);
+        // The last one, too: the backend goes when it has drained.
+        write_catalog(&rig.catalog(), &[]);
+        wait_for("the drain", Duration::from_secs(5), async || {
+            rig.haproxy.statuses().await.get("api/api_1").filter(|status| status.starts_with("DRAIN")).map(drop)
+        })
+        .await;
+        wait_for("the backend to go", Duration::from_secs(10), async || {
+            (!has_backend(&rig.haproxy.text(), "api")).then_some(())
+        })
+        .await;
+    }
+}

@@ -72,7 +72,7 @@ fn build_options() -> build::Options {
 }
 
 fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
-    let options = plan::Options { mark: mark(), strategy: plan::Strategy::UseExisting };
+    let options = plan::Options { mark: mark(), strategy: plan::Strategy::UseExisting, now: 0 };
     Plan::new(&build(catalog, &build_options()), observed, &options, &BTreeSet::new()).unwrap().plan
 }
 

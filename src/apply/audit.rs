@@ -37,9 +37,9 @@ pub(super) fn compare(observed: &Observed, runtime: &Runtime) -> Finding {
                 let (backend, name) = name();
                 actions.push(Action::Weight(backend, name, weight));
             }
-            if running.ready != server.is_enabled() {
+            if running.state != server.state() {
                 let (backend, name) = name();
-                actions.push(Action::Enabled(backend, name, server.is_enabled()));
+                actions.push(Action::State(backend, name, server.state()));
             }
         }
     }
@@ -49,6 +49,7 @@ pub(super) fn compare(observed: &Observed, runtime: &Runtime) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::State;
     use crate::haproxy::text::ConfigText;
     use crate::plane::RuntimeServer;
 
@@ -61,10 +62,11 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_set_right() {
-        let good = RuntimeServer { address: "10.0.0.1".parse().ok(), port: 80, ready: true, weight: Some(5) };
+        let good = RuntimeServer { address: "10.0.0.1".parse().ok(), port: 80, state: State::Ready, weight: Some(5) };
         assert_eq!(found(Some(good.clone())), Finding::Agree);
         assert_eq!(found(Some(RuntimeServer { weight: None, ..good.clone() })), Finding::Agree);
-        let Finding::Live(actions) = found(Some(RuntimeServer { ready: false, port: 81, weight: Some(1), ..good }))
+        let Finding::Live(actions) =
+            found(Some(RuntimeServer { state: State::Maint, port: 81, weight: Some(1), ..good }))
         else {
             panic!("three differences")
         };

@@ -235,6 +235,7 @@ impl Builder<'_> {
             address,
             port,
             options: intent.server,
+            drain: intent.drain,
             created: registration.create_index,
         })
     }

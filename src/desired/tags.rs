@@ -77,6 +77,8 @@ pub struct Intent {
     pub check: CheckTags,
     /// `weight`, `maxconn`, `backup`.
     pub server: ServerOptions,
+    /// `drain`.
+    pub drain: Option<Duration>,
     /// `slots`.
     pub slots: Option<u32>,
     /// Tags that concern the backend as a whole, by name; a custom backend ignores them.
@@ -109,6 +111,7 @@ const TAGS: &[(&str, bool)] = &[
     ("weight", false),
     ("maxconn", false),
     ("backup", false),
+    ("drain", false),
     ("slots", true),
 ];
 
@@ -210,6 +213,7 @@ fn take(intent: &mut Intent, name: &str, value: Option<&str>) -> Result<(), Stri
         "weight" => intent.server.weight = Some(number(value, 0, 256)?),
         "maxconn" => intent.server.maxconn = Some(number(value, 0, 1_000_000)?),
         "backup" => intent.server.backup = flag(value)?,
+        "drain" => intent.drain = Some(duration(value)?),
         "slots" => intent.slots = Some(number(value, 0, 10_000)?),
         other => unreachable!("{other} is in TAGS"),
     }

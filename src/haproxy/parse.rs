@@ -42,10 +42,15 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
     let (address, port) = endpoint.rsplit_once(':')?;
     let field = |key: &str| data.get(key).and_then(|value| value.as_str());
     let tenant = match (field("id"), field("freed")) {
-        (Some(id), _) => {
-            Tenant::Instance { id: InstanceId::from_metadata(id), alloc: field("alloc").unwrap_or_default().to_owned() }
-        }
-        (None, freed) => Tenant::Free { freed: freed?.parse().ok()? },
+        (Some(id), _) => Tenant::Instance {
+            id: InstanceId::from_metadata(id),
+            alloc: field("alloc").unwrap_or_default().to_owned(),
+            drain: field("drain").and_then(time),
+        },
+        (None, freed) => Tenant::Free {
+            freed: freed?.parse().ok()?,
+            drain_until: field("drain_until").and_then(|until| until.parse().ok()),
+        },
     };
     let mut server = Server {
         name,
@@ -275,11 +280,11 @@ mod tests {
         #[test]
         fn servers_are_read_back_as_they_were_written(
             id in ".{1,60}", v6: bool, port: u16, check: bool, backup: bool,
-            weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed: u64,
+            weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed: u64, drain in prop::option::of(1u64..100_000),
         ) {
             let address: Address = if v6 { "2001:db8::5" } else { "10.1.2.3" }.parse().expect("an address");
-            let tenant = if free { Tenant::Free { freed } } else {
-                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into() }
+            let tenant = if free { Tenant::Free { freed, drain_until: drain } } else {
+                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), drain: drain.map(Duration::from_millis) }
             };
             let name: ServerName = "api_1".parse().expect("a name");
             let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, tenant };

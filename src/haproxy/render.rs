@@ -100,8 +100,20 @@ pub fn server(server: &Server, mark: &Mark) -> String {
 pub fn metadata(server: &Server, mark: &Mark) -> serde_json::Value {
     let owner = mark.owner();
     match &server.tenant {
-        Tenant::Instance { id, alloc } => serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner}),
-        Tenant::Free { freed } => serde_json::json!({"freed": freed.to_string(), "owner": owner}),
+        Tenant::Instance { id, alloc, drain } => {
+            let mut data = serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner});
+            if let Some(drain) = drain {
+                data["drain"] = time(*drain).into();
+            }
+            data
+        }
+        Tenant::Free { freed, drain_until } => {
+            let mut data = serde_json::json!({"freed": freed.to_string(), "owner": owner});
+            if let Some(until) = drain_until {
+                data["drain_until"] = until.to_string().into();
+            }
+            data
+        }
     }
 }
 

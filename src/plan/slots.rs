@@ -25,6 +25,8 @@ pub struct Seating<'a> {
     pub check: bool,
     /// Whether free slots are [gated](Server::gated).
     pub gated: bool,
+    /// The time, in seconds since 1970.
+    pub now: u64,
     /// Whether the backend is written anew in any case, so that spares may go without a further reload.
     pub may_shrink: bool,
 }
@@ -58,7 +60,7 @@ impl Seating<'_> {
             if let Tenant::Instance { id, .. } = &server.tenant
                 && !seen.insert(id.clone())
             {
-                server.tenant = Tenant::Free { freed: 0 };
+                server.tenant = Tenant::Free { freed: 0, drain_until: None };
             }
         }
         slots
@@ -68,18 +70,27 @@ impl Seating<'_> {
     fn keep_and_free<'i>(&'i self, slots: &mut BTreeMap<u32, Server>) -> Vec<&'i Instance> {
         let mut by_id: BTreeMap<&InstanceId, &Instance> = self.instances.iter().map(|i| (&i.id, i)).collect();
         let freed = |server: &Server| match server.tenant {
-            Tenant::Free { freed } => freed,
+            Tenant::Free { freed, .. } => freed,
             Tenant::Instance { .. } => 0,
         };
         let mut last = slots.values().map(freed).max().unwrap_or(0);
         for server in slots.values_mut() {
-            let Tenant::Instance { id, .. } = &server.tenant else { continue };
-            if let Some(instance) = by_id.remove(id) {
-                self.sit(server, instance);
-            } else {
-                last += 1;
-                server.tenant = Tenant::Free { freed: last };
-                server.gated = self.gated;
+            match &server.tenant {
+                Tenant::Free { freed, drain_until: Some(until) } if *until <= self.now => {
+                    server.tenant = Tenant::Free { freed: *freed, drain_until: None };
+                }
+                Tenant::Free { .. } => {}
+                Tenant::Instance { id, drain, .. } => {
+                    if let Some(instance) = by_id.remove(id) {
+                        self.sit(server, instance);
+                    } else {
+                        last += 1;
+                        // Rounded up: a drain is never cut short.
+                        let drain_until = drain.map(|drain| self.now + drain.as_millis().div_ceil(1000) as u64);
+                        server.tenant = Tenant::Free { freed: last, drain_until };
+                        server.gated = self.gated;
+                    }
+                }
             }
         }
         by_id.into_values().collect()
@@ -91,7 +102,8 @@ impl Seating<'_> {
         server.options = instance.options;
         server.check = self.check;
         server.gated = false;
-        server.tenant = Tenant::Instance { id: instance.id.clone(), alloc: instance.alloc.clone() };
+        server.tenant =
+            Tenant::Instance { id: instance.id.clone(), alloc: instance.alloc.clone(), drain: instance.drain };
     }
 
     fn fill(&self, slots: &mut BTreeMap<u32, Server>, waiting: Vec<&Instance>) {
@@ -99,11 +111,13 @@ impl Seating<'_> {
         for instance in waiting {
             // A slot whose fixed settings fit can be taken live; of those, the one freed longest ago.
             let free = slots.iter_mut().filter_map(|(number, server)| match server.tenant {
-                Tenant::Free { freed } => Some((!self.fits(server, instance), freed, *number, server)),
+                Tenant::Free { freed, drain_until } => {
+                    Some(((!self.fits(server, instance), drain_until.is_some(), freed, *number), server))
+                }
                 Tenant::Instance { .. } => None,
             });
-            match free.min_by_key(|(misfit, freed, number, _)| (*misfit, *freed, *number)) {
-                Some((_, _, _, server)) => self.sit(server, instance),
+            match free.min_by_key(|(order, _)| *order) {
+                Some((_, server)) => self.sit(server, instance),
                 None => left.push(instance),
             }
         }
@@ -135,7 +149,7 @@ impl Seating<'_> {
                 check: self.check,
                 gated: self.gated,
                 options: ServerOptions { weight: None, ..options },
-                tenant: Tenant::Free { freed: 0 },
+                tenant: Tenant::Free { freed: 0, drain_until: None },
             };
             if let Some(instance) = left.next() {
                 self.sit(&mut server, instance);
@@ -171,7 +185,7 @@ impl Seating<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::ServiceKey;
+    use crate::desired::{ServiceKey, State};
     use proptest::prelude::*;
 
     const POLICY: SlotPolicy = SlotPolicy { min_free: 2, max: 8 };
@@ -184,6 +198,7 @@ mod tests {
             address: Address::PLACEHOLDER,
             port: u16::try_from(1000 + id).expect("a small number"),
             options: ServerOptions::default(),
+            drain: None,
             created: u64::from(id),
         }
     }
@@ -200,6 +215,7 @@ mod tests {
             policy,
             check: false,
             gated: false,
+            now: 0,
             may_shrink: false,
         };
         seat(&seating)
@@ -209,7 +225,7 @@ mod tests {
     fn show(servers: &[Server]) -> Vec<String> {
         let one = |server: &Server| match &server.tenant {
             Tenant::Instance { id, .. } => format!("{}={}", server.name, id.as_str()),
-            Tenant::Free { freed } => format!("{}~{freed}", server.name),
+            Tenant::Free { freed, .. } => format!("{}~{freed}", server.name),
         };
         servers.iter().map(one).collect()
     }
@@ -226,6 +242,27 @@ mod tests {
         assert_eq!(show(&second), ["api_1~1", "api_2=i2", "api_3=i3", "api_4~0"]);
         let third = seated(&second, &[3, 4, 5], POLICY);
         assert_eq!(show(&third), ["api_1=i5", "api_2~2", "api_3=i3", "api_4=i4"]);
+    }
+
+    #[test]
+    fn a_slot_drains_for_as_long_as_was_asked_and_is_taken_last() {
+        let backend: BackendName = "api".parse().expect("a name");
+        let foreign = BTreeSet::new();
+        let at = |now: u64, servers: &[Server], instances: &[Instance]| {
+            let policy = SlotPolicy { min_free: 1, max: 8 };
+            let (check, gated, may_shrink) = (false, false, false);
+            let backend = &backend;
+            seat(&Seating { backend, servers, foreign: &foreign, instances, policy, check, gated, now, may_shrink })
+        };
+        let mut draining = instance(1);
+        draining.drain = Some(std::time::Duration::from_millis(1500));
+        let first = at(100, &[], &[draining]);
+        let gone = at(110, &first, &[]);
+        assert_eq!(gone[0].state(), State::Drain);
+        assert_eq!(at(111, &gone, &[]), gone, "it still drains");
+        assert_eq!(at(112, &gone, &[])[0].state(), State::Maint);
+        let taken = at(111, &gone, &[instance(2)]);
+        assert_eq!((taken[0].state(), taken[1].state()), (State::Drain, State::Ready));
     }
 
     #[test]
@@ -258,6 +295,7 @@ mod tests {
             policy: POLICY,
             check: true,
             gated: false,
+            now: 0,
             may_shrink: false,
         };
         assert_eq!(show(&seat(&seating)), ["api_2=i1", "api_3~0", "api_4~0"]);
@@ -285,6 +323,7 @@ mod tests {
             policy: POLICY,
             check: false,
             gated: false,
+            now: 0,
             may_shrink: true,
         };
         let shrunk = seat(&seating);

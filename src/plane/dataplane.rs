@@ -18,7 +18,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
-use crate::desired::{BackendName, Mark};
+use crate::desired::{BackendName, Mark, State};
 use crate::haproxy::parse;
 use crate::haproxy::text::{ConfigText, Directive};
 use crate::haproxy::version::Version;
@@ -415,7 +415,11 @@ impl Dataplane {
             let state = RuntimeServer {
                 address: server["address"].as_str().and_then(|address| address.parse().ok()),
                 port: server["port"].as_u64().and_then(|port| port.try_into().ok()).unwrap_or(0),
-                ready: server["admin_state"] == "ready",
+                state: match server["admin_state"].as_str() {
+                    Some("ready") => State::Ready,
+                    Some("drain") => State::Drain,
+                    _ => State::Maint,
+                },
                 weight: server["uweight"].as_u64().and_then(|weight| weight.try_into().ok()),
             };
             Some(((backend.to_string(), name), state))
@@ -458,8 +462,9 @@ fn header(actions: &[Action]) -> String {
             Action::Address(backend, server, ip, port) => {
                 write!(header, "SetServerAddr {backend} {server} {ip} {port}")
             }
-            Action::Enabled(backend, server, true) => write!(header, "SetServerState {backend} {server} ready"),
-            Action::Enabled(backend, server, false) => write!(header, "SetServerState {backend} {server} maint"),
+            Action::State(backend, server, state) => {
+                write!(header, "SetServerState {backend} {server} {}", state.as_str())
+            }
             Action::Weight(backend, server, weight) => write!(header, "SetServerWeight {backend} {server} {weight}"),
         };
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::desired::Mark;
+use crate::desired::{Mark, State};
 use crate::haproxy::socket;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
@@ -145,9 +145,8 @@ impl Local {
             Action::Address(backend, server, ip, port) => {
                 (format!("set server {backend}/{server} addr {ip} port {port}"), false)
             }
-            Action::Enabled(backend, server, enabled) => {
-                let state = if *enabled { "ready" } else { "maint" };
-                (format!("set server {backend}/{server} state {state}"), true)
+            Action::State(backend, server, state) => {
+                (format!("set server {backend}/{server} state {}", state.as_str()), true)
             }
             Action::Weight(backend, server, weight) => (format!("set server {backend}/{server} weight {weight}"), true),
         };
@@ -298,15 +297,19 @@ fn parse_servers_state(answer: &str) -> Runtime {
         let number = |name: &str| field(name).and_then(|value| value.parse::<u16>().ok());
         let (Some(backend), Some(server)) = (field("be_name"), field("srv_name")) else { continue };
         let Some(admin) = number("srv_admin_state") else { continue };
-        // Forced or inherited maintenance, forced or inherited drain, maintenance by DNS; 0x04 only says
-        // what the file had at the start (include/haproxy/server-t.h, SRV_ADMF_*).
-        let ready = admin & (0x01 | 0x02 | 0x08 | 0x10 | 0x20) == 0;
+        // Forced or inherited maintenance, or by DNS; forced or inherited drain. 0x04 only says what the
+        // file had at the start (include/haproxy/server-t.h, SRV_ADMF_*).
+        let state = match admin {
+            admin if admin & (0x01 | 0x02 | 0x20) != 0 => State::Maint,
+            admin if admin & (0x08 | 0x10) != 0 => State::Drain,
+            _ => State::Ready,
+        };
         servers.insert(
             (backend.to_owned(), server.to_owned()),
             RuntimeServer {
                 address: field("srv_addr").and_then(|address| address.parse().ok()),
                 port: number("srv_port").unwrap_or(0),
-                ready,
+                state,
                 weight: number("srv_uweight"),
             },
         );
@@ -326,9 +329,9 @@ mod tests {
         let server = |name: &str| runtime[&("api".to_owned(), name.to_owned())].clone();
         assert_eq!(
             server("api_1"),
-            RuntimeServer { address: "127.0.0.1".parse().ok(), port: 9010, ready: true, weight: Some(9) }
+            RuntimeServer { address: "127.0.0.1".parse().ok(), port: 9010, state: State::Ready, weight: Some(9) }
         );
-        assert!(!server("api_2").ready);
+        assert_eq!(server("api_2").state, State::Maint);
     }
 
     #[test]
