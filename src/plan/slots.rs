@@ -86,7 +86,8 @@ impl Seating<'_> {
                     } else {
                         last += 1;
                         // Rounded up: a drain is never cut short.
-                        let drain_until = drain.map(|drain| self.now + drain.as_millis().div_ceil(1000) as u64);
+                        let drain_until =
+                            drain.map(|drain| self.now + drain.as_secs() + u64::from(drain.subsec_nanos() > 0));
                         server.tenant = Tenant::Free { freed: last, drain_until };
                         server.gated = self.gated;
                     }
