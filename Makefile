@@ -1,5 +1,5 @@
 # The two commands of a newcomer are `make demo` and `make test`; each installs what it lacks, under
-# target/. CONTRIBUTING has no more to say.
+# target/.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -18,7 +18,8 @@ tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, and Nomad, under target/tools
 	@scripts/haproxy.sh 3.4 >/dev/null || echo "going on without HAProxy 3.4" >&2
 	@scripts/haproxy.sh 2.6 >/dev/null || echo "going on without HAProxy 2.6" >&2
 	@scripts/nomad.sh >/dev/null
-	@scripts/system.sh mariadb-server-core
+	@scripts/system.sh mariadb-server-core mariadb-client-core
+	@if [ -n "$${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then scripts/system.sh socat; fi
 
 demo: system ## Show it: Nomad, HAProxy, a job that scales, rolls and stops (ONCE=1, CATALOG=file)
 	@scripts/demo.sh

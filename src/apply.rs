@@ -424,7 +424,8 @@ impl<P: Plane> Controller<P> {
             if plan.is_empty() {
                 return Ok(Converged::unchanged(notes));
             }
-            let text = observed.text.to_string();
+            // A version that moved is no change: putting the good text back moves it.
+            let text = observed.text.clone().with_version(0).to_string();
             if let Some((failed, before, message)) = &self.memory.failed
                 && *failed == plan
                 && *before == text

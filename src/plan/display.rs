@@ -6,7 +6,7 @@ use serde::Serialize;
 use similar::TextDiff;
 
 use crate::desired::{BackendName, Note};
-use crate::haproxy::text::ConfigText;
+use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::Observed;
 
 use super::{Edit, Plan, ServerEdit};
@@ -116,7 +116,22 @@ fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usiz
     (unified(&sections_of(current, plan), &sections_of(staged, plan)), rerendered)
 }
 
+/// A line of the diff's context may be anybody's: what stands behind such a word is not printed.
+const SECRETS: &[&str] = &["password", "insecure-password", "auth", "secret", "token", "key", "setenv", "presetenv"];
+
+fn masked(text: &str) -> String {
+    let mask = |line: &str| match Directive::parse(line).words.iter().find(|word| SECRETS.contains(&word.as_str())) {
+        Some(word) => match line.split_once(word.as_str()) {
+            Some((before, _)) => format!("{before}{word} ***\n"),
+            None => "***\n".to_owned(),
+        },
+        None => line.to_owned(),
+    };
+    text.split_inclusive('\n').map(mask).collect()
+}
+
 fn unified(before: &str, after: &str) -> String {
+    let (before, after) = (&masked(before), &masked(after));
     TextDiff::from_lines(before, after)
         .unified_diff()
         .context_radius(3)
@@ -174,5 +189,19 @@ impl fmt::Display for Summary {
             sum(|backend| backend.servers_changed),
             if self.live { "no reload" } else { "one reload" },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_beside_a_change_is_not_printed() {
+        let before = "userlist api\n  user admin insecure-password s3cret\n  stats auth admin:s3cret\n";
+        let after = format!("{before}\nbackend api\n  mode http\n");
+        let diff = unified(before, &after);
+        assert!(!diff.contains("s3cret") && diff.contains("   user admin insecure-password ***"), "{diff}");
+        assert!(diff.contains("+backend api"), "{diff}");
     }
 }

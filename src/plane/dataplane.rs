@@ -336,8 +336,11 @@ impl Plane for Dataplane {
         if let (Err(_), Some(id)) = (&result, &staged.transaction) {
             self.drop_after_failure(id).await;
         }
-        if let Err(PlaneError::ReloadFailed { .. }) = result {
-            self.restore_memory().await?;
+        if let Err(PlaneError::ReloadFailed { .. }) = result
+            && let Err(error) = self.restore_memory().await
+        {
+            // The failed reload is what counts; the next pass restores it before it does anything else.
+            tracing::warn!(error = %super::chain(&error), "could not make the API's memory agree with its file");
         }
         result
     }
