@@ -349,10 +349,11 @@ impl<P: Plane> Controller<P> {
             _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
         };
         self.memory.version = Some(observed.version);
-        self.memory.audited = Some(match outcome {
-            Outcome::Unchanged => pid,
-            _ => self.plane.info().await.map_err(at(Stage::Observe))?.pid,
-        });
+        // What was written is written: a process that does not answer right now is looked at next time.
+        self.memory.audited = match outcome {
+            Outcome::Unchanged => Some(pid),
+            _ => self.plane.info().await.ok().map(|info| info.pid),
+        };
         let counts = Counts::new(&observed);
         // A drain that ends is a change that nobody wakes us for.
         let drained = observed.next_drain().map(|end| Instant::now() + Duration::from_secs(end.saturating_sub(now())));

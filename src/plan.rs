@@ -7,6 +7,9 @@ pub mod display;
 pub mod slots;
 pub mod text;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
