@@ -358,3 +358,61 @@ async fn an_instance_that_asks_for_it_is_drained_first() {
         .await;
     }
 }
+
+/// 1000 services of 5, in one job without processes.
+fn thousand() -> serde_json::Value {
+    let mut wide = job("wide", 5, &[], None);
+    let service = |n: u32| {
+        serde_json::json!({
+            "Name": format!("wide-{n:04}"), "Provider": "nomad", "PortLabel": (8000 + n).to_string(),
+            "Address": format!("127.{}.${{NOMAD_ALLOC_INDEX}}.{}", 1 + n / 250, 1 + n % 250),
+            "Tags": ["haproxy.enable=true", "haproxy.check.disabled"],
+        })
+    };
+    wide["TaskGroups"][0]["Services"] = (0..1000).map(service).collect();
+    wide["TaskGroups"][0]["Networks"] = serde_json::json!([]);
+    wide
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_service_beside_a_thousand_of_five_is_scaled_within_a_second() {
+    let nomad = Nomad::start().await;
+    nomad.submit(thousand()).await;
+    nomad.submit(job("churn", 4, &["enable=true", "check.disabled"], None)).await;
+    nomad.wait_for_instances("wide-0999", 5).await;
+    nomad.wait_for_instances("churn", 4).await;
+    for way in WAYS {
+        let rig = Rig::start(way, "3.2").await;
+        let env = rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("HAPROXY_WRITE", "text")]);
+        let controller = Controller::start(&env, &[]);
+        wait_for("all of them", Duration::from_secs(120), async || {
+            (seats(&rig.haproxy.text()).len() == 5004).then_some(())
+        })
+        .await;
+        wait_for("the first pass", Duration::from_secs(60), async || {
+            controller.log().contains("applied").then_some(())
+        })
+        .await;
+        let (reloads, mut took) = (rig.haproxy.reloads().await, Vec::new());
+        for change in 0..20_usize {
+            let count = [6, 2, 7, 4][change % 4];
+            nomad.scale("churn", count).await;
+            nomad.wait_for_instances("churn", count as usize).await;
+            let registered = Instant::now();
+            wait_for("as many out of maintenance", Duration::from_secs(20), async || {
+                let state = rig.haproxy.command("@1 show servers state churn").await;
+                let rows = state
+                    .lines()
+                    .map(|line| line.split(' ').collect::<Vec<_>>())
+                    .filter(|f| f.len() > 18 && f[0] != "#");
+                (rows.filter(|f| f[6].parse::<u16>().unwrap() & 1 == 0).count() == count as usize).then_some(())
+            })
+            .await;
+            took.push(registered.elapsed());
+        }
+        took.sort();
+        eprintln!("{way:?}: out of maintenance after {:?} (median), {:?} (worst)", took[10], took[19]);
+        assert_eq!(rig.haproxy.reloads().await, reloads);
+        assert!(took[10] < Duration::from_secs(1), "{:?}", took[10]);
+    }
+}
