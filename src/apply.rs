@@ -332,21 +332,19 @@ impl<P: Plane> Controller<P> {
         let built = build::build(&catalog, &self.build);
         self.memory.refused.retain(|name, refusal| built.desired.backends.get(name) == refusal.wanted.as_ref());
         let repaired = self.audit(pid, &observed).await?;
-        let mut converged = match &repaired {
+        let observed = match &repaired {
             // The file is as it was, at a version of its own; the plan is made for that.
-            Some(_) => {
-                let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
-                self.converge(&built, &observed).await?
-            }
-            None => self.converge(&built, &observed).await?,
+            Some(_) => self.plane.observe().await.map_err(at(Stage::Observe))?,
+            None => observed,
         };
+        let mut converged = self.converge(&built, &observed).await?;
         if let (Some(committed), Outcome::Unchanged) = (repaired, &converged.outcome) {
             converged.outcome = Outcome::Repaired(committed);
         }
         let Converged { outcome, notes, summary, mut deferred } = converged;
         let observed = match outcome {
-            Outcome::Unchanged => observed,
-            _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
+            Outcome::Unchanged | Outcome::Repaired(_) => observed,
+            Outcome::Applied(_) => self.plane.observe().await.map_err(at(Stage::Observe))?,
         };
         self.memory.version = Some(observed.version);
         // What was written is written: a process that does not answer right now is looked at next time.
@@ -426,10 +424,10 @@ impl<P: Plane> Controller<P> {
                 return Ok(Converged::unchanged(notes));
             }
             // A version that moved is no change: putting the good text back moves it.
-            let text = observed.text.clone().with_version(0).to_string();
+            let text = || observed.text.clone().with_version(0).to_string();
             if let Some((failed, before, message)) = &self.memory.failed
                 && *failed == plan
-                && *before == text
+                && *before == text()
             {
                 return Err(PassError::FailedBefore(message.clone()));
             }
@@ -449,7 +447,7 @@ impl<P: Plane> Controller<P> {
                 Err(PlaneError::Invalid { message }) => self.leave_out(built, observed, &plan, message).await?,
                 Err(error) => {
                     if let PlaneError::ReloadFailed { message } = &error {
-                        self.memory.failed = Some((plan, text, message.clone()));
+                        self.memory.failed = Some((plan, text(), message.clone()));
                     }
                     return Err(at(Stage::Apply)(error));
                 }

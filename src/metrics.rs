@@ -141,10 +141,9 @@ impl Metrics {
         count(&self.backends, report.counts.backends);
         count(&self.slots.get_or_create(&StateLabel { state: "seated" }), report.counts.seated);
         count(&self.slots.get_or_create(&StateLabel { state: "free" }), report.counts.free);
-        for (severity, label) in [(Severity::Info, "info"), (Severity::Warning, "warning"), (Severity::Error, "error")]
-        {
+        for severity in [Severity::Info, Severity::Warning, Severity::Error] {
             let n = report.notes.iter().filter(|note| note.severity == severity).count();
-            count(&self.notes.get_or_create(&SeverityLabel { severity: label }), n);
+            count(&self.notes.get_or_create(&SeverityLabel { severity: severity.as_str() }), n);
         }
         self.index.set(i64::try_from(report.index).unwrap_or(i64::MAX));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

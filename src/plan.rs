@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::desired::build::Built;
 use crate::desired::{
     Address, Backend, BackendName, Check, Kind, Mark, Note, Server, ServerName, ServerOptions, ServiceKey, Settings,
-    Severity, SlotPolicy, State, Tenant,
+    Severity, SlotPolicy, State,
 };
 use crate::observed::{Observed, ObservedBackend, Owner};
 use slots::Seating;
@@ -308,9 +308,7 @@ fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now
 
 /// A backend of somebody's: only servers of ours.
 fn servers(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    let servers = seat(name, desired, Some(observed), now, false);
-    let edits = differences(observed, &servers);
-    (!edits.is_empty()).then_some(Edit::Servers(edits))
+    only_servers(observed, &seat(name, desired, Some(observed), now, false))
 }
 
 fn seat(
@@ -337,21 +335,19 @@ fn seat(
 /// What goes when nobody asks for a backend any more. A server that somebody put into our backend keeps
 /// it alive; one that drains keeps it for a while.
 fn removal(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    let drains = freed(name, observed, now).iter().any(|server| server.state() == State::Drain);
-    if drains {
-        return emptied(name, observed, now);
+    let freed = freed(name, observed, now);
+    if freed.iter().any(|server| server.state() == State::Drain) {
+        return only_servers(observed, &freed);
     }
     if observed.is_ours() && observed.foreign.is_empty() {
         return Some(Edit::Delete);
     }
-    let edits = differences(observed, &[]);
-    (!edits.is_empty()).then_some(Edit::Servers(edits))
+    only_servers(observed, &[])
 }
 
 /// A backend that has to stay, with every slot freed.
 fn emptied(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    let edits = differences(observed, &freed(name, observed, now));
-    (!edits.is_empty()).then_some(Edit::Servers(edits))
+    only_servers(observed, &freed(name, observed, now))
 }
 
 fn freed(name: &BackendName, observed: &ObservedBackend, now: u64) -> Vec<Server> {
@@ -375,6 +371,11 @@ fn is_held(observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
         // A server in somebody's backend does not say which service it is of.
         Owner::Theirs => !held.is_empty(),
     }
+}
+
+fn only_servers(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
+    let edits = differences(observed, servers);
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
 fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit> {
@@ -407,14 +408,15 @@ impl ServerEdit {
 
     /// Whether an instance comes in (`Some(true)`), goes out (`Some(false)`), or neither.
     fn tenancy(&self) -> Option<bool> {
-        let seated = |server: &Server| matches!(server.tenant, Tenant::Instance { .. });
         match self {
-            Self::Add(server) => seated(server).then_some(true),
-            Self::Set { before, after } => match (before.as_ref().is_some_and(seated), seated(after)) {
-                (false, true) => Some(true),
-                (true, false) => Some(false),
-                _ => None,
-            },
+            Self::Add(server) => server.is_enabled().then_some(true),
+            Self::Set { before, after } => {
+                match (before.as_ref().is_some_and(Server::is_enabled), after.is_enabled()) {
+                    (false, true) => Some(true),
+                    (true, false) => Some(false),
+                    _ => None,
+                }
+            }
             Self::Remove(_) => None,
         }
     }

@@ -75,20 +75,8 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
             assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign);
         }
         assert!(open_transactions(&rig.env()).await < 20);
-        agrees(&rig).await;
+        rig.agrees().await;
         eprintln!("HAProxy {series}, write={write}: {kills} kills");
-    }
-}
-
-/// File and process say the same of every server of ours.
-async fn agrees(rig: &Rig) {
-    let servers = rig.haproxy.servers().await;
-    for line in rig.haproxy.text().lines().filter(|line| line.contains("\"owner\"")) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (_, admin, address) = &servers[&format!("api/{}", words[1])];
-        assert_eq!(address, words[2]);
-        let maintenance = admin.parse::<u16>().unwrap() & 1 == 1;
-        assert_eq!(maintenance, line.contains(" disabled"), "{line}");
     }
 }
 
@@ -133,7 +121,7 @@ async fn kills_at_every_step_of_the_local_plane() {
         kill_when(&rig.env_with(&[("HAPROXY_MASTER_SOCKET", silent.to_str().unwrap())]), &rig, text).await;
         let worker = rig.haproxy.worker().await;
         apply(&rig.env(), &rig.catalog()).await;
-        agrees(&rig).await;
+        rig.agrees().await;
         assert_eq!(rig.haproxy.worker().await, worker, "repaired without a reload");
         deaf.abort();
         assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign);
@@ -153,5 +141,5 @@ async fn converges(rig: &Rig, step: u16) {
     apply(&rig.env(), &rig.catalog()).await;
     assert_eq!(rig.haproxy.text().contains("balance first"), step % 2 == 1);
     assert!(apply(&rig.env(), &rig.catalog()).await.contains("Nothing to do"));
-    agrees(rig).await;
+    rig.agrees().await;
 }

@@ -169,20 +169,6 @@ async fn a_slot_that_is_filled_waits_for_its_first_check() {
     }
 }
 
-/// File and process say the same of every server of ours.
-async fn agrees(rig: &Rig) {
-    let servers = rig.haproxy.servers().await;
-    for line in rig.haproxy.text().lines().filter(|line| line.contains("\"owner\"")) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (_, admin, address) = &servers[&format!("api/{}", words[1])];
-        assert_eq!(
-            (address.as_str(), admin.parse::<u16>().unwrap() & 1 == 1),
-            (words[2], line.contains(" disabled")),
-            "{line}"
-        );
-    }
-}
-
 fn api(ports: &[u16]) -> Vec<serde_json::Value> {
     ports.iter().map(|port| registration("api", &port.to_string(), 1, *port, &["enable=true"])).collect()
 }
@@ -200,7 +186,7 @@ async fn a_failed_action_is_repaired_in_the_same_pass() {
         write_catalog(&rig.catalog(), &api(&[2002, 2003]));
         gate.fail_next_actions();
         apply(&env, &rig.catalog()).await;
-        agrees(&rig).await;
+        rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads, "repaired at run time");
         // An API without a raw write: the transaction is committed, and reloads.
         write_catalog(&rig.catalog(), &api(&[2003, 2004]));
@@ -208,7 +194,7 @@ async fn a_failed_action_is_repaired_in_the_same_pass() {
             (method == "POST" && uri.path().ends_with("/raw")).then(|| (405, "method not allowed".to_owned()))
         })));
         apply(&env, &rig.catalog()).await;
-        agrees(&rig).await;
+        rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads + 1);
     }
 }
@@ -240,7 +226,7 @@ async fn a_haproxy_that_is_killed_and_started_again_is_in_line_within_a_pass() {
             (ready.count() == 2).then_some(())
         })
         .await;
-        agrees(&rig).await;
+        rig.agrees().await;
         // What somebody types is set right with the next resync.
         rig.haproxy.command("@1 set server api/api_1 state maint").await;
         wait_for("the hand's work to be undone", Duration::from_secs(10), async || {
@@ -279,7 +265,7 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign_bytes(&before), "HAProxy {series}, {way:?}");
         assert!(!has_backend(&rig.haproxy.text(), "new"), "the change is not on the disk");
         assert_eq!(rig.haproxy.worker().await, worker, "the old worker goes on");
-        agrees(&rig).await;
+        rig.agrees().await;
 
         // The port is free again, and the next change goes through.
         drop(taken);

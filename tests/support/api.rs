@@ -126,6 +126,18 @@ impl Rig {
         Self { haproxy, api, series: series.to_owned() }
     }
 
+    /// File and process say the same of every server of ours.
+    pub async fn agrees(&self) {
+        let servers = self.haproxy.servers().await;
+        for line in self.haproxy.text().lines().filter(|line| line.contains("\"owner\"")) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (_, admin, address) = &servers[&format!("api/{}", words[1])];
+            assert_eq!(address, words[2]);
+            let maintenance = admin.parse::<u16>().unwrap() & 1 == 1;
+            assert_eq!(maintenance, line.contains(" disabled"), "{line}");
+        }
+    }
+
     /// Settings for the controller.
     pub fn env(&self) -> Env {
         let set = |key: &str, value: &dyn std::fmt::Display| (key.to_owned(), value.to_string());
