@@ -380,8 +380,8 @@ impl<P: Plane> Controller<P> {
             }
         };
         match repaired {
-            Err(PlaneError::HalfLive { message }) => {
-                tracing::warn!(message, "a run-time repair failed; reloading");
+            Err(error @ (PlaneError::HalfLive { .. } | PlaneError::NotLive(_))) => {
+                tracing::warn!(%error, "a run-time repair failed; reloading");
                 let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
                 self.plane.reload(&observed).await.map(Some).map_err(at(Stage::Apply))
             }
@@ -474,7 +474,7 @@ impl<P: Plane> Controller<P> {
         if let Some(actions) = plan.live() {
             let text = plan::text::apply(plan, observed, &self.plan.mark);
             match self.plane.commit_live(observed, &text, &actions).await {
-                Err(PlaneError::Distorted(why)) => tracing::info!(why, "no live changes here; reloading instead"),
+                Err(PlaneError::NotLive(why)) => tracing::info!(why, "reloading instead of a live change"),
                 other => return other.map(|done| (done, Summary::new(plan, observed, &text, notes.to_vec()))),
             }
         }

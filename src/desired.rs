@@ -535,6 +535,8 @@ pub struct Backend {
     pub kind: Kind,
     /// Its settings; of a custom backend only what concerns servers counts.
     pub settings: Settings,
+    /// The tags that its settings come from, which are in vain where the backend is somebody else's.
+    pub tags: Vec<String>,
     /// Its instances, in no order.
     pub instances: Vec<Instance>,
     /// Its spare servers.

@@ -230,7 +230,8 @@ impl Planner<'_> {
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
             (None, Kind::Custom) => {
-                self.errors(
+                self.note(
+                    Severity::Error,
                     desired,
                     &format!("not routed: HAProxy has no backend {name}, and backend=custom makes none"),
                 );
@@ -242,7 +243,7 @@ impl Planner<'_> {
             (Some(observed), Kind::Dynamic) if observed.is_ours() => {
                 Ok(change(name, desired, observed, self.options.now))
             }
-            (Some(observed), Kind::Custom) => Ok(servers(name, desired, observed, self.options.now)),
+            (Some(observed), Kind::Custom) => Ok(self.servers(name, desired, observed)),
             (Some(observed), Kind::Dynamic) => match self.options.strategy {
                 Strategy::UseExisting => Ok(self.use_existing(name, desired, observed)),
                 Strategy::CreateNew => self.taken(
@@ -254,16 +255,16 @@ impl Planner<'_> {
         }
     }
 
-    fn errors(&mut self, desired: &Backend, text: &str) {
+    fn note(&mut self, severity: Severity, desired: &Backend, text: &str) {
         self.notes.extend(desired.services.iter().map(|service| Note {
-            severity: Severity::Error,
+            severity,
             service: service.clone(),
             text: text.to_owned(),
         }));
     }
 
     fn taken(&mut self, desired: &Backend, text: &str) -> Result<Option<Edit>, Conflict> {
-        self.errors(desired, text);
+        self.note(Severity::Error, desired, text);
         match (self.options.strategy, self.notes.last()) {
             (Strategy::FailOnConflict, Some(note)) => Err(Conflict(note.clone())),
             _ => Ok(None),
@@ -284,10 +285,19 @@ impl Planner<'_> {
                 "not routed: the backend {name} exists, is not ours, and has {directive} in the way; \
                  with backend=custom its servers are added all the same"
             );
-            self.errors(desired, &text);
+            self.note(Severity::Error, desired, &text);
             return None;
         }
-        servers(name, desired, observed, self.options.now)
+        self.servers(name, desired, observed)
+    }
+
+    /// A backend of somebody's: only servers of ours.
+    fn servers(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+        if !desired.tags.is_empty() {
+            let tags = desired.tags.join(", ");
+            self.note(Severity::Warning, desired, &format!("ignored, as the backend {name} is not ours: {tags}"));
+        }
+        only_servers(observed, &seat(name, desired, Some(observed), self.options.now, false))
     }
 }
 
@@ -304,11 +314,6 @@ fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now
     }
     let settings = desired.settings.clone();
     (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
-}
-
-/// A backend of somebody's: only servers of ours.
-fn servers(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    only_servers(observed, &seat(name, desired, Some(observed), now, false))
 }
 
 fn seat(

@@ -67,6 +67,9 @@ pub enum PlaneError {
         /// HAProxy's words.
         message: String,
     },
+    /// It has to be a reload, for a reason that is the plane's own.
+    #[error("this cannot be changed at run time: {0}")]
+    NotLive(&'static str),
     /// What would be written does not say what was planned.
     #[error("what the Data Plane API would write is not what was planned ({0}); use haproxy.write = \"text\"")]
     Distorted(String),
@@ -75,7 +78,8 @@ pub enum PlaneError {
 impl PlaneError {
     /// Whether trying again can help.
     pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::Version(_) | Self::Invalid { .. } | Self::Distorted(_))
+        use PlaneError::{Distorted, Invalid, NotLive, Refused, Version};
+        !matches!(self, Refused { .. } | Version(_) | Invalid { .. } | NotLive(_) | Distorted(_))
     }
 }
 
@@ -138,7 +142,8 @@ pub trait Plane: Send + Sync {
     -> impl Future<Output = Result<Committed, PlaneError>> + Send;
     /// Drops what was staged.
     fn abort(&self, staged: Staged) -> impl Future<Output = Result<(), PlaneError>> + Send;
-    /// Writes a text and tells the process the same, without a reload.
+    /// Writes a text and tells the process the same, without a reload. [`PlaneError::NotLive`]: nothing
+    /// was written.
     fn commit_live(
         &self,
         observed: &Observed,

@@ -196,6 +196,11 @@ async fn a_failed_action_is_repaired_in_the_same_pass() {
         apply(&env, &rig.catalog()).await;
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads + 1);
+        // So does a repair.
+        rig.haproxy.command("@1 set server api/api_3 state maint").await;
+        apply(&env, &rig.catalog()).await;
+        rig.agrees().await;
+        assert_eq!(rig.haproxy.reloads().await, reloads + 2);
     }
 }
 

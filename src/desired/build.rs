@@ -165,12 +165,11 @@ impl Builder<'_> {
             BackendTag::Dynamic => Kind::Dynamic,
             BackendTag::Custom => Kind::Custom,
         };
-        if kind == Kind::Custom && !intent.backend_level.is_empty() {
-            let tags: Vec<String> =
-                intent.backend_level.iter().map(|tag| format!("{}{tag}", self.options.prefix)).collect();
-            let text = format!("ignored, as a custom backend's settings are its own: {}", tags.join(", "));
-            self.note(Severity::Warning, text);
-        }
+        let balance = intent.balance.clone().unwrap_or_else(Balance::roundrobin);
+        // What an existing backend must have to be used is there as the tag says.
+        let met = |tag: &str| tag == "mode" || (tag == "balance" && balance == Balance::roundrobin());
+        let section = intent.section.iter().filter(|tag| kind == Kind::Custom || !met(tag));
+        let tags = section.map(|tag| format!("{}{tag}", self.options.prefix)).collect();
         let name = match self.backend_name(intent) {
             Ok(name) => name,
             Err(text) => {
@@ -183,7 +182,7 @@ impl Builder<'_> {
         let settings = Settings {
             description: String::new(),
             mode: intent.mode.unwrap_or(Mode::Http),
-            balance: intent.balance.clone().unwrap_or_else(Balance::roundrobin),
+            balance,
             check: self.check(&intent.check),
         };
         let slots = match intent.slots {
@@ -199,6 +198,7 @@ impl Builder<'_> {
                 services: BTreeSet::from([self.service.clone()]),
                 kind,
                 settings,
+                tags,
                 instances,
                 slots,
                 gated,
@@ -423,13 +423,5 @@ mod tests {
         assert!(matches!(check(&["check.type=http"]), Check::Http(http, _) if http.path == "/"));
         assert!(matches!(check(&["check.type=tcp", "check.path=/x"]), Check::Tcp(_)));
         assert_eq!(check(&["check.disabled"]), Check::Disabled);
-    }
-
-    #[test]
-    fn a_custom_backend_takes_no_backend_tags() {
-        let built =
-            built(vec![registration("api", "a", 1, &["enable", "backend=custom", "balance=first", "weight=2"])]);
-        assert_eq!(built.notes.len(), 1);
-        assert!(built.notes[0].text.contains("haproxy.balance") && !built.notes[0].text.contains("weight"));
     }
 }

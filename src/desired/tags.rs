@@ -81,15 +81,15 @@ pub struct Intent {
     pub drain: Option<Duration>,
     /// `slots`.
     pub slots: Option<u32>,
-    /// Tags that concern the backend as a whole, by name; a custom backend ignores them.
-    pub backend_level: Vec<&'static str>,
+    /// Tags that set up the backend's section, by name; where that is somebody else's they are in vain.
+    pub section: Vec<&'static str>,
 }
 
 /// A tag that was ignored, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint(pub String);
 
-/// Every tag, and whether it concerns the whole backend.
+/// Every tag, and whether it sets up the backend's section, as against the servers in it.
 const TAGS: &[(&str, bool)] = &[
     ("enable", false),
     ("backend", false),
@@ -106,13 +106,13 @@ const TAGS: &[(&str, bool)] = &[
     ("check.timeout", true),
     ("check.rise", true),
     ("check.fall", true),
-    ("check.init", true),
+    ("check.init", false),
     ("check.disabled", false),
     ("weight", false),
     ("maxconn", false),
     ("backup", false),
     ("drain", false),
-    ("slots", true),
+    ("slots", false),
 ];
 
 /// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
@@ -129,7 +129,7 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
     let mut seen: Option<&str> = None;
     for tag in ours {
         let (name, value) = tag.split_once('=').map_or((tag, None), |(name, value)| (name, Some(value.trim())));
-        let Some((known, backend_level)) = TAGS.iter().find(|(known, _)| *known == name) else {
+        let Some((known, of_section)) = TAGS.iter().find(|(known, _)| *known == name) else {
             complaints.push(unknown(prefix, name));
             continue;
         };
@@ -143,8 +143,8 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
         if let Err(why) = take(&mut intent, known, value) {
             let tag: String = shorten(tag);
             complaints.push(Complaint(format!("tag {:?} is ignored: {why}", format!("{prefix}{tag}"))));
-        } else if *backend_level {
-            intent.backend_level.push(known);
+        } else if *of_section {
+            intent.section.push(known);
         }
     }
     (intent, complaints)
@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(complaints, Vec::<String>::new());
         assert_eq!((intent.enable, intent.backend), (Enable::Yes, BackendTag::Custom));
         assert_eq!(intent.check.method.as_deref(), Some("GET"));
-        assert_eq!(intent.backend_level, ["check.host", "check.method", "check.path"]);
+        assert_eq!(intent.section, ["check.host", "check.method", "check.path"]);
     }
 
     #[test]

@@ -80,6 +80,20 @@ fn an_existing_backend_is_used_if_it_is_compatible() {
 }
 
 #[test]
+fn tags_of_the_section_are_in_vain_where_it_is_not_ours() {
+    let said = |tags: &[&str]| {
+        let planned = plan(&built(&[("plain", tags)]), &observed(THEIRS), Strategy::UseExisting).expect("no conflict");
+        assert_eq!(planned.plan.edits.len(), 1, "it is given its server all the same");
+        planned.notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(said(&["enable", "mode=http", "balance=roundrobin", "weight=2", "slots=0", "check.disabled"]), "");
+    let existing = said(&["enable", "balance=leastconn", "check.path=/health"]);
+    assert!(existing.contains("ignored") && existing.contains("haproxy.balance, haproxy.check.path"), "{existing}");
+    let custom = said(&["enable", "backend=custom", "mode=http", "check.rise=2", "weight=2", "slots=0"]);
+    assert!(custom.contains("haproxy.check.rise, haproxy.mode") && !custom.contains("slots"), "{custom}");
+}
+
+#[test]
 fn create_new_leaves_a_taken_name_alone_and_the_others_go_on() {
     let services: [(&str, &[&str]); 2] = [("plain", &["enable"]), ("fresh", &["enable"])];
     let planned = plan(&built(&services), &observed(THEIRS), Strategy::CreateNew).expect("no conflict");

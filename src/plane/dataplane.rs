@@ -36,6 +36,9 @@ const BACKENDS: &str = "/v3/services/haproxy/configuration/backends";
 const RELOAD_POLL: Duration = Duration::from_millis(100);
 /// Until a reload that was started must be done.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of run-time actions in one request: half of what the API, as a Go HTTP server, takes in headers by
+/// default (net/http, `DefaultMaxHeaderBytes`).
+const MAX_ACTIONS: usize = 512 * 1024;
 /// Backends whose run-time servers are asked for at a time.
 const CONCURRENCY: usize = 8;
 
@@ -358,12 +361,10 @@ impl Plane for Dataplane {
         text: &ConfigText,
         actions: &[Action],
     ) -> Result<Committed, PlaneError> {
-        let actions = header(actions);
+        let actions = header(actions)?;
         let answer = self.post_text(observed, text, ("skip_reload", "true"), Some(actions)).await?;
         match answer.status {
-            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => {
-                Err(PlaneError::Distorted("this API has no raw write".to_owned()))
-            }
+            status if has_no_raw_write(status) => Err(PlaneError::NotLive("this API has no raw write")),
             // Seen on 3.0, 3.2 and 3.4: the file is written all the same.
             StatusCode::INTERNAL_SERVER_ERROR => Err(PlaneError::HalfLive { message: answer.message() }),
             _ => self.written(observed, answer).await.map(|committed| Committed { reloaded: false, ..committed }),
@@ -385,6 +386,11 @@ impl Plane for Dataplane {
 
     async fn reload(&self, observed: &Observed) -> Result<Committed, PlaneError> {
         let answer = self.post_text(observed, &observed.text, ("force_reload", "true"), None).await?;
+        if has_no_raw_write(answer.status) {
+            // The commit of a transaction always reloads, an empty one's too.
+            let transaction = Some(self.open(observed.version).await?);
+            return self.commit(observed, Staged { text: observed.text.clone(), transaction }).await;
+        }
         self.written(observed, answer).await
     }
 }
@@ -454,8 +460,12 @@ impl Dataplane {
     }
 }
 
+fn has_no_raw_write(status: StatusCode) -> bool {
+    [StatusCode::METHOD_NOT_ALLOWED, StatusCode::NOT_FOUND, StatusCode::NOT_IMPLEMENTED].contains(&status)
+}
+
 /// The `X-Runtime-Actions` header.
-fn header(actions: &[Action]) -> String {
+fn header(actions: &[Action]) -> Result<String, PlaneError> {
     let mut header = String::new();
     for action in actions {
         if !header.is_empty() {
@@ -471,7 +481,10 @@ fn header(actions: &[Action]) -> String {
             Action::Weight(backend, server, weight) => write!(header, "SetServerWeight {backend} {server} {weight}"),
         };
     }
-    header
+    if header.len() > MAX_ACTIONS {
+        return Err(PlaneError::NotLive("more changes at once than one request can carry"));
+    }
+    Ok(header)
 }
 
 /// A directive as what it means, for [`leftovers`]: the API writes options in an order of its own, and
@@ -485,4 +498,17 @@ fn meaning(line: &str) -> Option<String> {
     }
     words.get_mut(1..).map(<[String]>::sort);
     (!words.is_empty()).then(|| words.join("\u{1f}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_that_no_request_can_carry_take_a_reload() {
+        let name: BackendName = "api".parse().expect("a name");
+        let action = Action::State(name.clone(), name.slot(1), State::Drain);
+        assert_eq!(header(std::slice::from_ref(&action)).expect("one"), "SetServerState api api_1 drain");
+        assert!(matches!(header(&vec![action; 20_000]), Err(PlaneError::NotLive(_))));
+    }
 }

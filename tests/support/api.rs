@@ -74,7 +74,8 @@ impl Api {
         Command::new("chmod").arg("+x").arg(&reload).status().unwrap();
         let config = format!(
             "config_version: 2\nname: test\ndataplaneapi:\n  host: 127.0.0.1\n  port: {port}\n  scheme:\n  - http\n  user:\n  - name: admin\n    password: secret\n    insecure: true\n\
-             \x20 transaction:\n    transaction_dir: {dir}/tx\n  resources:\n    maps_dir: {dir}/maps\n\
+             \x20 transaction:\n    transaction_dir: {dir}/tx\n  resources:\n    maps_dir: {dir}/maps\n    ssl_certs_dir: {dir}/ssl\n    general_storage_dir: {dir}/general\n\
+             \x20   dataplane_storage_dir: {dir}/storage\n    spoe_dir: {dir}/spoe\n    spoe_transaction_dir: {dir}/spoe-tx\n\
              haproxy:\n  config_file: {config}\n  haproxy_bin: {binary}\n  master_runtime: {master}\n  master_worker_mode: true\n\
              \x20 reload:\n    reload_delay: 1\n    reload_strategy: custom\n    reload_cmd: {reload}\n    restart_cmd: {reload}\n",
             dir = folder.display(),
