@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use support::api::{Rig, Way};
 use support::controller::{Env, apply, command, registration, write_catalog};
 use support::gate::{Gate, Point};
-use support::haproxy::{foreign_bytes, matrix};
+use support::haproxy::matrix;
 use support::process::Group;
 use support::wait_for;
 
@@ -35,7 +35,7 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
     eprintln!("on {}", support::api::which());
     for (series, write) in matrix().into_iter().flat_map(|series| [(series, "transaction"), (series, "text")]) {
         let rig = Rig::start(Way::Api, series).await;
-        let foreign = foreign_bytes(&rig.haproxy.text());
+        let foreign = rig.foreign();
         let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
         let mut env = rig.env_with(&[("HAPROXY_WRITE", write)]);
         env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
@@ -71,9 +71,7 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
             apply(&env, &rig.catalog()).await;
             assert_eq!(rig.haproxy.text().matches("balance first").count(), usize::from(step % 2 == 1));
         }
-        if support::api::real().is_none() {
-            assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign);
-        }
+        assert_eq!(rig.foreign(), foreign);
         assert!(open_transactions(&rig.env()).await < 20);
         rig.agrees().await;
         eprintln!("HAProxy {series}, write={write}: {kills} kills");
@@ -86,7 +84,7 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
 async fn kills_at_every_step_of_the_local_plane() {
     for series in matrix() {
         let rig = Rig::start(Way::Local, series).await;
-        let foreign = foreign_bytes(&rig.haproxy.text());
+        let foreign = rig.foreign();
         write_catalog(&rig.catalog(), &catalog_of(0));
         apply(&rig.env(), &rig.catalog()).await;
 
@@ -124,7 +122,7 @@ async fn kills_at_every_step_of_the_local_plane() {
         rig.agrees().await;
         assert_eq!(rig.haproxy.worker().await, worker, "repaired without a reload");
         deaf.abort();
-        assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign);
+        assert_eq!(rig.foreign(), foreign);
         let left: Vec<_> = std::fs::read_dir(rig.haproxy.folder()).unwrap().flatten().map(|e| e.file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().contains("last-good")), "{left:?}");
     }

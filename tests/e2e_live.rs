@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use support::api::{Rig, WAYS, Way};
 use support::controller::{Controller, apply, registration, run, stderr, stdout, write_catalog};
 use support::gate::Gate;
-use support::haproxy::{foreign_bytes, has_backend, matrix};
+use support::haproxy::{has_backend, matrix};
 use support::load::Load;
 use support::nomad::{Nomad, job};
 use support::servers::Server;
@@ -253,11 +253,10 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         apply(&rig.env(), &rig.catalog()).await;
         // Somebody adds a listener on a port that is taken: valid, but it cannot be loaded.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let bind = format!("    bind 127.0.0.1:{}\n", taken.local_addr().unwrap().port());
+        let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
         let good = rig.haproxy.text();
-        std::fs::write(rig.haproxy.config(), good.replace("    acl is_shop", &format!("{bind}    acl is_shop")))
-            .unwrap();
-        let before = rig.haproxy.text();
+        std::fs::write(rig.haproxy.config(), good.replacen("acl is_shop", &bind, 1)).unwrap();
+        let before = rig.foreign();
         let worker = rig.haproxy.worker().await;
 
         let mut both = api(&[2001]);
@@ -267,7 +266,7 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
         let said = stderr(&output);
         assert!(!output.status.success() && said.contains("could not load"), "{said}{}", stdout(&output));
-        assert_eq!(foreign_bytes(&rig.haproxy.text()), foreign_bytes(&before), "HAProxy {series}, {way:?}");
+        assert_eq!(rig.foreign(), before, "HAProxy {series}, {way:?}");
         assert!(!has_backend(&rig.haproxy.text(), "new"), "the change is not on the disk");
         assert_eq!(rig.haproxy.worker().await, worker, "the old worker goes on");
         rig.agrees().await;

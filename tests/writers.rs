@@ -19,8 +19,9 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::api::{Rig, Way};
-use support::controller::{apply, registration, write_catalog};
-use support::haproxy::{Haproxy, foreign_bytes, matrix};
+use support::controller::{apply, registration, run, stderr, write_catalog};
+use support::gate::Gate;
+use support::haproxy::{Haproxy, foreign_bytes, has_backend, matrix};
 
 fn mark() -> Mark {
     "nomad".parse().unwrap()
@@ -138,6 +139,37 @@ async fn structured_edits_say_the_same_as_the_text() {
         }
         assert!(compared > 20, "{compared}");
     }
+}
+
+/// An API that is older than its HAProxy: it drops `init-state`.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_drops_is_seen_before_it_is_committed() {
+    let rig = Rig::start(Way::Api, "3.2").await;
+    let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
+    let mut env = rig.env();
+    env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
+    let write = |how: &str| [env.clone(), vec![("HAPROXY_WRITE".to_owned(), how.to_owned())]].concat();
+    let service = |name: &str| registration(name, "1", 1, 2001, &["enable=true"]);
+    let gates = || rig.haproxy.text().matches("init-state down").count();
+
+    gate.drop_field("init-state");
+    write_catalog(&rig.catalog(), &[service("one")]);
+    apply(&write("transaction"), &rig.catalog()).await;
+    assert_eq!(gates(), 0, "spares start up");
+    assert!(apply(&write("transaction"), &rig.catalog()).await.contains("Nothing to do"));
+    write_catalog(&rig.catalog(), &[service("one"), service("two")]);
+    apply(&write("auto"), &rig.catalog()).await;
+    assert_eq!(gates(), 4, "the new backend is written as text");
+
+    gate.drop_field("metadata");
+    write_catalog(&rig.catalog(), &[service("one"), service("two"), service("three")]);
+    let before = rig.haproxy.text();
+    let catalog = rig.catalog().display().to_string();
+    let output = run(&write("transaction"), &["apply", "--catalog", &catalog]).await;
+    assert!(!output.status.success() && stderr(&output).contains("haproxy.write"), "{}", stderr(&output));
+    assert_eq!(rig.haproxy.text(), before);
+    apply(&write("auto"), &rig.catalog()).await;
+    assert!(has_backend(&rig.haproxy.text(), "three"));
 }
 
 /// `.if` blocks, odd spacing, comments in odd places: what the API's own edits tear apart.

@@ -105,7 +105,11 @@ fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usiz
     if plan.is_empty() {
         return (String::new(), 0);
     }
-    let (before, after) = (current.to_string(), staged.to_string());
+    // The hash that the Data Plane API keeps on top changes with every write, and says nothing.
+    let is_hash = |line: &&String| line.starts_with("# _md5hash=");
+    let hash = current.lines().iter().find(is_hash);
+    let after = staged.lines().iter().map(|line| hash.filter(|_| is_hash(&line)).unwrap_or(line).as_str());
+    let (before, after) = (current.to_string(), after.collect::<String>());
     let theirs = |text: &ConfigText| foreign_lines(text, plan);
     let (theirs_before, theirs_after) = (theirs(current), theirs(staged));
     if theirs_before == theirs_after {
@@ -203,5 +207,16 @@ mod tests {
         let diff = unified(before, &after);
         assert!(!diff.contains("s3cret") && diff.contains("   user admin insecure-password ***"), "{diff}");
         assert!(diff.contains("+backend api"), "{diff}");
+    }
+
+    #[test]
+    fn the_hash_of_the_api_is_no_change() {
+        let text =
+            |hash: &str, rest: &str| ConfigText::new(&format!("# _md5hash={hash}\n# _version=3\n\nglobal\n{rest}"));
+        let (before, after) = (text("a", "\nbackend api\n  mode http\n"), text("b", ""));
+        let plan = Plan { edits: [("api".parse().expect("a name"), Edit::Delete)].into() };
+        let (diff, rerendered) = diff(&before, &after, &plan);
+        assert!(diff.contains("@@ -2,6 +2,3 @@") && diff.contains("-backend api") && !diff.contains("md5"), "{diff}");
+        assert_eq!(rerendered, 0);
     }
 }

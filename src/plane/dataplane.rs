@@ -207,14 +207,22 @@ impl Dataplane {
     fn hold_against(&self, observed: &Observed, plan: &Plan, text: &ConfigText) -> Result<(), PlaneError> {
         let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, &self.mark), &self.mark);
         let staged = Observed::new(observed.version, text.clone(), &self.mark);
+        // An API that is older than its HAProxy does not know `init-state`. Who insists on its own way gets
+        // spares that start up, as on HAProxy 3.0.
+        let gates = self.write != Write::Transaction;
         for name in plan.edits.keys() {
-            if wanted.backend(name).map(leftovers::ours) != staged.backend(name).map(leftovers::ours) {
+            let ours = |observed: &Observed| observed.backend(name).map(|backend| leftovers::ours(backend, gates));
+            if ours(&wanted) != ours(&staged) {
                 return Err(PlaneError::Distorted(format!("backend {name}")));
             }
         }
-        match leftovers::foreign(&observed.text, &self.mark) == leftovers::foreign(text, &self.mark) {
-            true => Ok(()),
-            false => Err(PlaneError::Distorted("a line that is not ours".to_owned())),
+        if leftovers::foreign(&observed.text, &self.mark) != leftovers::foreign(text, &self.mark) {
+            return Err(PlaneError::Distorted("a line that is not ours".to_owned()));
+        }
+        let left = leftovers::comments(text, &self.mark);
+        match leftovers::comments(&observed.text, &self.mark).iter().find(|(comment, n)| left.get(*comment) < Some(n)) {
+            Some((comment, _)) => Err(PlaneError::Distorted(format!("the comment {comment:?}"))),
+            None => Ok(()),
         }
     }
 

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use nomad_haproxy::haproxy::text::ConfigText;
+
 use super::controller::Env;
 use super::face::Face;
-use super::haproxy::Haproxy;
+use super::haproxy::{Haproxy, foreign_bytes, foreign_meaning};
 use super::process::Group;
 use super::{free_port, wait_for};
 
@@ -125,6 +127,28 @@ impl Rig {
             Way::Api => Some(Api::start(&haproxy, series).await),
         };
         Self { haproxy, api, series: series.to_owned() }
+    }
+
+    /// Somebody else's edit, which nobody loads: in the file, or through the API.
+    pub async fn edit(&self, change: impl Fn(String) -> String) {
+        let before = self.haproxy.text();
+        let after = change(before.clone());
+        assert_ne!(before, after, "the edit has something to change");
+        let Some(api) = &self.api else { return fs::write(self.haproxy.config(), after).unwrap() };
+        let version = ConfigText::new(&before).version().unwrap();
+        let url = format!("{}/v3/services/haproxy/configuration/raw?skip_reload=true&version={version}", api.url);
+        let request = reqwest::Client::new().post(url).basic_auth("admin", Some("secret"));
+        let response = request.header("Content-Type", "text/plain").body(after).send().await.unwrap();
+        assert_eq!(response.status(), 201, "{}", response.text().await.unwrap());
+    }
+
+    /// What must stay as it is: to the byte; on the API, which renders the whole file with each structured
+    /// edit, in meaning.
+    pub fn foreign(&self) -> Vec<String> {
+        match self.api {
+            None => vec![foreign_bytes(&self.haproxy.text())],
+            Some(_) => foreign_meaning(&self.haproxy.text()),
+        }
     }
 
     /// File and process say the same of every server of ours.

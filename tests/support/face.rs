@@ -1,8 +1,8 @@
 //! A thin HTTP face of the Data Plane API on a real HAProxy's file and master socket: what the
 //! controller uses of version 3, held to fixtures/dataplane by tests/contract.rs.
 //!
-//! It is for machines without the real one. It does not render the file anew, as that does; the texts
-//! mean the same.
+//! It is for machines without the real one. Like that it renders the whole file anew with each structured
+//! edit, and writes a raw text as it is.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,6 +19,7 @@ use nomad_haproxy::haproxy::socket;
 use nomad_haproxy::haproxy::text::ConfigText;
 use serde_json::{Value, json};
 
+mod anew;
 pub mod json;
 
 const MAX_TRANSACTIONS: usize = 20;
@@ -206,7 +207,7 @@ impl Face {
             inner.version += 1;
             inner.version
         };
-        fs::write(&self.config, text.clone().with_version(version).to_string()).unwrap();
+        fs::write(&self.config, anew::stamped(text.clone(), version).to_string()).unwrap();
         if request.flag("skip_reload") {
             return Ok(());
         }
@@ -346,7 +347,7 @@ impl Face {
             return error(400, message);
         }
         let version = self.inner.lock().unwrap().transactions.remove(id).unwrap().version;
-        if let Err(answer) = self.write(request, &text, reload).await {
+        if let Err(answer) = self.write(request, &anew::anew(&text), reload).await {
             return answer;
         }
         let status = if request.flag("force_reload") { 200 } else { 202 };
@@ -372,7 +373,7 @@ impl Face {
         let mut text = text;
         let answer = json::edit(&mut text, request.method.as_str(), path, body, self.series != "3.0");
         if let (Some(id), true) = (request.query.get("transaction_id"), answer.0.is_success()) {
-            self.inner.lock().unwrap().transactions.get_mut(id).unwrap().text = text;
+            self.inner.lock().unwrap().transactions.get_mut(id).unwrap().text = anew::anew(&text);
         }
         answer
     }

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use tokio::sync::Notify;
 
 /// Where a call is held up.
@@ -25,6 +26,7 @@ struct Inner {
     hold: Option<Point>,
     interfere: Option<Interfere>,
     fail_actions: bool,
+    unknown_field: Option<&'static str>,
 }
 
 pub struct Gate {
@@ -67,6 +69,11 @@ impl Gate {
         self.inner.lock().unwrap().fail_actions = true;
     }
 
+    /// The API drops this field of what it is sent without a word, as it does with what it does not know.
+    pub fn drop_field(&self, name: &'static str) {
+        self.inner.lock().unwrap().unknown_field = Some(name);
+    }
+
     pub fn calls(&self) -> Vec<String> {
         self.inner.lock().unwrap().calls.clone()
     }
@@ -74,6 +81,15 @@ impl Gate {
     async fn hold_up(&self) -> Response {
         self.held.notify_one();
         std::future::pending().await
+    }
+}
+
+fn without(json: Value, field: &str) -> Value {
+    match json {
+        Value::Object(map) => {
+            map.into_iter().filter(|(key, _)| key != field).map(|(key, value)| (key, without(value, field))).collect()
+        }
+        other => other,
     }
 }
 
@@ -92,6 +108,11 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     if hold == Some(Point::Before(number)) {
         return gate.hold_up().await;
     }
+    let field = gate.inner.lock().unwrap().unknown_field;
+    let body = match (field, serde_json::from_slice(&body)) {
+        (Some(field), Ok(json)) => without(json, field).to_string().into(),
+        _ => body,
+    };
     let mut request = gate.client.request(method, format!("{}{uri}", gate.upstream)).body(body);
     for (name, value) in headers.iter().filter(|(name, _)| *name != "host" && *name != "content-length") {
         if fail && name == "X-Runtime-Actions" {

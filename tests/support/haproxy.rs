@@ -172,9 +172,27 @@ pub fn foreign_bytes(text: &str) -> String {
             None => break,
         }
     }
-    let lines =
-        text.lines().iter().filter(|line| !line.starts_with("# _version=") && !line.contains("\"owner\":\"nomad\""));
+    let lines = text.lines().iter().filter(|line| !line.starts_with("# _") && !line.contains("\"owner\":\"nomad\""));
     lines.map(String::as_str).collect()
+}
+
+/// What is not ours, whatever the looks: each section's directives, and all comments.
+pub fn foreign_meaning(text: &str) -> Vec<String> {
+    use nomad_haproxy::haproxy::text::{ConfigText, Directive};
+    let text = ConfigText::new(&foreign_bytes(text));
+    let mut meaning = Vec::new();
+    for section in text.sections() {
+        for (_, directive) in text.directives(&section).skip(1) {
+            let mut words = directive.words;
+            words.sort();
+            meaning.push(format!("{} {}: {}", section.kind, section.name, words.join(" ")));
+        }
+    }
+    let comments = text.lines().iter().filter_map(|line| Directive::parse(line).comment);
+    let api = ["Dataplaneapi managed File", "changing file directly can cause a conflict"];
+    meaning.extend(comments.filter(|comment| !api.iter().any(|words| comment.starts_with(words))));
+    meaning.sort();
+    meaning
 }
 
 impl Drop for Haproxy {

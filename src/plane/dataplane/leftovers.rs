@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{BackendName, Mark, Server, ServerName, Settings};
-use crate::haproxy::text::ConfigText;
+use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::{Observed, ObservedBackend};
 
 use super::super::PlaneError;
@@ -41,6 +41,24 @@ pub(super) fn foreign(text: &ConfigText, mark: &Mark) -> BTreeMap<(String, Strin
         }
     }
     sections
+}
+
+/// The comments that stand in no section of ours, each as often as it is there. The API keeps one that
+/// precedes a section with the section above it, and drops it with that.
+pub(super) fn comments(text: &ConfigText, mark: &Mark) -> BTreeMap<String, usize> {
+    let observed = Observed::new(0, text.clone(), mark);
+    let ours: Vec<_> = observed.backends.values().filter(|backend| backend.is_ours()).collect();
+    let mut comments = BTreeMap::new();
+    for (at, line) in text.lines().iter().enumerate() {
+        // Metadata stays with its line.
+        let comment = Directive::parse(line).comment.filter(|comment| !comment.starts_with(['_', '{']));
+        if let Some(comment) = comment
+            && !ours.iter().any(|backend| backend.section.lines.contains(&at))
+        {
+            *comments.entry(comment).or_default() += 1;
+        }
+    }
+    comments
 }
 
 /// What an open transaction is to us.
@@ -97,17 +115,19 @@ impl Dataplane {
     }
 }
 
-/// What of a backend is ours, whatever the order of its lines.
+/// What of a backend is ours, whatever the order of its lines; with or without its gates.
 pub(super) fn ours(
     backend: &ObservedBackend,
+    gates: bool,
 ) -> (Option<Settings>, BTreeMap<ServerName, Server>, BTreeSet<ServerName>) {
-    let servers = backend.servers.iter().map(|server| (server.name.clone(), server.clone())).collect();
+    let seen = |server: &Server| Server { gated: server.gated && gates, ..server.clone() };
+    let servers = backend.servers.iter().map(|server| (server.name.clone(), seen(server))).collect();
     (backend.settings.clone(), servers, backend.drifted.clone())
 }
 
 fn managed(text: &ConfigText, mark: &Mark) -> Vec<(BackendName, impl PartialEq)> {
     let observed = Observed::new(0, text.clone(), mark);
-    observed.managed().map(|(name, backend)| (name, ours(backend))).collect()
+    observed.managed().map(|(name, backend)| (name, ours(backend, true))).collect()
 }
 
 #[cfg(test)]

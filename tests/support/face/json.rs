@@ -240,6 +240,12 @@ fn find(text: &ConfigText, name: &str) -> Option<Section> {
     text.sections().into_iter().find(|section| section.kind == "backend" && section.name == name)
 }
 
+/// A section with the comments behind it, which go where it goes.
+fn whole(text: &ConfigText, section: &Section) -> std::ops::Range<usize> {
+    let next = text.sections().into_iter().map(|next| next.lines.start).find(|start| *start > section.lines.start);
+    section.lines.start..next.unwrap_or(text.lines().len())
+}
+
 /// A GET of backends, a backend, or its servers.
 pub fn read(text: &ConfigText, path: &[&str]) -> Answer {
     let Some((name, rest)) = path.split_first() else {
@@ -277,13 +283,15 @@ pub fn edit(text: &mut ConfigText, method: &str, path: &[&str], body: Value, met
             let Some(section) = find(text, name) else {
                 return error(404, format!("missing object: backend {name} does not exist"));
             };
-            text.splice(section.lines, backend_lines(&body, metadata));
+            let whole = whole(text, &section);
+            text.splice(whole, backend_lines(&body, metadata));
         }
         ("DELETE", [name]) => {
             let Some(section) = find(text, name) else {
                 return error(404, format!("missing object: backend {name} does not exist"));
             };
-            text.remove_section(&section);
+            let whole = whole(text, &section);
+            text.splice(whole, []);
             return (StatusCode::ACCEPTED, None);
         }
         (_, [name, "servers", rest @ ..]) => return edit_server(text, method, name, rest, body),
