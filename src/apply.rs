@@ -20,7 +20,7 @@ use crate::nomad::NomadError;
 use crate::observed::{Observed, Owner};
 use crate::plan::display::Summary;
 use crate::plan::{self, Conflict, Plan};
-use crate::plane::{Committed, Plane, PlaneError};
+use crate::plane::{Committed, Plane, PlaneError, chain};
 
 /// How often one pass starts anew when somebody else wrote in the meantime, or a repair is due.
 const ATTEMPTS: usize = 4;
@@ -389,6 +389,19 @@ impl<P: Plane> Controller<P> {
         }
     }
 
+    /// After a reload that failed: the process may have been started with an older text than the file's.
+    async fn settle(&mut self) {
+        self.memory.audited = None;
+        let settled = match self.plane.observe().await {
+            Ok(observed) => self.audit(0, &observed).await.map(drop),
+            Err(error) => Err(at(Stage::Observe)(error)),
+        };
+        if let Err(error) = settled {
+            // The failed reload is what counts; the next pass looks again.
+            tracing::warn!(error = %chain(&error), "could not make the process agree with its file");
+        }
+    }
+
     fn plan(&self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
         let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
         let options = plan::Options { now: now(), ..self.plan.clone() };
@@ -448,6 +461,7 @@ impl<P: Plane> Controller<P> {
                 Err(error) => {
                     if let PlaneError::ReloadFailed { message } = &error {
                         self.memory.failed = Some((plan, text(), message.clone()));
+                        self.settle().await;
                     }
                     return Err(at(Stage::Apply)(error));
                 }

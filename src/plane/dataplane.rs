@@ -229,12 +229,12 @@ impl Dataplane {
     /// Writes the whole text.
     async fn post_text(
         &self,
-        observed: &Observed,
+        version: u64,
         text: &ConfigText,
         query: (&str, &str),
         actions: Option<String>,
     ) -> Result<Answer, PlaneError> {
-        let version = observed.version.to_string();
+        let version = version.to_string();
         let body = Body { text: Some(text.to_string()), actions, json: None };
         self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await
     }
@@ -301,7 +301,11 @@ impl Plane for Dataplane {
 
     async fn recover(&self) -> Result<(), PlaneError> {
         self.clear_leftovers().await?;
-        self.restore_memory().await
+        let observed = self.observe().await?;
+        match observed.text.version() {
+            Some(version) if version != observed.version => self.put_back(&observed.text).await,
+            _ => Ok(()),
+        }
     }
 
     async fn observe(&self) -> Result<Observed, PlaneError> {
@@ -334,7 +338,7 @@ impl Plane for Dataplane {
 
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<Committed, PlaneError> {
         let answer = match &staged.transaction {
-            None => self.post_text(observed, &staged.text, ("force_reload", "true"), None).await,
+            None => self.post_text(observed.version, &staged.text, ("force_reload", "true"), None).await,
             Some(id) => {
                 let path = format!("{TRANSACTIONS}/{id}");
                 self.client.send(Method::PUT, &path, &[("force_reload", "true")], Body::default()).await
@@ -348,10 +352,10 @@ impl Plane for Dataplane {
             self.drop_after_failure(id).await;
         }
         if let Err(PlaneError::ReloadFailed { .. }) = result
-            && let Err(error) = self.restore_memory().await
+            && let Err(error) = self.put_back(&observed.text).await
         {
-            // The failed reload is what counts; the next pass restores it before it does anything else.
-            tracing::warn!(error = %super::chain(&error), "could not make the API's memory agree with its file");
+            // The failed reload is what counts; the next pass goes on from what is there.
+            tracing::warn!(error = %super::chain(&error), "could not put the configuration from before back");
         }
         result
     }
@@ -370,7 +374,7 @@ impl Plane for Dataplane {
         actions: &[Action],
     ) -> Result<Committed, PlaneError> {
         let actions = header(actions)?;
-        let answer = self.post_text(observed, text, ("skip_reload", "true"), Some(actions)).await?;
+        let answer = self.post_text(observed.version, text, ("skip_reload", "true"), Some(actions)).await?;
         match answer.status {
             status if has_no_raw_write(status) => Err(PlaneError::NotLive("this API has no raw write")),
             // Seen on 3.0, 3.2 and 3.4: the file is written all the same.
@@ -393,7 +397,7 @@ impl Plane for Dataplane {
     }
 
     async fn reload(&self, observed: &Observed) -> Result<Committed, PlaneError> {
-        let answer = self.post_text(observed, &observed.text, ("force_reload", "true"), None).await?;
+        let answer = self.post_text(observed.version, &observed.text, ("force_reload", "true"), None).await?;
         if has_no_raw_write(answer.status) {
             // The commit of a transaction always reloads, an empty one's too.
             let transaction = Some(self.open(observed.version).await?);
@@ -444,19 +448,16 @@ impl Dataplane {
         Ok(servers.collect())
     }
 
-    /// After a reload that failed, the API has put the last good file back, but may go on from the
-    /// failed one in its memory: its structured edits would bring it back. Its version then differs
-    /// from the one in the file. Writing the good text again makes them one.
-    async fn restore_memory(&self) -> Result<(), PlaneError> {
+    /// After a reload that failed, the API has put the text of the last reload back: without what was
+    /// changed live since. In its memory it may go on from the failed one, which its structured edits would
+    /// then bring back; its version differs from the one in the file. Writing the good text makes them one.
+    /// Nothing is loaded: whether the process agrees with it is for the audit to say.
+    async fn put_back(&self, good: &ConfigText) -> Result<(), PlaneError> {
+        tracing::warn!("writing the configuration from before the failed reload");
         let observed = self.observe().await?;
-        if observed.text.version().is_none_or(|version| version == observed.version) {
-            return Ok(());
-        }
-        tracing::warn!("the Data Plane API's memory differs from its file; writing the file's text again");
         // Which of the two versions it goes by is not documented; the wrong one is answered with 409.
-        let by_file = Observed { version: observed.text.version().unwrap_or(observed.version), ..observed.clone() };
-        for observed in [observed, by_file] {
-            let answer = self.post_text(&observed, &observed.text, ("force_reload", "true"), None).await?;
+        for version in [Some(observed.version), observed.text.version()].into_iter().flatten() {
+            let answer = self.post_text(version, good, ("skip_reload", "true"), None).await?;
             match self.written(&observed, answer).await {
                 Err(PlaneError::Conflict(_)) => {}
                 other => return other.map(drop),

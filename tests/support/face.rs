@@ -36,6 +36,8 @@ struct Inner {
     version: u64,
     transactions: BTreeMap<String, Transaction>,
     reloads: Vec<(String, Option<String>)>,
+    /// What was loaded last. A write without a reload does not change it.
+    last_good: String,
     next: u64,
 }
 
@@ -79,8 +81,9 @@ fn ok(status: u16, body: Value) -> Answer {
 
 impl Face {
     pub fn new(config: &Path, binary: &Path, master: &Path, series: &str) -> Arc<Self> {
-        let version = ConfigText::new(&fs::read_to_string(config).unwrap()).version().unwrap_or(1);
-        let inner = Mutex::new(Inner { version, ..Inner::default() });
+        let last_good = fs::read_to_string(config).unwrap();
+        let version = ConfigText::new(&last_good).version().unwrap_or(1);
+        let inner = Mutex::new(Inner { version, last_good, ..Inner::default() });
         Arc::new(Self {
             config: config.into(),
             binary: binary.into(),
@@ -201,7 +204,6 @@ impl Face {
 
     /// Writes at the next version and reloads as it was asked for.
     async fn write(&self, request: &Request<'_>, text: &ConfigText, reload: &mut Option<String>) -> Result<(), Answer> {
-        let before = self.file();
         let version = {
             let mut inner = self.inner.lock().unwrap();
             inner.version += 1;
@@ -213,17 +215,21 @@ impl Face {
         }
         let answer = self.command("reload").await.unwrap_or_else(|error| error);
         let failure = (!answer.starts_with("Success=1")).then_some(answer);
-        if request.flag("force_reload") {
-            return match failure {
-                None => Ok(()),
-                Some(why) => {
-                    // The last good file is back on the disk; the memory goes on from the failed one (seen).
-                    fs::write(&self.config, before.to_string()).unwrap();
-                    Err(error(400, format!("Reload failed: {why}")))
-                }
-            };
+        if let (true, Some(why)) = (request.flag("force_reload"), &failure) {
+            // The last good file is back on the disk, and is what the process is started with; the memory
+            // goes on from the failed one (seen).
+            let last_good = self.inner.lock().unwrap().last_good.clone();
+            fs::write(&self.config, last_good).unwrap();
+            let _ = self.command("reload").await;
+            return Err(error(400, format!("Reload failed: {why}")));
         }
         let mut inner = self.inner.lock().unwrap();
+        if failure.is_none() {
+            inner.last_good = self.file().to_string();
+        }
+        if request.flag("force_reload") {
+            return Ok(());
+        }
         inner.next += 1;
         let id = format!("2026-11-21-{}", inner.next);
         inner.reloads.push((id.clone(), failure));
