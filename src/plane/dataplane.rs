@@ -8,6 +8,7 @@
 mod client;
 mod json;
 mod leftovers;
+mod meaning;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -19,8 +20,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
 use crate::desired::{BackendName, Mark, State};
-use crate::haproxy::parse;
-use crate::haproxy::text::{ConfigText, Directive};
+use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
 use crate::plan::{self, Action, Edit, Plan, ServerEdit};
@@ -124,7 +124,12 @@ impl Dataplane {
         }
         let answer = self.client.get(RAW, &[("transaction_id", transaction)]).await?;
         let text = ConfigText::new(&answer.body);
-        self.hold_against(observed, plan, &text)?;
+        for loss in meaning::losses(observed, plan, &text, &self.mark) {
+            if self.write != Write::Transaction || !loss.is_bearable() {
+                return Err(PlaneError::Distorted(loss.to_string()));
+            }
+            tracing::warn!(%loss, "the API's structured edits lose something; haproxy.write = auto keeps it");
+        }
         Ok(text)
     }
 
@@ -201,29 +206,6 @@ impl Dataplane {
         let query = [("full_section", "true"), ("transaction_id", transaction)];
         let answer = self.client.send(method, path, &query, Body { json, ..Body::default() }).await?;
         if answer.status.is_success() { Ok(()) } else { Err(unexpected(&what, &answer)) }
-    }
-
-    /// What would be written must say what was planned, and leave the rest as it is.
-    fn hold_against(&self, observed: &Observed, plan: &Plan, text: &ConfigText) -> Result<(), PlaneError> {
-        let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, &self.mark), &self.mark);
-        let staged = Observed::new(observed.version, text.clone(), &self.mark);
-        // An API that is older than its HAProxy does not know `init-state`. Who insists on its own way gets
-        // spares that start up, as on HAProxy 3.0.
-        let gates = self.write != Write::Transaction;
-        for name in plan.edits.keys() {
-            let ours = |observed: &Observed| observed.backend(name).map(|backend| leftovers::ours(backend, gates));
-            if ours(&wanted) != ours(&staged) {
-                return Err(PlaneError::Distorted(format!("backend {name}")));
-            }
-        }
-        if leftovers::foreign(&observed.text, &self.mark) != leftovers::foreign(text, &self.mark) {
-            return Err(PlaneError::Distorted("a line that is not ours".to_owned()));
-        }
-        let left = leftovers::comments(text, &self.mark);
-        match leftovers::comments(&observed.text, &self.mark).iter().find(|(comment, n)| left.get(*comment) < Some(n)) {
-            Some((comment, _)) => Err(PlaneError::Distorted(format!("the comment {comment:?}"))),
-            None => Ok(()),
-        }
     }
 
     /// Writes the whole text.
@@ -494,19 +476,6 @@ fn header(actions: &[Action]) -> Result<String, PlaneError> {
         return Err(PlaneError::NotLive("more changes at once than one request can carry"));
     }
     Ok(header)
-}
-
-/// A directive as what it means, for [`leftovers`]: the API writes options in an order of its own, and
-/// times in other units.
-fn meaning(line: &str) -> Option<String> {
-    let mut words = Directive::parse(line).words;
-    for word in &mut words {
-        if let Some(time) = parse::time(word) {
-            *word = format!("{}us", time.as_micros());
-        }
-    }
-    words.get_mut(1..).map(<[String]>::sort);
-    (!words.is_empty()).then(|| words.join("\u{1f}"))
 }
 
 #[cfg(test)]
