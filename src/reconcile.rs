@@ -89,6 +89,35 @@ impl Debounce {
     }
 }
 
+/// When a pass runs that no change asks for.
+#[derive(Debug)]
+struct Timer {
+    interval: Duration,
+    resync: Instant,
+    /// What the last pass left to be done, or done again.
+    follow_up: Option<(Instant, Wake)>,
+}
+
+impl Timer {
+    fn new(interval: Duration, now: Instant) -> Self {
+        Self { interval, resync: now + interval, follow_up: None }
+    }
+
+    fn next(&self) -> (Instant, Wake) {
+        self.follow_up.filter(|(at, _)| *at < self.resync).unwrap_or((self.resync, Wake::Resync))
+    }
+
+    /// Whether the pass that begins is to look at everything. Not only the timer's own: passes for other
+    /// reasons may come so often that it never fires.
+    fn takes_resync(&mut self, now: Instant) -> bool {
+        let due = now >= self.resync;
+        if due {
+            self.resync = now + self.interval;
+        }
+        due
+    }
+}
+
 /// Runs until it is told to stop. A pass that has begun is finished first.
 pub async fn run<P: Plane>(
     mut controller: Controller<P>,
@@ -104,10 +133,11 @@ pub async fn run<P: Plane>(
     let mut backoff: Option<ExponentialBackoff> = None;
     let mut reason = Wake::Started;
     debounce.wake(Instant::now());
-    let (mut resync, mut resync_reason) = (Instant::now() + timings.resync_interval, Wake::Resync);
+    let mut timer = Timer::new(timings.resync_interval, Instant::now());
     loop {
         health.turned();
         let due = debounce.due();
+        let (at, timer_reason) = timer.next();
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -118,23 +148,23 @@ pub async fn run<P: Plane>(
                 debounce.wake(Instant::now());
                 continue;
             }
-            () = sleep_until(due.unwrap_or(resync).min(resync)) => {
+            () = sleep_until(due.unwrap_or(at).min(at)) => {
                 if due.is_none_or(|due| due > Instant::now()) {
-                    reason = resync_reason;
+                    reason = timer_reason;
                 }
             }
         }
-        if matches!(reason, Wake::Resync) {
+        if timer.takes_resync(Instant::now()) {
             controller.audit_next();
         }
         let next = pass(&mut controller, reason, &metrics, &health).await;
         debounce.passed(Instant::now());
-        (resync, resync_reason) = match next {
-            Next::Resync => (Instant::now() + timings.resync_interval, Wake::Resync),
-            Next::Deferred(at) => (at, Wake::Deferred),
+        timer.follow_up = match next {
+            Next::Resync => None,
+            Next::Deferred(at) => Some((at, Wake::Deferred)),
             Next::Retry => {
                 let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
-                (Instant::now() + delay.min(timings.resync_interval.max(RETRY_LEAST)), Wake::Retry)
+                Some((Instant::now() + delay, Wake::Retry))
             }
         };
         if !matches!(next, Next::Retry) {
@@ -277,6 +307,19 @@ mod tests {
         assert_eq!(debounce.due(), None);
         debounce.wake(at(1000));
         assert_eq!(debounce.due(), Some(at(1000)), "a change after a quiet time acts at once again");
+    }
+
+    #[test]
+    fn a_stream_of_passes_cannot_put_a_resync_off() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut timer = Timer::new(Duration::from_secs(30), start);
+        timer.follow_up = Some((at(5), Wake::Retry));
+        assert_eq!(timer.next(), (at(5), Wake::Retry));
+        timer.follow_up = Some((at(40), Wake::Deferred));
+        assert_eq!(timer.next(), (at(30), Wake::Resync));
+        let full: Vec<u64> = (1..100).filter(|second| timer.takes_resync(at(*second))).collect();
+        assert_eq!(full, [30, 60, 90]);
     }
 
     #[test]

@@ -232,12 +232,22 @@ async fn a_haproxy_that_is_killed_and_started_again_is_in_line_within_a_pass() {
         })
         .await;
         rig.agrees().await;
-        // What somebody types is set right with the next resync.
+        // What somebody types is set right with the next resync, also where changes never stop.
+        let changes = tokio::spawn({
+            let file = rig.catalog();
+            async move {
+                loop {
+                    write_catalog(&file, &api(&[2001, 2002]));
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+        });
         rig.haproxy.command("@1 set server api/api_1 state maint").await;
         wait_for("the hand's work to be undone", Duration::from_secs(10), async || {
             (!rig.haproxy.statuses().await["api/api_1"].contains("MAINT")).then_some(())
         })
         .await;
+        changes.abort();
     }
 }
 
