@@ -3,8 +3,9 @@
 
 mod audit;
 mod culprit;
+mod memory;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,12 +16,13 @@ use crate::catalog::file::FileError;
 use crate::catalog::nomad::NomadCatalog;
 use crate::catalog::{self, Catalog};
 use crate::desired::build::{self, Built};
-use crate::desired::{Backend, BackendName, Note, ServiceKey, Severity};
+use crate::desired::{BackendName, Note, ServiceKey};
 use crate::nomad::NomadError;
 use crate::observed::{Observed, Owner};
 use crate::plan::display::Summary;
 use crate::plan::{self, Conflict, Plan};
 use crate::plane::{Committed, Plane, PlaneError, chain};
+use memory::{Failed, Memory, Refusal};
 
 /// How often one pass starts anew when somebody else wrote in the meantime, or a repair is due.
 const ATTEMPTS: usize = 4;
@@ -107,9 +109,6 @@ pub enum PassError {
     /// The configuration is refused as it is, without any change of ours.
     #[error("HAProxy refuses its own configuration file as it stands, so nothing can be changed: {0}")]
     Broken(String),
-    /// A plan whose reload failed is not tried again unchanged.
-    #[error("the same change failed to load before, and neither it nor the configuration has changed since: {0}")]
-    FailedBefore(String),
     /// The version moved since `plan` (`--expect-version`).
     #[error("the configuration is at version {found}, not {expected}: somebody changed it since the plan was made")]
     Moved {
@@ -129,7 +128,7 @@ impl PassError {
         match self {
             Self::Plane { stage, .. } => *stage,
             Self::Catalog(_) => Stage::Catalog,
-            Self::Conflict(_) | Self::FailedBefore(_) => Stage::Plan,
+            Self::Conflict(_) => Stage::Plan,
             Self::Broken(_) | Self::Contended => Stage::Apply,
             Self::Moved { .. } => Stage::Observe,
         }
@@ -210,23 +209,6 @@ pub struct Controller<P> {
     memory: Memory,
 }
 
-/// What one pass leaves to the next. Losing it costs a look more, never correctness.
-#[derive(Debug, Default)]
-struct Memory {
-    /// The last pass was seen to end well, so there is nothing to clear up.
-    clean: bool,
-    /// The process whose run-time state was compared with the file.
-    audited: Option<u64>,
-    /// The version that our last write, or our last look, left.
-    version: Option<u64>,
-    /// Backends that HAProxy refused, as they were asked for, and its words.
-    refused: BTreeMap<BackendName, Refusal>,
-    /// When HAProxy was last reloaded by us.
-    reloaded: Option<Instant>,
-    /// The plan whose reload failed, the text it was made for, and HAProxy's words.
-    failed: Option<(Plan, String, String)>,
-}
-
 /// What making HAProxy fit the catalog came to.
 struct Converged {
     outcome: Outcome,
@@ -239,15 +221,6 @@ impl Converged {
     fn unchanged(notes: Vec<Note>) -> Self {
         Self { outcome: Outcome::Unchanged, notes, summary: None, deferred: None }
     }
-}
-
-/// A change of one backend that HAProxy does not take.
-#[derive(Debug)]
-struct Refusal {
-    /// What was asked for; `None`: that the backend goes.
-    wanted: Option<Backend>,
-    services: BTreeSet<ServiceKey>,
-    message: String,
 }
 
 impl<P: Plane> Controller<P> {
@@ -305,6 +278,8 @@ impl<P: Plane> Controller<P> {
     async fn attempts(&mut self, expect: Option<u64>) -> Result<Report, PassError> {
         let info = self.plane.info().await.map_err(at(Stage::Observe))?;
         self.build.init_state = info.version.has_init_state();
+        // Another process may load what this one could not.
+        self.memory.failed.take_if(|failed| failed.pid != Some(info.pid));
         if !self.memory.clean {
             self.plane.recover().await.map_err(at(Stage::Observe))?;
         }
@@ -389,44 +364,51 @@ impl<P: Plane> Controller<P> {
         }
     }
 
-    /// After a reload that failed: the process may have been started with an older text than the file's.
-    async fn settle(&mut self) {
+    /// After a reload that failed. The process may have been started with an older text than the file's,
+    /// and what needs no reload is not to wait for what does.
+    async fn not_loaded(&mut self, built: &Built, observed: &Observed, plan: Plan, message: &str) {
+        let (_, plan) = plan.split();
+        let services = plan.edits.keys().flat_map(|name| concerned(built, observed, name)).collect();
+        let (foreign, message) = (observed.foreign(), message.to_owned());
+        self.memory.failed = Some(Failed { plan, foreign, pid: None, services, message });
         self.memory.audited = None;
-        let settled = match self.plane.observe().await {
-            Ok(observed) => self.audit(0, &observed).await.map(drop),
-            Err(error) => Err(at(Stage::Observe)(error)),
-        };
-        if let Err(error) = settled {
+        if let Err(error) = self.settle(built).await {
             // The failed reload is what counts; the next pass looks again.
-            tracing::warn!(error = %chain(&error), "could not make the process agree with its file");
+            tracing::warn!(error = %chain(&error), "could not settle after a reload that failed");
         }
     }
 
-    fn plan(&self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
-        let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
-        let options = plan::Options { now: now(), ..self.plan.clone() };
-        let planned = Plan::new(built, observed, &options, &excluded)?;
-        let mut notes: Vec<Note> = built.notes.iter().cloned().chain(planned.notes).chain(self.refusals()).collect();
-        notes.sort();
-        notes.dedup();
-        Ok((planned.plan, notes))
+    async fn settle(&mut self, built: &Built) -> Result<(), PassError> {
+        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        self.audit(0, &observed).await?;
+        let pid = self.plane.info().await.map_err(at(Stage::Observe))?.pid;
+        if let Some(failed) = &mut self.memory.failed {
+            failed.pid = Some(pid);
+        }
+        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        let (plan, notes) = self.plan(built, &observed)?;
+        if !plan.is_empty() && plan.live().is_some() {
+            self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;
+        }
+        Ok(())
     }
 
-    fn refusals(&self) -> impl Iterator<Item = Note> + '_ {
-        self.memory.refused.iter().flat_map(|(name, refusal)| {
-            let Refusal { wanted, services, message } = refusal;
-            let text = match wanted {
-                Some(_) => format!("left as it was, as HAProxy refuses the backend {name}: {message}"),
-                None => {
-                    format!("its backend {name} stays, without instances, as HAProxy refuses to lose it: {message}")
-                }
-            };
-            services.iter().map(move |service| Note {
-                severity: Severity::Error,
-                service: service.clone(),
-                text: text.clone(),
-            })
-        })
+    fn plan(&mut self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
+        let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
+        let options = plan::Options { now: now(), ..self.plan.clone() };
+        let plan::Planned { mut plan, notes } = Plan::new(built, observed, &options, &excluded)?;
+        let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).chain(self.memory.refusals()).collect();
+        if self.memory.failed.is_some() {
+            let (live, structural) = plan.clone().split();
+            self.memory.failed.take_if(|failed| !failed.is_again(&structural, observed));
+            if let Some(failed) = &self.memory.failed {
+                plan = live;
+                notes.extend(failed.notes());
+            }
+        }
+        notes.sort();
+        notes.dedup();
+        Ok((plan, notes))
     }
 
     /// Plans and applies, leaving out what HAProxy refuses, until nothing is left to do or to leave out.
@@ -436,23 +418,15 @@ impl<P: Plane> Controller<P> {
             if plan.is_empty() {
                 return Ok(Converged::unchanged(notes));
             }
-            // A version that moved is no change: putting the good text back moves it.
-            let text = || observed.text.clone().with_version(0).to_string();
-            if let Some((failed, before, message)) = &self.memory.failed
-                && *failed == plan
-                && *before == text()
-            {
-                return Err(PassError::FailedBefore(message.clone()));
-            }
             let (plan, waits) = self.due(plan);
             if plan.is_empty() {
                 return Ok(Converged { deferred: waits, ..Converged::unchanged(notes) });
             }
             match self.apply(observed, &plan, &notes).await {
                 Ok((committed, summary)) => {
-                    self.memory.failed = None;
                     if committed.reloaded {
                         self.memory.reloaded = Some(Instant::now());
+                        self.memory.failed = None;
                     }
                     let outcome = Outcome::Applied(committed);
                     return Ok(Converged { outcome, notes, summary: Some(summary), deferred: waits });
@@ -460,8 +434,7 @@ impl<P: Plane> Controller<P> {
                 Err(PlaneError::Invalid { message }) => self.leave_out(built, observed, &plan, message).await?,
                 Err(error) => {
                     if let PlaneError::ReloadFailed { message } = &error {
-                        self.memory.failed = Some((plan, text(), message.clone()));
-                        self.settle().await;
+                        self.not_loaded(built, observed, plan, message).await;
                     }
                     return Err(at(Stage::Apply)(error));
                 }
@@ -473,7 +446,7 @@ impl<P: Plane> Controller<P> {
     fn due(&self, plan: Plan) -> (Plan, Option<Instant>) {
         let next = self.memory.reloaded.map(|last| last + self.reload_min_interval);
         match next.filter(|next| *next > Instant::now() && plan.live().is_none()) {
-            Some(next) => (plan.live_part(), Some(next)),
+            Some(next) => (plan.split().0, Some(next)),
             None => (plan, None),
         }
     }
@@ -510,16 +483,21 @@ impl<P: Plane> Controller<P> {
             culprit::find(&self.plane, observed, plan, &self.plan.mark, &message).await.map_err(at(Stage::Apply))?;
         let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
         let wanted = built.desired.backends.get(&name).cloned();
-        let services = match (&wanted, observed.backend(&name).map(|backend| &backend.owner)) {
-            (Some(backend), _) => backend.services.clone(),
-            (None, Some(Owner::Ours(services))) => services.clone(),
-            (None, _) => BTreeSet::new(),
-        };
+        let services = concerned(built, observed, &name);
         tracing::error!(backend = %name, message, "HAProxy refuses a backend; the others go on");
         if self.memory.refused.insert(name, Refusal { wanted, services, message: message.clone() }).is_some() {
             // It was left out already, and what is left of it is refused as well.
             return Err(PassError::Broken(message));
         }
         Ok(())
+    }
+}
+
+/// The services that a backend is, or was, made for.
+fn concerned(built: &Built, observed: &Observed, name: &BackendName) -> BTreeSet<ServiceKey> {
+    match (built.desired.backends.get(name), observed.backend(name).map(|backend| &backend.owner)) {
+        (Some(backend), _) => backend.services.clone(),
+        (None, Some(Owner::Ours(services))) => services.clone(),
+        (None, _) => BTreeSet::new(),
     }
 }

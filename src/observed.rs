@@ -112,6 +112,35 @@ impl Observed {
             .min()
     }
 
+    /// Everything that is not ours, without looks: by section, its directives as sorted words. The Data
+    /// Plane API renders directives in an order of its own and writes `from` out; comments move along.
+    pub fn foreign(&self) -> BTreeMap<(String, String), Vec<String>> {
+        let text = &self.text;
+        let mut sections: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        for section in text.sections() {
+            let backend = self.backends.get(&section.name).filter(|backend| backend.section == section);
+            let ours = |name: &str| {
+                backend.is_some_and(|backend| {
+                    backend.servers.iter().any(|server| server.name.as_str() == name)
+                        || backend.drifted.iter().any(|server| server.as_str() == name)
+                })
+            };
+            let all_ours = backend.is_some_and(ObservedBackend::is_ours);
+            let lines = text.directives(&section).skip(1).filter(|(_, directive)| match directive.keyword() {
+                "server" => !ours(directive.words.get(1).map_or("", String::as_str)),
+                _ => !all_ours,
+            });
+            let mut lines: Vec<String> = lines.filter_map(|(at, _)| meaning(&text.lines()[at])).collect();
+            lines.sort_unstable();
+            if !(all_ours && lines.is_empty()) {
+                // The API gives a defaults section without a name one of its own.
+                let name = if section.name.starts_with("unnamed_defaults_") { String::new() } else { section.name };
+                sections.entry((section.kind, name)).or_default().extend(lines);
+            }
+        }
+        sections
+    }
+
     /// A backend by its name.
     pub fn backend(&self, name: &BackendName) -> Option<&ObservedBackend> {
         self.backends.get(name.as_str())
@@ -136,6 +165,18 @@ impl ObservedBackend {
     pub fn is_managed(&self) -> bool {
         self.is_ours() || !self.servers.is_empty() || !self.drifted.is_empty()
     }
+}
+
+/// A directive as what it means: the API writes options in an order of its own, and times in other units.
+fn meaning(line: &str) -> Option<String> {
+    let mut words = Directive::parse(line).words;
+    for word in &mut words {
+        if let Some(time) = parse::time(word) {
+            *word = format!("{}us", time.as_micros());
+        }
+    }
+    words.get_mut(1..).map(<[String]>::sort);
+    (!words.is_empty()).then(|| words.join("\u{1f}"))
 }
 
 fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
@@ -221,5 +262,26 @@ listen both
         assert!(!observed.backends["other"].is_ours() && !observed.backends["both"].is_ours());
         assert_eq!(observed.defaults.as_deref(), Some("web"));
         assert_eq!(observed.namespaces(), BTreeSet::from(["team-a".to_owned()]));
+    }
+
+    fn foreign(text: &str) -> BTreeMap<(String, String), Vec<String>> {
+        Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner")).foreign()
+    }
+
+    #[test]
+    fn what_the_api_renders_anew_is_the_same_in_meaning() {
+        let by_hand = "# shop\nglobal\n   maxconn 100\ndefaults\n mode http\n timeout   client 30000\nbackend theirs\n  server a 127.0.0.1:1 weight 3 check\n";
+        let rendered = "global\n  maxconn 100\n\ndefaults unnamed_defaults_1\n  timeout client 30s\n  mode http\n\nbackend theirs\n  server a 127.0.0.1:1 check weight 3 # shop\n";
+        assert_eq!(foreign(by_hand), foreign(rendered));
+    }
+
+    #[test]
+    fn a_foreign_line_that_is_lost_is_seen_and_ours_do_not_count() {
+        let base = "backend theirs\n  server a 127.0.0.1:1\n";
+        let with_ours = format!(
+            "{base}  server b 127.0.0.1:2 # {{\"owner\":\"nomad\",\"freed\":\"1\"}}\nbackend ours\n  description nomad-haproxy:nomad\n  mode http\n"
+        );
+        assert_eq!(foreign(base), foreign(&with_ours));
+        assert_ne!(foreign(base), foreign("backend theirs\n"));
     }
 }

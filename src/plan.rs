@@ -162,12 +162,12 @@ impl Plan {
         self.edits.is_empty()
     }
 
-    /// The part that HAProxy takes without a reload.
+    /// The part that HAProxy takes without a reload, and the rest.
     #[must_use]
-    pub fn live_part(&self) -> Self {
-        let one = |(name, edit): (&BackendName, &Edit)| Self { edits: BTreeMap::from([(name.clone(), edit.clone())]) };
-        let live = self.edits.iter().filter(|edit| one(*edit).live().is_some());
-        Self { edits: live.map(|(name, edit)| (name.clone(), edit.clone())).collect() }
+    pub fn split(self) -> (Self, Self) {
+        let is_live = |edit: &(BackendName, Edit)| Self { edits: [edit.clone()].into() }.live().is_some();
+        let (live, rest): (Vec<_>, Vec<_>) = self.edits.into_iter().partition(is_live);
+        (Self { edits: live.into_iter().collect() }, Self { edits: rest.into_iter().collect() })
     }
 
     /// The run-time actions that do the same as the plan; `None` where it takes a reload.

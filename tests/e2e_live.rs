@@ -298,6 +298,67 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
     }
 }
 
+/// A change that cannot be loaded is not tried again and again, and what needs no reload does not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_failed_to_load_waits_for_another_haproxy() {
+    const PASSES: &str = "nomad_haproxy_passes_total{outcome=\"unchanged\",reason=\"resync\"}";
+    for way in WAYS {
+        let mut rig = Rig::start(way, "3.2").await;
+        write_catalog(&rig.catalog(), &api(&[2001]));
+        let catalog = rig.catalog().display().to_string();
+        let controller =
+            Controller::start(&rig.env_with(&[("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")]), &["--catalog", &catalog]);
+        controller.wait_until_ready().await;
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
+        rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
+        let change = |ports: &[u16]| {
+            let mut all = api(ports);
+            all.push(registration("new", "n", 1, 2009, &["enable=true"]));
+            write_catalog(&rig.catalog(), &all);
+        };
+        change(&[2001]);
+        let failed = || controller.log().matches("the pass failed").count();
+        wait_for("the reload to fail", Duration::from_secs(20), async || (failed() > 0).then_some(())).await;
+        wait_for("a note", Duration::from_secs(20), async || {
+            controller.log().contains("service new: left as it was").then_some(())
+        })
+        .await;
+        let reloads = rig.haproxy.reloads().await;
+        for ports in [&[2001, 2002][..], &[2002], &[2002, 2003]] {
+            change(ports);
+            let want: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+            wait_for(&format!("{ports:?} in service"), Duration::from_secs(10), async || {
+                let servers = rig.haproxy.servers().await;
+                let mut seats: Vec<_> = servers
+                    .iter()
+                    .filter(|(name, (_, admin, _))| name.starts_with("api/") && admin.parse::<u16>().unwrap() & 1 == 0)
+                    .map(|(_, (_, _, address))| address.clone())
+                    .collect();
+                seats.sort();
+                (seats == want).then_some(())
+            })
+            .await;
+        }
+        let passes = controller.metric(PASSES).await;
+        wait_for("three more passes", Duration::from_secs(20), async || {
+            (controller.metric(PASSES).await >= passes + 3.0).then_some(())
+        })
+        .await;
+        assert_eq!((rig.haproxy.reloads().await, failed()), (reloads, 1), "{way:?}: not tried again");
+        assert!(!has_backend(&rig.haproxy.text(), "new"));
+
+        drop(taken);
+        rig.haproxy.kill();
+        rig.haproxy.launch().await;
+        wait_for("the change", Duration::from_secs(20), async || {
+            rig.haproxy.servers().await.contains_key("new/new_1").then_some(())
+        })
+        .await;
+        rig.agrees().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn structural_changes_that_come_together_make_one_reload() {
     let rig = Rig::start(Way::Local, "3.2").await;

@@ -156,7 +156,8 @@ impl Rig {
         let servers = self.haproxy.servers().await;
         for line in self.haproxy.text().lines().filter(|line| line.contains("\"owner\"")) {
             let words: Vec<&str> = line.split_whitespace().collect();
-            let (_, admin, address) = &servers[&format!("api/{}", words[1])];
+            let backend = words[1].rsplit_once('_').unwrap().0;
+            let (_, admin, address) = &servers[&format!("{backend}/{}", words[1])];
             assert_eq!(address, words[2]);
             let maintenance = admin.parse::<u16>().unwrap() & 1 == 1;
             assert_eq!(maintenance, line.contains(" disabled"), "{line}");

@@ -5,7 +5,7 @@ use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 
 use super::super::PlaneError;
-use super::meaning::{foreign, managed};
+use super::meaning::managed;
 use super::{Dataplane, RAW, TRANSACTIONS};
 
 /// Open transactions beyond which empty ones go too: half of what the API has room for. An empty one
@@ -55,10 +55,10 @@ impl Dataplane {
         if !answer.status.is_success() {
             return Ok(Kind::Theirs);
         }
-        let text = ConfigText::new(&answer.body);
-        Ok(if foreign(&text, &self.mark) != foreign(&observed.text, &self.mark) {
+        let staged = Observed::new(observed.version, ConfigText::new(&answer.body), &self.mark);
+        Ok(if staged.foreign() != observed.foreign() {
             Kind::Theirs
-        } else if managed(&text, &self.mark) == managed(&observed.text, &self.mark) {
+        } else if managed(&staged) == managed(observed) {
             Kind::Empty
         } else {
             Kind::Ours
