@@ -162,12 +162,32 @@ impl Plan {
         self.edits.is_empty()
     }
 
-    /// The part that HAProxy takes without a reload, and the rest.
+    /// The part that HAProxy takes without a reload, and what does take one. Each server stands for itself,
+    /// so that one that is gone is out at once also where its backend has to grow. The second part is not
+    /// for applying: it lacks the servers that are in the first.
     #[must_use]
     pub fn split(self) -> (Self, Self) {
-        let is_live = |edit: &(BackendName, Edit)| Self { edits: [edit.clone()].into() }.live().is_some();
-        let (live, rest): (Vec<_>, Vec<_>) = self.edits.into_iter().partition(is_live);
-        (Self { edits: live.into_iter().collect() }, Self { edits: rest.into_iter().collect() })
+        let (mut live, mut rest) = (Self::default(), Self::default());
+        for (name, edit) in self.edits {
+            let part = |edits: Vec<ServerEdit>| edits.into_iter().partition(|edit| edit.actions(&name).is_some());
+            let (now, then) = match edit {
+                Edit::Change { settings, rewrite, servers: _, edits } => {
+                    let (now, edits): (Vec<_>, Vec<_>) = part(edits);
+                    let left = rewrite || !edits.is_empty();
+                    (now, left.then_some(Edit::Change { settings, rewrite, servers: Vec::new(), edits }))
+                }
+                Edit::Servers(edits) => {
+                    let (now, then): (Vec<_>, Vec<_>) = part(edits);
+                    (now, (!then.is_empty()).then_some(Edit::Servers(then)))
+                }
+                whole @ (Edit::Create { .. } | Edit::Delete) => (Vec::new(), Some(whole)),
+            };
+            if !now.is_empty() {
+                live.edits.insert(name.clone(), Edit::Servers(now));
+            }
+            rest.edits.extend(then.map(|then| (name, then)));
+        }
+        (live, rest)
     }
 
     /// The run-time actions that do the same as the plan; `None` where it takes a reload.

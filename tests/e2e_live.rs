@@ -385,8 +385,16 @@ async fn structural_changes_that_come_together_make_one_reload() {
     })
     .await;
     assert!(!has_backend(&rig.haproxy.text(), "b"), "{:?} after the last reload", first.elapsed());
-    with(&["a", "b", "c"], &[2001, 2002]);
+    // Nor does an instance that is gone, where its backend has to grow.
+    let more: Vec<u16> = (2002..2012).collect();
+    with(&["a", "b", "c"], &more);
+    wait_for("the first instance to be out", Duration::from_secs(3), async || {
+        (rig.haproxy.servers().await["api/api_1"].2 != "127.0.0.1:2001").then_some(())
+    })
+    .await;
+    assert_eq!(rig.haproxy.reloads().await, 1);
     backend("c").await;
+    assert!(rig.haproxy.text().contains(":2011"), "{}", rig.haproxy.text());
     assert!(first.elapsed() > Duration::from_secs(3), "{:?}", first.elapsed());
     assert!(has_backend(&rig.haproxy.text(), "b"));
     assert_eq!(rig.haproxy.reloads().await, 2);

@@ -157,6 +157,37 @@ fn an_instance_goes_out_before_its_slot_changes_and_comes_in_after() {
 }
 
 #[test]
+fn what_is_live_does_not_wait_for_what_takes_a_reload() {
+    let before = after(&[("api", &["enable", "slots=1"]), ("other", &["enable"])], THEIRS);
+    let mut next = built(&[
+        ("api", &["enable", "slots=1", "balance=first"]),
+        ("other", &["enable", "weight=2"]),
+        ("new", &["enable"]),
+    ]);
+    let instances = &mut next.desired.backends.get_mut(&name("api")).expect("api").instances;
+    let gone = instances.remove(0);
+    instances.extend((0..4).map(|n| {
+        let id = crate::desired::InstanceId::new(&format!("more-{n}"));
+        crate::desired::Instance { id, ..gone.clone() }
+    }));
+    let split = |before: &Observed| plan(&next, before, Strategy::UseExisting).expect("no conflict").plan.split();
+    let (live, rest) = split(&before);
+    let names = |plan: &Plan| plan.edits.keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&live), names(&rest)),
+        (vec!["api".to_owned(), "other".to_owned()], vec!["api".to_owned(), "new".to_owned()])
+    );
+    let actions = live.live().expect("all of it is live");
+    assert!(actions.contains(&Action::State(name("api"), name("api").slot(1), State::Maint)), "{actions:?}");
+
+    // Once it is done, the rest is what is left.
+    let text = super::text::apply(&live, &before, &mark());
+    let (again, same) = split(&Observed::new(2, text, &mark()));
+    assert!(again.is_empty(), "{again:?}");
+    assert_eq!(same, rest);
+}
+
+#[test]
 fn two_owners_share_one_haproxy() {
     let theirs = "backend api\n  description nomad-haproxy:other default/api\n  mode http\n  server api_1 10.9.9.9:1 # {\"owner\":\"other\",\"id\":\"x\",\"alloc\":\"\"}\n";
     let planned = plan(&built(&[]), &observed(theirs), Strategy::UseExisting).expect("no conflict");
