@@ -235,9 +235,11 @@ impl<P: Plane> Controller<P> {
         Self { plane, source, build, plan, reload_min_interval, memory: Memory::default() }
     }
 
-    /// The next pass compares the running process with the file, whatever was seen before.
-    pub fn audit_next(&mut self) {
+    /// The next pass takes nothing for granted: it compares the running process with the file, and tries
+    /// what HAProxy refused, as the cause may lie outside (a name that did not resolve).
+    pub fn resync_next(&mut self) {
         self.memory.audited = None;
+        self.memory.refused.clear();
     }
 
     /// Plans, has HAProxy validate the plan, and drops it again.
@@ -305,7 +307,7 @@ impl<P: Plane> Controller<P> {
         }
         let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
         let built = build::build(&catalog, &self.build);
-        self.memory.refused.retain(|name, refusal| built.desired.backends.get(name) == refusal.wanted.as_ref());
+        self.memory.keep_refusals(&built.desired, &observed);
         let repaired = self.audit(pid, &observed).await?;
         let observed = match &repaired {
             // The file is as it was, at a version of its own; the plan is made for that.
@@ -484,8 +486,9 @@ impl<P: Plane> Controller<P> {
         let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
         let wanted = built.desired.backends.get(&name).cloned();
         let services = concerned(built, observed, &name);
-        tracing::error!(backend = %name, message, "HAProxy refuses a backend; the others go on");
-        if self.memory.refused.insert(name, Refusal { wanted, services, message: message.clone() }).is_some() {
+        tracing::debug!(backend = %name, message, "HAProxy refuses a backend; the others go on");
+        let refusal = Refusal { wanted, foreign: observed.foreign(), services, message: message.clone() };
+        if self.memory.refused.insert(name, refusal).is_some() {
             // It was left out already, and what is left of it is refused as well.
             return Err(PassError::Broken(message));
         }

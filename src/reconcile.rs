@@ -155,7 +155,7 @@ pub async fn run<P: Plane>(
             }
         }
         if timer.takes_resync(Instant::now()) {
-            controller.audit_next();
+            controller.resync_next();
         }
         let next = pass(&mut controller, reason, &metrics, &health).await;
         debounce.passed(Instant::now());

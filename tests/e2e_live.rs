@@ -298,6 +298,32 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_change_is_made_once_its_cause_is_gone() {
+    for way in WAYS {
+        let rig = Rig::start(way, "3.2").await;
+        write_catalog(&rig.catalog(), &api(&[2001]));
+        let catalog = rig.catalog().display().to_string();
+        let controller = Controller::start(&rig.env(), &["--catalog", &catalog]);
+        controller.wait_until_ready().await;
+        rig.edit(|text| text.replacen("use_backend shop if", "use_backend api if is_shop\n    use_backend shop if", 1))
+            .await;
+        write_catalog(&rig.catalog(), &[]);
+        wait_for("a note", Duration::from_secs(20), async || {
+            controller.log().contains("backend api stays").then_some(())
+        })
+        .await;
+        assert!(has_backend(&rig.haproxy.text(), "api"));
+        rig.edit(|text| text.replacen("use_backend api if is_shop\n", "\n", 1)).await;
+        // Another service's change, so that it need not wait for the next resync.
+        write_catalog(&rig.catalog(), &[registration("other", "1", 1, 2009, &["enable=true"])]);
+        wait_for("the backend to be gone", Duration::from_secs(10), async || {
+            (!has_backend(&rig.haproxy.text(), "api")).then_some(())
+        })
+        .await;
+    }
+}
+
 /// A change that cannot be loaded is not tried again and again, and what needs no reload does not wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_failed_to_load_waits_for_another_haproxy() {

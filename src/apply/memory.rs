@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::desired::{Backend, BackendName, Note, ServiceKey, Severity};
+use crate::desired::{Backend, BackendName, Desired, Note, ServiceKey, Severity};
 use crate::observed::Observed;
 use crate::plan::Plan;
 
@@ -29,6 +29,8 @@ pub(super) struct Memory {
 pub(super) struct Refusal {
     /// What was asked for; `None`: that the backend goes.
     pub(super) wanted: Option<Backend>,
+    /// What was there that is not ours: the cause may be in it.
+    pub(super) foreign: BTreeMap<(String, String), Vec<String>>,
     /// Whom it concerns.
     pub(super) services: BTreeSet<ServiceKey>,
     /// HAProxy's words.
@@ -63,10 +65,20 @@ impl Failed {
 }
 
 impl Memory {
+    /// Forgets the refusals that may have lost their cause.
+    pub(super) fn keep_refusals(&mut self, desired: &Desired, observed: &Observed) {
+        if !self.refused.is_empty() {
+            let foreign = observed.foreign();
+            self.refused.retain(|name, refusal| {
+                desired.backends.get(name) == refusal.wanted.as_ref() && refusal.foreign == foreign
+            });
+        }
+    }
+
     /// What there is to say about the refused backends.
     pub(super) fn refusals(&self) -> impl Iterator<Item = Note> + '_ {
         self.refused.iter().flat_map(|(name, refusal)| {
-            let Refusal { wanted, services, message } = refusal;
+            let Refusal { wanted, foreign: _, services, message } = refusal;
             let text = match wanted {
                 Some(_) => format!("left as it was, as HAProxy refuses the backend {name}: {message}"),
                 None => {

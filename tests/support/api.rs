@@ -66,6 +66,9 @@ impl Api {
     async fn start_real(path: &PathBuf, haproxy: &Haproxy) -> Self {
         let folder = haproxy.folder();
         let (port, master) = (free_port(), haproxy.master());
+        for name in ["tx", "maps", "ssl", "general", "storage", "spoe", "spoe-tx"] {
+            fs::create_dir(folder.join(name)).unwrap();
+        }
         let reload = folder.join("reload.sh");
         // The master answers `Success=1` once the new worker runs.
         let script = format!(

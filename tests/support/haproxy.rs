@@ -198,7 +198,11 @@ pub fn foreign_meaning(text: &str) -> Vec<String> {
 impl Drop for Haproxy {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- HAProxy's log\n{}", fs::read_to_string(self.folder().join("log")).unwrap_or_default());
+            for (whose, log) in [("HAProxy", "log"), ("the Data Plane API", "dataplaneapi.log")] {
+                if let Ok(log) = fs::read_to_string(self.folder().join(log)) {
+                    eprintln!("--- the log of {whose}\n{log}");
+                }
+            }
             eprintln!("--- HAProxy's configuration\n{}", self.text());
         }
         drop(self.group.take());
