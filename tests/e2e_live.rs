@@ -201,6 +201,11 @@ async fn a_failed_action_is_repaired_in_the_same_pass() {
         apply(&env, &rig.catalog()).await;
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads + 2);
+        // Something else answers in the API's place.
+        gate.interfere(Some(Box::new(|_, _| Some((502, "<html>no upstream</html>".to_owned())))));
+        let catalog = rig.catalog().display().to_string();
+        let said = stderr(&run(&env, &["apply", "--catalog", &catalog]).await);
+        assert!(said.contains("502") && said.contains("no upstream"), "{said}");
     }
 }
 

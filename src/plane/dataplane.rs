@@ -96,10 +96,11 @@ impl Dataplane {
             self.clear_leftovers().await?;
             answer = self.client.send(Method::POST, TRANSACTIONS, &query, Body::default()).await?;
         }
-        match (answer.status, answer.json()?["id"].as_str()) {
-            (StatusCode::CREATED, Some(id)) => Ok(id.to_owned()),
-            _ => Err(unexpected("the opening of a transaction", &answer)),
+        let unexpected = || unexpected("the opening of a transaction", &answer);
+        if answer.status != StatusCode::CREATED {
+            return Err(unexpected());
         }
+        answer.json()?["id"].as_str().map(str::to_owned).ok_or_else(unexpected)
     }
 
     async fn drop_transaction(&self, id: &str) -> Result<(), PlaneError> {
@@ -265,6 +266,9 @@ impl Plane for Dataplane {
         let answer = self.client.send(Method::GET, path, &[], Body::default()).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Err(self.no_version_3().await);
+        }
+        if !answer.status.is_success() {
+            return Err(unexpected("a look at HAProxy", &answer));
         }
         let mut body = answer.json()?;
         // One version of the API answers with one object, another with a list of them.
