@@ -390,7 +390,8 @@ impl<P: Plane> Controller<P> {
         let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
         let (plan, notes) = self.plan(built, &observed)?;
         if !plan.is_empty() && plan.live().is_some() {
-            self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;
+            let (done, summary) = self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;
+            tracing::info!(version = done.version, diff = summary.diff, "applied what needs no reload");
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ everywhere!(a_refused_service_is_named_and_harms_nobody, cases::refused);
 everywhere!(a_hand_edit_of_ours_is_repaired_and_theirs_is_kept, cases::drift);
 everywhere!(a_comment_outlives_the_backend_above_it, cases::comment);
 everywhere!(a_backend_that_a_frontend_names_stays_without_its_instances, cases::referenced);
+everywhere!(what_the_process_need_not_know_is_only_written, cases::only_written);
 everywhere!(a_custom_backend_is_given_servers_only, cases::custom);
 
 mod cases {
@@ -201,6 +202,17 @@ mod cases {
         write_catalog(&rig.catalog(), &[]);
         apply(&rig.env(), &rig.catalog()).await;
         assert_eq!(rig.foreign(), foreign);
+    }
+
+    pub async fn only_written(rig: Rig, _way: Way) {
+        let catalog = rig.catalog().display().to_string();
+        for drain in ["drain=5s", "drain=9s"] {
+            write_catalog(&rig.catalog(), &[registration("api", "1", 1, 1, &["enable=true", drain])]);
+            let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
+            assert!(output.status.success() && !stderr(&output).contains("repairing"), "{}", stderr(&output));
+        }
+        assert!(rig.haproxy.text().contains("\"drain\":\"9s\""), "{}", rig.haproxy.text());
+        assert_eq!(rig.haproxy.reloads().await, 1);
     }
 
     pub async fn custom(rig: Rig, _way: Way) {

@@ -40,11 +40,11 @@ pub(super) struct Refusal {
 /// A change that could not be loaded.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// What took the reload. The cause may be in it,
+    /// What took the reload.
     pub(super) plan: Plan,
-    /// in what is not ours,
+    /// What was there that is not ours: the cause may be in it.
     pub(super) foreign: BTreeMap<(String, String), Vec<String>>,
-    /// or in the process that went on; `None`: none did.
+    /// The process that went on, as another may load what this one could not; `None`: none did.
     pub(super) pid: Option<u64>,
     /// Whom it concerns.
     pub(super) services: BTreeSet<ServiceKey>,

@@ -359,8 +359,8 @@ impl Plane for Dataplane {
         text: &ConfigText,
         actions: &[Action],
     ) -> Result<Committed, PlaneError> {
-        let actions = header(actions)?;
-        let answer = self.post_text(observed.version, text, ("skip_reload", "true"), Some(actions)).await?;
+        let actions = Some(header(actions)?).filter(|actions| !actions.is_empty());
+        let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
         match answer.status {
             status if has_no_raw_write(status) => Err(PlaneError::NotLive("this API has no raw write")),
             // Seen on 3.0, 3.2 and 3.4: the file is written all the same.

@@ -216,11 +216,14 @@ impl Face {
         let answer = self.command("reload").await.unwrap_or_else(|error| error);
         let failure = (!answer.starts_with("Success=1")).then_some(answer);
         if let (true, Some(why)) = (request.flag("force_reload"), &failure) {
-            // The last good file is back on the disk, and is what the process is started with; the memory
-            // goes on from the failed one (seen).
-            let last_good = self.inner.lock().unwrap().last_good.clone();
+            // The process is started with the text that was loaded last; the memory goes on from the failed
+            // one (seen). What is on the disk then was seen both ways.
+            let (failed, last_good) = (self.file().to_string(), self.inner.lock().unwrap().last_good.clone());
             fs::write(&self.config, last_good).unwrap();
             let _ = self.command("reload").await;
+            if self.series == "3.0" {
+                fs::write(&self.config, failed).unwrap();
+            }
             return Err(error(400, format!("Reload failed: {why}")));
         }
         let mut inner = self.inner.lock().unwrap();
@@ -261,8 +264,8 @@ impl Face {
         if let Err(answer) = self.write(request, &text, reload).await {
             return answer;
         }
-        let actions = request.headers.get("X-Runtime-Actions").and_then(|value| value.to_str().ok()).unwrap_or("");
-        for action in actions.split(';').filter(|action| !action.is_empty()) {
+        let actions = request.headers.get("X-Runtime-Actions").and_then(|value| value.to_str().ok());
+        for action in actions.into_iter().flat_map(|actions| actions.split(';')) {
             if let Err(why) = self.act(action).await {
                 return error(500, why);
             }
