@@ -308,13 +308,22 @@ impl<P: Plane> Controller<P> {
         let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
         let built = build::build(&catalog, &self.build);
         self.memory.keep_refusals(&built.desired, &observed);
-        let repaired = self.audit(pid, &observed).await?;
-        let observed = match &repaired {
+        let (repaired, unrepaired) = match self.audit(pid, &observed).await {
+            // The file cannot be loaded: what needs no reload goes on all the same.
+            Err(error @ PassError::Plane { source: PlaneError::ReloadFailed { .. }, .. }) => (None, Some(error)),
+            other => (other?, None),
+        };
+        let observed = match (&repaired, &unrepaired) {
+            (None, None) => observed,
             // The file is as it was, at a version of its own; the plan is made for that.
-            Some(_) => self.plane.observe().await.map_err(at(Stage::Observe))?,
-            None => observed,
+            _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
         };
         let mut converged = self.converge(&built, &observed).await?;
+        if let Some(error) = unrepaired {
+            let diff = converged.summary.as_ref().map_or("", |summary| summary.diff.as_str());
+            tracing::info!(diff, "what needs no reload is applied");
+            return Err(error);
+        }
         if let (Some(committed), Outcome::Unchanged) = (repaired, &converged.outcome) {
             converged.outcome = Outcome::Repaired(committed);
         }
@@ -391,7 +400,7 @@ impl<P: Plane> Controller<P> {
         let (plan, notes) = self.plan(built, &observed)?;
         if !plan.is_empty() && plan.live().is_some() {
             let (done, summary) = self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;
-            tracing::info!(version = done.version, diff = summary.diff, "applied what needs no reload");
+            tracing::info!(version = done.version, diff = summary.diff, "what needs no reload is applied");
         }
         Ok(())
     }

@@ -329,6 +329,36 @@ async fn a_refused_change_is_made_once_its_cause_is_gone() {
     }
 }
 
+/// What a crash right after a failed reload leaves: the file has a server that the process lacks, and cannot be
+/// loaded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_be_loaded_holds_up_no_live_change() {
+    for way in WAYS {
+        let rig = Rig::start(way, "3.2").await;
+        write_catalog(&rig.catalog(), &api(&[2001]));
+        apply(&rig.env(), &rig.catalog()).await;
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
+        let spare = "server api_9 127.0.0.1:1 disabled # {\"freed\":\"0\",\"owner\":\"nomad\"}\n  server api_5 ";
+        rig.edit(|text| text.replacen("acl is_shop", &bind, 1).replacen("server api_5 ", spare, 1)).await;
+        let foreign = rig.foreign();
+        write_catalog(&rig.catalog(), &api(&[2002]));
+        let catalog = rig.catalog().display().to_string();
+        let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
+        assert!(!output.status.success() && stderr(&output).contains("could not load"), "{}", stderr(&output));
+        let servers = rig.haproxy.servers().await;
+        let ready = |(_, admin, _): &&(String, String, String)| admin.parse::<u16>().unwrap() & 1 == 0;
+        let mut seats = servers.iter().filter(|(name, _)| name.starts_with("api/")).map(|(_, server)| server);
+        assert!(seats.clone().filter(ready).all(|(_, _, address)| address == "127.0.0.1:2002"), "{servers:?}");
+        assert!(seats.any(|server| ready(&server)), "{servers:?}");
+        assert_eq!(rig.foreign(), foreign);
+
+        drop(taken);
+        apply(&rig.env(), &rig.catalog()).await;
+        rig.agrees().await;
+    }
+}
+
 /// A change that cannot be loaded is not tried again and again, and what needs no reload does not wait for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_failed_to_load_waits_for_another_haproxy() {

@@ -239,6 +239,18 @@ impl Dataplane {
         }
     }
 
+    /// What a write that was to be loaded came to.
+    async fn loaded(&self, observed: &Observed, answer: Answer) -> Result<Committed, PlaneError> {
+        let result = self.written(observed, answer).await;
+        if let Err(PlaneError::ReloadFailed { .. }) = result
+            && let Err(error) = self.put_back(&observed.text).await
+        {
+            // The failed reload is what counts; the next pass goes on from what is there.
+            tracing::warn!(error = %super::chain(&error), "could not put the configuration from before back");
+        }
+        result
+    }
+
     async fn wait_for_reload(&self, id: &str) -> Result<(), PlaneError> {
         let deadline = tokio::time::Instant::now() + RELOAD_TIMEOUT;
         loop {
@@ -331,17 +343,11 @@ impl Plane for Dataplane {
             }
         };
         let result = match answer {
-            Ok(answer) => self.written(observed, answer).await,
+            Ok(answer) => self.loaded(observed, answer).await,
             Err(error) => Err(error),
         };
         if let (Err(_), Some(id)) = (&result, &staged.transaction) {
             self.drop_after_failure(id).await;
-        }
-        if let Err(PlaneError::ReloadFailed { .. }) = result
-            && let Err(error) = self.put_back(&observed.text).await
-        {
-            // The failed reload is what counts; the next pass goes on from what is there.
-            tracing::warn!(error = %super::chain(&error), "could not put the configuration from before back");
         }
         result
     }
@@ -389,7 +395,7 @@ impl Plane for Dataplane {
             let transaction = Some(self.open(observed.version).await?);
             return self.commit(observed, Staged { text: observed.text.clone(), transaction }).await;
         }
-        self.written(observed, answer).await
+        self.loaded(observed, answer).await
     }
 }
 
