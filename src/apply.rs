@@ -246,7 +246,7 @@ impl<P: Plane> Controller<P> {
     pub async fn dry_run(&mut self) -> Result<(Summary, u64), PassError> {
         let info = self.plane.info().await.map_err(at(Stage::Observe))?;
         self.build.init_state = info.version.has_init_state();
-        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        let observed = self.observe().await?;
         let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
         let built = build::build(&catalog, &self.build);
         let (plan, notes) = self.plan(&built, &observed)?;
@@ -265,6 +265,10 @@ impl<P: Plane> Controller<P> {
             }
             Err(error) => Err(at(Stage::Apply)(error)),
         }
+    }
+
+    async fn observe(&self) -> Result<Observed, PassError> {
+        self.plane.observe().await.map_err(at(Stage::Observe))
     }
 
     /// One pass. With `expect`, only on that version of the configuration.
@@ -301,14 +305,16 @@ impl<P: Plane> Controller<P> {
     }
 
     async fn attempt(&mut self, pid: u64, expect: Option<u64>) -> Result<Report, PassError> {
-        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        let observed = self.observe().await?;
         if let Some(expected) = expect.filter(|expected| *expected != observed.version) {
             return Err(PassError::Moved { expected, found: observed.version });
         }
         let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
         let built = build::build(&catalog, &self.build);
         self.memory.keep_refusals(&built.desired, &observed);
-        let (repaired, unrepaired) = match self.audit(pid, &observed).await {
+        let audited = self.memory.audited == Some(pid) && self.memory.version == Some(observed.version);
+        let repair = if audited { Ok(None) } else { self.audit(&observed).await };
+        let (repaired, unrepaired) = match repair {
             // The file cannot be loaded: what needs no reload goes on all the same.
             Err(error @ PassError::Plane { source: PlaneError::ReloadFailed { .. }, .. }) => (None, Some(error)),
             other => (other?, None),
@@ -316,7 +322,7 @@ impl<P: Plane> Controller<P> {
         let observed = match (&repaired, &unrepaired) {
             (None, None) => observed,
             // The file is as it was, at a version of its own; the plan is made for that.
-            _ => self.plane.observe().await.map_err(at(Stage::Observe))?,
+            _ => self.observe().await?,
         };
         let mut converged = self.converge(&built, &observed).await?;
         if let Some(error) = unrepaired {
@@ -330,7 +336,7 @@ impl<P: Plane> Controller<P> {
         let Converged { outcome, notes, summary, mut deferred } = converged;
         let observed = match outcome {
             Outcome::Unchanged | Outcome::Repaired(_) => observed,
-            Outcome::Applied(_) => self.plane.observe().await.map_err(at(Stage::Observe))?,
+            Outcome::Applied(_) => self.observe().await?,
         };
         self.memory.version = Some(observed.version);
         // What was written is written: a process that does not answer right now is looked at next time.
@@ -345,11 +351,8 @@ impl<P: Plane> Controller<P> {
         Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts, deferred })
     }
 
-    /// Makes the running process agree with its file, when there is reason to doubt it.
-    async fn audit(&mut self, pid: u64, observed: &Observed) -> Result<Option<Committed>, PassError> {
-        if self.memory.audited == Some(pid) && self.memory.version == Some(observed.version) {
-            return Ok(None);
-        }
+    /// Makes the running process agree with its file. `None`: it does.
+    async fn audit(&self, observed: &Observed) -> Result<Option<Committed>, PassError> {
         let runtime = self.plane.runtime(observed).await.map_err(at(Stage::Observe))?;
         let repaired = match audit::compare(observed, &runtime) {
             audit::Finding::Agree => return Ok(None),
@@ -368,7 +371,7 @@ impl<P: Plane> Controller<P> {
         match repaired {
             Err(error @ (PlaneError::HalfLive { .. } | PlaneError::NotLive(_))) => {
                 tracing::warn!(%error, "a run-time repair failed; reloading");
-                let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+                let observed = self.observe().await?;
                 self.plane.reload(&observed).await.map(Some).map_err(at(Stage::Apply))
             }
             other => other.map(Some).map_err(at(Stage::Apply)),
@@ -382,7 +385,6 @@ impl<P: Plane> Controller<P> {
         let services = plan.edits.keys().flat_map(|name| concerned(built, observed, name)).collect();
         let (foreign, message) = (observed.foreign(), message.to_owned());
         self.memory.failed = Some(Failed { plan, foreign, pid: None, services, message });
-        self.memory.audited = None;
         if let Err(error) = self.settle(built).await {
             // The failed reload is what counts; the next pass looks again.
             tracing::warn!(error = %chain(&error), "could not settle after a reload that failed");
@@ -390,13 +392,13 @@ impl<P: Plane> Controller<P> {
     }
 
     async fn settle(&mut self, built: &Built) -> Result<(), PassError> {
-        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
-        self.audit(0, &observed).await?;
+        let observed = self.observe().await?;
+        let repaired = self.audit(&observed).await?;
         let pid = self.plane.info().await.map_err(at(Stage::Observe))?.pid;
         if let Some(failed) = &mut self.memory.failed {
             failed.pid = Some(pid);
         }
-        let observed = self.plane.observe().await.map_err(at(Stage::Observe))?;
+        let observed = if repaired.is_some() { self.observe().await? } else { observed };
         let (plan, notes) = self.plan(built, &observed)?;
         if !plan.is_empty() && plan.live().is_some() {
             let (done, summary) = self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;

@@ -169,15 +169,17 @@ impl Plan {
     pub fn split(self) -> (Self, Self) {
         let (mut live, mut rest) = (Self::default(), Self::default());
         for (name, edit) in self.edits {
-            let part = |edits: Vec<ServerEdit>| edits.into_iter().partition(|edit| edit.actions(&name).is_some());
+            let part = |edits: Vec<ServerEdit>| -> (Vec<_>, Vec<_>) {
+                edits.into_iter().partition(|edit| edit.actions(&name).is_some())
+            };
             let (now, then) = match edit {
                 Edit::Change { settings, rewrite, servers: _, edits } => {
-                    let (now, edits): (Vec<_>, Vec<_>) = part(edits);
+                    let (now, edits) = part(edits);
                     let left = rewrite || !edits.is_empty();
                     (now, left.then_some(Edit::Change { settings, rewrite, servers: Vec::new(), edits }))
                 }
                 Edit::Servers(edits) => {
-                    let (now, then): (Vec<_>, Vec<_>) = part(edits);
+                    let (now, then) = part(edits);
                     (now, (!then.is_empty()).then_some(Edit::Servers(then)))
                 }
                 whole @ (Edit::Create { .. } | Edit::Delete) => (Vec::new(), Some(whole)),

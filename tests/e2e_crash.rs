@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use support::api::{Rig, Way};
 use support::controller::{Env, apply, command, registration, write_catalog};
-use support::gate::{Gate, Point};
+use support::gate::Point;
 use support::haproxy::matrix;
 use support::process::Group;
 use support::wait_for;
@@ -36,9 +36,8 @@ async fn a_hundred_kills_at_every_call_of_the_api() {
     for (series, write) in matrix().into_iter().flat_map(|series| [(series, "transaction"), (series, "text")]) {
         let rig = Rig::start(Way::Api, series).await;
         let foreign = rig.foreign();
-        let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
-        let mut env = rig.env_with(&[("HAPROXY_WRITE", write)]);
-        env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
+        let (gate, mut env) = rig.gated().await;
+        env.push(("HAPROXY_WRITE".into(), write.into()));
         let (mut step, mut kills) = (0, 0);
         while kills < 100 {
             write_catalog(&rig.catalog(), &catalog_of(step));

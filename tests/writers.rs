@@ -20,7 +20,6 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::api::{Rig, Way};
 use support::controller::{apply, registration, run, stderr, write_catalog};
-use support::gate::Gate;
 use support::haproxy::{Haproxy, foreign_bytes, has_backend, matrix};
 
 fn mark() -> Mark {
@@ -145,9 +144,7 @@ async fn structured_edits_say_the_same_as_the_text() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_api_drops_is_seen_before_it_is_committed() {
     let rig = Rig::start(Way::Api, "3.2").await;
-    let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
-    let mut env = rig.env();
-    env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
+    let (gate, env) = rig.gated().await;
     let write = |how: &str| [env.clone(), vec![("HAPROXY_WRITE".to_owned(), how.to_owned())]].concat();
     let service = |name: &str| registration(name, "1", 1, 2001, &["enable=true"]);
     let gates = || rig.haproxy.text().matches("init-state down").count();

@@ -440,10 +440,10 @@ impl Dataplane {
         Ok(servers.collect())
     }
 
-    /// After a reload that failed, the API has put the text of the last reload back: without what was
-    /// changed live since. In its memory it may go on from the failed one, which its structured edits would
-    /// then bring back; its version differs from the one in the file. Writing the good text makes them one.
-    /// Nothing is loaded: whether the process agrees with it is for the audit to say.
+    /// After a reload that failed, the disk may have the failed text, or an older good one that lacks what was
+    /// changed live since (which of them was not recorded, so it counts on neither). In its memory the API
+    /// may go on from the failed one, which its structured edits would then bring back. Writing the good
+    /// text makes them one. Nothing is loaded: whether the process agrees is for the audit to say.
     async fn put_back(&self, good: &ConfigText) -> Result<(), PlaneError> {
         tracing::warn!("writing the configuration from before the failed reload");
         let observed = self.observe().await?;

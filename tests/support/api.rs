@@ -4,12 +4,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nomad_haproxy::haproxy::text::ConfigText;
 
 use super::controller::Env;
 use super::face::Face;
+use super::gate::Gate;
 use super::haproxy::{Haproxy, foreign_bytes, foreign_meaning};
 use super::process::Group;
 use super::{free_port, wait_for};
@@ -182,6 +184,14 @@ impl Rig {
                 set("HAPROXY_BINARY", &self.haproxy.binary.display()),
             ],
         }
+    }
+
+    /// Settings for the controller with a gate in front of the API.
+    pub async fn gated(&self) -> (Arc<Gate>, Env) {
+        let (gate, url) = Gate::start(&self.api.as_ref().unwrap().url).await;
+        let mut env = self.env();
+        env.iter_mut().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1 = url;
+        (gate, env)
     }
 
     pub fn env_with(&self, more: &[(&str, &str)]) -> Env {

@@ -216,13 +216,11 @@ impl Face {
         let answer = self.command("reload").await.unwrap_or_else(|error| error);
         let failure = (!answer.starts_with("Success=1")).then_some(answer);
         if let (true, Some(why)) = (request.flag("force_reload"), &failure) {
-            // The process is started with the text that was loaded last; the memory goes on from the failed
-            // one (seen). What is on the disk then was seen both ways.
-            let (failed, last_good) = (self.file().to_string(), self.inner.lock().unwrap().last_good.clone());
-            fs::write(&self.config, last_good).unwrap();
-            let _ = self.command("reload").await;
-            if self.series == "3.0" {
-                fs::write(&self.config, failed).unwrap();
+            // The memory goes on from the failed text (seen). What becomes of the disk and the process was not
+            // recorded for all versions: here both are left alone, or go back to what was loaded last.
+            if self.series != "3.0" {
+                fs::write(&self.config, self.inner.lock().unwrap().last_good.clone()).unwrap();
+                let _ = self.command("reload").await;
             }
             return Err(error(400, format!("Reload failed: {why}")));
         }

@@ -64,8 +64,8 @@ pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, mark
     losses
 }
 
-/// The comments that stand in no section of ours, each as often as it is there. The API keeps one that
-/// precedes a section with the section above it, and drops it with that.
+/// The comments that stand in no section of ours, each as often as it is there. A renderer that keeps one
+/// that precedes a section with the section above it drops it with that; no recording shows what the API does.
 fn comments(observed: &Observed) -> BTreeMap<String, usize> {
     let ours: Vec<_> = observed.backends.values().filter(|backend| backend.is_ours()).collect();
     let mut comments = BTreeMap::new();

@@ -240,7 +240,8 @@ fn find(text: &ConfigText, name: &str) -> Option<Section> {
     text.sections().into_iter().find(|section| section.kind == "backend" && section.name == name)
 }
 
-/// A section with the comments behind it, which go where it goes.
+/// A section with the comments behind it, which go where it goes: the worst that the real one may do, as no
+/// recording has any.
 fn whole(text: &ConfigText, section: &Section) -> std::ops::Range<usize> {
     let next = text.sections().into_iter().map(|next| next.lines.start).find(|start| *start > section.lines.start);
     section.lines.start..next.unwrap_or(text.lines().len())
