@@ -46,7 +46,10 @@ bench-e2e: system tools ## What changes cost on a real HAProxy: reloads, API cal
 	$(CARGO) build --quiet --release --locked --bins --examples
 	target/release/examples/bench_e2e
 
+fuzz: system ## Generated catalogs over generated configurations (FUZZ_CASES, FUZZ_HAPROXY, FUZZ_JOBS)
+	FUZZ_CASES=$${FUZZ_CASES:-1000000} $(CARGO) test --profile fuzz --locked --test fuzz -- --nocapture
+
 clean: ## Remove what was built; the tools stay
 	$(CARGO) clean --release; rm -rf target/debug
 
-.PHONY: help system tools demo playground check test bench bench-e2e clean
+.PHONY: help system tools demo playground check test bench bench-e2e fuzz clean

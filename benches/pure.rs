@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nomad_haproxy::catalog::{Catalog, Registration};
 use nomad_haproxy::desired::build::{self, build};
-use nomad_haproxy::desired::{Mark, SlotPolicy, tags};
+use nomad_haproxy::desired::{Owner, SlotPolicy, tags};
 use nomad_haproxy::haproxy::text::{ConfigText, Directive};
 use nomad_haproxy::observed::Observed;
 use nomad_haproxy::plan::{self, Plan, Strategy};
@@ -67,23 +67,28 @@ fn compare(name: &str, mut work: impl FnMut(), baseline: &str, mut base: impl Fn
 }
 
 fn main() {
-    let mark: Mark = "nomad".parse().expect("an owner");
+    let owner: Owner = "nomad".parse().expect("an owner");
     let options = build::Options {
         prefix: "haproxy.".into(),
-        mark: mark.clone(),
+        owner: owner.clone(),
         slots: SlotPolicy { min_free: 4, max: 256 },
         init_state: true,
     };
-    let plan_options = plan::Options { mark: mark.clone(), strategy: Strategy::UseExisting, now: 0 };
+    let plan_options = plan::Options {
+        owner: owner.clone(),
+        strategy: Strategy::UseExisting,
+        linger: Duration::ZERO,
+        now: Duration::ZERO,
+    };
     let all = registrations(1000, 5);
     let catalog = catalog(&all);
     let json = serde_json::to_string(&all).expect("a list");
     let none = std::collections::BTreeSet::default();
-    let empty = Observed::new(1, ConfigText::new("defaults base\n  mode http\n"), &mark);
+    let empty = Observed::new(1, ConfigText::new("defaults base\n  mode http\n"), &owner);
     let built = build(&catalog, &options);
     let from_nothing = Plan::new(&built, &empty, &plan_options, &none).expect("no conflict").plan;
-    let text = plan::text::apply(&from_nothing, &empty, &mark).to_string();
-    let converged = Observed::new(1, ConfigText::new(&text), &mark);
+    let text = plan::text::apply(&from_nothing, &empty, &owner).to_string();
+    let converged = Observed::new(1, ConfigText::new(&text), &owner);
     assert!(Plan::new(&built, &converged, &plan_options, &none).expect("no conflict").plan.is_empty());
 
     let decode = || drop(black_box(serde_json::from_str::<Vec<Registration>>(&json).expect("a list")));
@@ -114,14 +119,14 @@ fn main() {
     );
     compare(
         "reading a configuration of 1000 backends of 10 servers",
-        || drop(black_box(Observed::new(1, ConfigText::new(&text), &mark))),
+        || drop(black_box(Observed::new(1, ConfigText::new(&text), &owner))),
         "splitting its lines into words",
         words,
     );
     compare(
         "a pass of 1000 services of 5 with nothing to do, IO apart",
         || {
-            let observed = Observed::new(1, ConfigText::new(&text), &mark);
+            let observed = Observed::new(1, ConfigText::new(&text), &owner);
             let built = build(&catalog, &options);
             drop(black_box(Plan::new(&built, &observed, &plan_options, &none)));
         },

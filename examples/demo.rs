@@ -170,7 +170,7 @@ fn painted(diff: &str) -> String {
 
 struct Demo {
     controller: Controller,
-    told: usize,
+    shown: usize,
     failed: usize,
     requests: usize,
     reloads: usize,
@@ -178,13 +178,14 @@ struct Demo {
 
 impl Demo {
     /// Prints the diff of each pass since the last look.
-    fn tell_passes(&mut self) {
+    fn show_passes(&mut self) {
         let events: Vec<Value> = self.controller.events();
-        for event in &events[self.told.min(events.len())..] {
+        for event in &events[self.shown.min(events.len())..] {
             match event["message"].as_str() {
                 Some("applied") => {
-                    self.reloads += usize::from(event["reloaded"] == true);
-                    let how = if event["reloaded"] == true { "one reload" } else { "no reload" };
+                    let reloads = event["reloads"].as_u64().unwrap_or(0);
+                    self.reloads += usize::try_from(reloads).unwrap();
+                    let how = if reloads > 0 { "one reload" } else { "no reload" };
                     println!(
                         "\n   pass: version {}, {how}\n{}",
                         event["version"],
@@ -195,7 +196,7 @@ impl Demo {
                 _ => {}
             }
         }
-        self.told = events.len();
+        self.shown = events.len();
     }
 
     fn tell_load(&mut self, load: &Load) {
@@ -273,25 +274,25 @@ async fn show(options: &Options) -> usize {
     let controller = Controller::start(&env, &arguments);
     controller.wait_until_ready().await;
     println!("   metrics  http://{}/metrics", controller.listen().await);
-    let mut demo = Demo { controller, told: 0, failed: 0, requests: 0, reloads: 0 };
+    let mut demo = Demo { controller, shown: 0, failed: 0, requests: 0, reloads: 0 };
 
     title("A job with haproxy.enable=true, two instances");
     cluster.run(2, "1").await;
     demo.settled(port, 2, "1").await;
-    demo.tell_passes();
+    demo.show_passes();
     println!("   try it: curl -H 'Host: {HOST}' http://127.0.0.1:{port}/");
 
     let load = Load::start(port, HOST, LOAD);
     title("Scaled up to four");
     cluster.run(4, "1").await;
     demo.settled(port, 4, "1").await;
-    demo.tell_passes();
+    demo.show_passes();
     demo.tell_load(&load);
 
     title("Rolled to version 2");
     cluster.run(4, "2").await;
     demo.settled(port, 4, "2").await;
-    demo.tell_passes();
+    demo.show_passes();
     demo.tell_load(&load);
     if !options.once {
         title("Running; Ctrl-C stops the job and cleans up");
@@ -311,7 +312,7 @@ async fn show(options: &Options) -> usize {
         demo.controller.log().contains("-backend hello").then_some(())
     })
     .await;
-    demo.tell_passes();
+    demo.show_passes();
     title(&format!("{} requests, {} failed, {} reloads", demo.requests, demo.failed, demo.reloads));
     demo.failed
 }

@@ -3,7 +3,7 @@
 if [ -n "${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then
   echo "end to end: ran on the real Data Plane API (${DATAPLANEAPI_BIN:-$(command -v dataplaneapi)})"
 else
-  echo "end to end: ran on the tests' own face of the Data Plane API, as there is no dataplaneapi on the PATH"
+  echo "end to end: ran on the tests' fake Data Plane API, as there is no dataplaneapi on the PATH"
 fi
 for series in 3.0 3.2 3.4; do
   if [ -x "$(dirname "$0")/../target/tools/haproxy-$series/sbin/haproxy" ]; then echo "end to end: ran on HAProxy $series"

@@ -1,518 +1,577 @@
-//! One pass: observe, read the catalog, plan, apply. It ends with a report or with the stage that failed,
-//! never with half a plan in HAProxy.
+//! One pass, from top to bottom: look, plan, tell the process who is gone, write, repair. It always ends with
+//! a [`PassStatus`], whatever failed and whatever was done before that.
+//!
+//! A pass goes round again when what it saw has moved under it: somebody else wrote, HAProxy could not load
+//! the change (what needs no reload goes on without it), or the process took only part of a live change.
 
-mod audit;
 mod culprit;
+mod draft;
 mod memory;
+mod status;
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use thiserror::Error;
+use futures_util::stream::{self, StreamExt};
 
-use crate::catalog::file::FileError;
-use crate::catalog::nomad::NomadCatalog;
-use crate::catalog::{self, Catalog};
+use crate::catalog::{Catalog, Source};
 use crate::desired::build::{self, Built};
-use crate::desired::{BackendName, Note, ServiceKey};
-use crate::nomad::NomadError;
-use crate::observed::{Observed, Owner};
+use crate::desired::{BackendName, ServerName, ServiceKey, State};
+use crate::errors::chain;
+use crate::observed::{Observed, Ownership};
 use crate::plan::display::Summary;
-use crate::plan::{self, Conflict, Plan};
-use crate::plane::{Committed, Plane, PlaneError, chain};
-use memory::{Failed, Memory, Refusal};
+use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
+use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
+pub use draft::Draft;
+use memory::{Memory, Process, Unhelped};
+pub use status::{Counts, Outcome, PassError, PassStatus, Stage};
 
-/// How often one pass starts anew when somebody else wrote in the meantime, or a repair is due.
-const ATTEMPTS: usize = 4;
+/// How often one pass goes round.
+const ROUNDS: usize = 4;
+/// Servers that are taken out at a time.
+const CONCURRENCY: usize = 8;
 
-/// Where the catalog comes from.
+/// What a pass needs to know of the moment in which it runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// For what waits and is tried again.
+    pub instant: Instant,
+    /// Since 1970, for what is written into the file: drains that end, slots that were freed.
+    pub clock: Duration,
+    /// Whether to take nothing for granted: the running process is compared with its file.
+    pub everything: bool,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now(everything: bool) -> Self {
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { instant: Instant::now(), clock, everything }
+    }
+
+    /// A time since 1970 as one that can be waited for.
+    fn instant_of(&self, clock: Duration) -> Instant {
+        self.instant + clock.saturating_sub(self.clock)
+    }
+}
+
+/// How a controller plans and writes.
 #[derive(Debug, Clone)]
-pub enum Source {
-    /// From Nomad.
-    Nomad(NomadCatalog),
-    /// From a file, read anew by each pass.
-    File(PathBuf),
+pub struct Options {
+    /// For the desired state. Whether HAProxy knows `init-state` is learnt from HAProxy.
+    pub build: build::Options,
+    /// For the plan. The time is the pass's own.
+    pub plan: plan::Options,
+    /// From one reload to the next.
+    pub reload_min_interval: Duration,
 }
 
-/// Why there is no catalog.
-#[derive(Debug, Error)]
-pub enum SourceError {
-    /// Nomad did not give it.
-    #[error(transparent)]
-    Nomad(#[from] NomadError),
-    /// The file did not.
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-impl Source {
-    /// Reads the whole catalog; `served` are the namespaces that HAProxy serves.
-    pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, SourceError> {
-        match self {
-            Self::Nomad(nomad) => Ok(nomad.read(served).await?),
-            Self::File(path) => Ok(catalog::file::read(path)?),
-        }
-    }
-}
-
-/// A stage of a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Asking HAProxy which it is, clearing up, and reading its configuration.
-    Observe,
-    /// Reading the catalog.
-    Catalog,
-    /// Computing the difference.
-    Plan,
-    /// Writing it.
-    Apply,
-}
-
-impl Stage {
-    /// For logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Observe => "observe",
-            Self::Catalog => "catalog",
-            Self::Plan => "plan",
-            Self::Apply => "apply",
-        }
-    }
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Why a pass changed nothing, or not all.
-#[derive(Debug, Error)]
-pub enum PassError {
-    /// HAProxy, or the way to it.
-    #[error("{stage} failed; HAProxy keeps what it has")]
-    Plane {
-        /// At which stage.
-        stage: Stage,
-        #[source]
-        /// What went wrong.
-        source: PlaneError,
-    },
-    /// The catalog.
-    #[error("the catalog cannot be read; HAProxy keeps what it has")]
-    Catalog(#[source] SourceError),
-    /// A name is taken (`fail_on_conflict`).
-    #[error(transparent)]
-    Conflict(#[from] Conflict),
-    /// The configuration is refused as it is, without any change of ours.
-    #[error("HAProxy refuses its own configuration file as it stands, so nothing can be changed: {0}")]
-    Broken(String),
-    /// The version moved since `plan` (`--expect-version`).
-    #[error("the configuration is at version {found}, not {expected}: somebody changed it since the plan was made")]
-    Moved {
-        /// What was asked for.
-        expected: u64,
-        /// What is there.
-        found: u64,
-    },
-    /// Others wrote each time.
-    #[error("others wrote the configuration {ATTEMPTS} times while this pass ran; it starts again later")]
-    Contended,
-}
-
-impl PassError {
-    /// The stage that failed.
-    pub fn stage(&self) -> Stage {
-        match self {
-            Self::Plane { stage, .. } => *stage,
-            Self::Catalog(_) => Stage::Catalog,
-            Self::Conflict(_) => Stage::Plan,
-            Self::Broken(_) | Self::Contended => Stage::Apply,
-            Self::Moved { .. } => Stage::Observe,
-        }
-    }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn at(stage: Stage) -> impl Fn(PlaneError) -> PassError {
-    move |source| PassError::Plane { stage, source }
-}
-
-/// What a pass did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing had to be done.
-    Unchanged,
-    /// The plan was applied.
-    Applied(Committed),
-    /// The running process was made to agree with its file.
-    Repaired(Committed),
-}
-
-/// A pass that ended well.
-#[derive(Debug)]
-pub struct Report {
-    /// What it did.
-    pub outcome: Outcome,
-    /// What there is to know about services, refused ones included.
-    pub notes: Vec<Note>,
-    /// The plan in brief, where there was one.
-    pub summary: Option<Summary>,
-    /// The catalog's index.
-    pub index: u64,
-    /// The version of the configuration now.
-    pub version: u64,
-    /// What is managed, for the metrics.
-    pub counts: Counts,
-    /// When a change that waits for `reload.min_interval` can be made; it needs another pass.
-    pub deferred: Option<Instant>,
-}
-
-/// What HAProxy has of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Backends that are ours or hold servers of ours.
-    pub backends: usize,
-    /// Slots with an instance.
-    pub seated: usize,
-    /// Slots without.
-    pub free: usize,
-}
-
-impl Counts {
-    fn new(observed: &Observed) -> Self {
-        let mut counts = Self::default();
-        for (_, backend) in observed.managed() {
-            counts.backends += 1;
-            let seated = backend.servers.iter().filter(|server| server.is_enabled()).count();
-            counts.seated += seated;
-            counts.free += backend.servers.len() - seated;
-        }
-        counts
-    }
-}
-
-/// What a controller does, however often.
+/// What a controller does for one HAProxy, however often.
 #[derive(Debug)]
 pub struct Controller<P> {
     plane: P,
     source: Source,
-    build: build::Options,
-    plan: plan::Options,
-    reload_min_interval: Duration,
+    options: Options,
     memory: Memory,
 }
 
-/// What making HAProxy fit the catalog came to.
-struct Converged {
-    outcome: Outcome,
-    notes: Vec<Note>,
-    summary: Option<Summary>,
-    deferred: Option<Instant>,
+/// What a round works on.
+struct Seen {
+    info: HaproxyInfo,
+    moment: Moment,
+    observed: Observed,
+    built: Built,
+    process: Runtime,
+    /// Whether the process was really looked at.
+    looked: bool,
 }
 
-impl Converged {
-    fn unchanged(notes: Vec<Note>) -> Self {
-        Self { outcome: Outcome::Unchanged, notes, summary: None, deferred: None }
-    }
+/// How a round ended.
+enum Round {
+    Done,
+    /// What it saw has moved.
+    Again(WriteError),
 }
 
 impl<P: Plane> Controller<P> {
     /// Puts one together; nothing is sent yet.
-    pub fn new(
-        plane: P,
-        source: Source,
-        build: build::Options,
-        plan: plan::Options,
-        reload_min_interval: Duration,
-    ) -> Self {
-        Self { plane, source, build, plan, reload_min_interval, memory: Memory::default() }
-    }
-
-    /// The next pass takes nothing for granted: it compares the running process with the file, and tries
-    /// what HAProxy refused, as the cause may lie outside (a name that did not resolve).
-    pub fn resync_next(&mut self) {
-        self.memory.audited = None;
-        self.memory.refused.clear();
-    }
-
-    /// Plans, has HAProxy validate the plan, and drops it again.
-    pub async fn dry_run(&mut self) -> Result<(Summary, u64), PassError> {
-        let info = self.plane.info().await.map_err(at(Stage::Observe))?;
-        self.build.init_state = info.version.has_init_state();
-        let observed = self.observe().await?;
-        let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
-        let built = build::build(&catalog, &self.build);
-        let (plan, notes) = self.plan(&built, &observed)?;
-        if plan.is_empty() {
-            return Ok((Summary::new(&plan, &observed, &observed.text, notes), observed.version));
-        }
-        let staged = self.plane.stage(&observed, &plan).await.map_err(at(Stage::Apply))?;
-        let valid = self.plane.validate(&staged.text).await;
-        let summary = Summary::new(&plan, &observed, &staged.text, notes);
-        self.plane.abort(staged).await.map_err(at(Stage::Apply))?;
-        match valid {
-            Ok(()) => Ok((summary, observed.version)),
-            Err(PlaneError::Invalid { message }) => {
-                self.leave_out(&built, &observed, &plan, message).await?;
-                Box::pin(self.dry_run()).await
-            }
-            Err(error) => Err(at(Stage::Apply)(error)),
-        }
-    }
-
-    async fn observe(&self) -> Result<Observed, PassError> {
-        self.plane.observe().await.map_err(at(Stage::Observe))
+    pub fn new(plane: P, source: Source, options: Options) -> Self {
+        Self { plane, source, options, memory: Memory::default() }
     }
 
     /// One pass. With `expect`, only on that version of the configuration.
-    pub async fn pass(&mut self, expect: Option<u64>) -> Result<Report, PassError> {
-        let result = self.attempts(expect).await;
-        self.memory.clean = result.is_ok();
-        if result.is_err() {
-            self.memory.audited = None;
+    pub async fn pass(&mut self, moment: Moment, expect: Option<u64>) -> PassStatus {
+        let mut status = PassStatus::default();
+        let result = self.rounds(moment, expect, &mut status).await;
+        if let Err(error) = result {
+            status.error = Some(error);
         }
-        result
+        status.notes.extend(self.memory.notes());
+        status.notes.sort();
+        status.notes.dedup();
+        if let Some(summary) = status.written.last_mut() {
+            summary.notes.clone_from(&status.notes);
+        }
+        if let Some(at) = self.memory.next_retry() {
+            status.wake_at(at);
+        }
+        self.memory.ended(status.error.is_none());
+        status
     }
 
-    async fn attempts(&mut self, expect: Option<u64>) -> Result<Report, PassError> {
-        let info = self.plane.info().await.map_err(at(Stage::Observe))?;
-        self.build.init_state = info.version.has_init_state();
-        // Another process may load what this one could not.
-        self.memory.failed.take_if(|failed| failed.pid != Some(info.pid));
-        if !self.memory.clean {
-            self.plane.recover().await.map_err(at(Stage::Observe))?;
+    async fn rounds(&mut self, moment: Moment, expect: Option<u64>, status: &mut PassStatus) -> Result<(), PassError> {
+        let info = self.plane.info().await?;
+        self.memory.meet(info.pid, moment.everything);
+        if !self.memory.is_clean() {
+            self.plane.recover().await?;
         }
-        for _ in 0..ATTEMPTS {
-            match self.attempt(info.pid, expect).await {
-                Err(PassError::Plane { stage: Stage::Apply, source: error @ PlaneError::Conflict(_) }) => {
-                    tracing::info!(error = %error, "reading anew");
-                }
-                Err(PassError::Plane { stage: Stage::Apply, source: error @ PlaneError::HalfLive { .. } }) => {
-                    tracing::warn!(error = %error, "repairing");
-                    self.memory.audited = None;
-                }
-                other => return other,
-            }
-        }
-        Err(PassError::Contended)
-    }
-
-    async fn attempt(&mut self, pid: u64, expect: Option<u64>) -> Result<Report, PassError> {
-        let observed = self.observe().await?;
-        if let Some(expected) = expect.filter(|expected| *expected != observed.version) {
-            return Err(PassError::Moved { expected, found: observed.version });
-        }
-        let catalog = self.source.read(&observed.namespaces()).await.map_err(PassError::Catalog)?;
-        let built = build::build(&catalog, &self.build);
-        self.memory.keep_refusals(&built.desired, &observed);
-        let audited = self.memory.audited == Some(pid) && self.memory.version == Some(observed.version);
-        let repair = if audited { Ok(None) } else { self.audit(&observed).await };
-        let (repaired, unrepaired) = match repair {
-            // The file cannot be loaded: what needs no reload goes on all the same.
-            Err(error @ PassError::Plane { source: PlaneError::ReloadFailed { .. }, .. }) => (None, Some(error)),
-            other => (other?, None),
-        };
-        let observed = match (&repaired, &unrepaired) {
-            (None, None) => observed,
-            // The file is as it was, at a version of its own; the plan is made for that.
-            _ => self.observe().await?,
-        };
-        let mut converged = self.converge(&built, &observed).await?;
-        if let Some(error) = unrepaired {
-            let diff = converged.summary.as_ref().map_or("", |summary| summary.diff.as_str());
-            tracing::info!(diff, "what needs no reload is applied");
-            return Err(error);
-        }
-        if let (Some(committed), Outcome::Unchanged) = (repaired, &converged.outcome) {
-            converged.outcome = Outcome::Repaired(committed);
-        }
-        let Converged { outcome, notes, summary, mut deferred } = converged;
-        let observed = match outcome {
-            Outcome::Unchanged | Outcome::Repaired(_) => observed,
-            Outcome::Applied(_) => self.observe().await?,
-        };
-        self.memory.version = Some(observed.version);
-        // What was written is written: a process that does not answer right now is looked at next time.
-        self.memory.audited = match outcome {
-            Outcome::Unchanged => Some(pid),
-            _ => self.plane.info().await.ok().map(|info| info.pid),
-        };
-        let counts = Counts::new(&observed);
-        // A drain that ends is a change that nobody wakes us for.
-        let drained = observed.next_drain().map(|end| Instant::now() + Duration::from_secs(end.saturating_sub(now())));
-        deferred = deferred.into_iter().chain(drained).min();
-        Ok(Report { outcome, notes, summary, index: catalog.index, version: observed.version, counts, deferred })
-    }
-
-    /// Makes the running process agree with its file. `None`: it does.
-    async fn audit(&self, observed: &Observed) -> Result<Option<Committed>, PassError> {
-        let runtime = self.plane.runtime(observed).await.map_err(at(Stage::Observe))?;
-        let repaired = match audit::compare(observed, &runtime) {
-            audit::Finding::Agree => return Ok(None),
-            audit::Finding::Live(actions) => {
-                tracing::warn!(
-                    servers = actions.len(),
-                    "the process differs from its file; setting it right at run time"
-                );
-                self.plane.commit_live(observed, &observed.text, &actions).await
-            }
-            audit::Finding::Reload(why) => {
-                tracing::warn!(why, "the process differs from its file; reloading");
-                self.plane.reload(observed).await
-            }
-        };
-        match repaired {
-            Err(error @ (PlaneError::HalfLive { .. } | PlaneError::NotLive(_))) => {
-                tracing::warn!(%error, "a run-time repair failed; reloading");
-                let observed = self.observe().await?;
-                self.plane.reload(&observed).await.map(Some).map_err(at(Stage::Apply))
-            }
-            other => other.map(Some).map_err(at(Stage::Apply)),
-        }
-    }
-
-    /// After a reload that failed. The process may have been started with an older text than the file's,
-    /// and what needs no reload is not to wait for what does.
-    async fn not_loaded(&mut self, built: &Built, observed: &Observed, plan: Plan, message: &str) {
-        let (_, plan) = plan.split();
-        let services = plan.edits.keys().flat_map(|name| concerned(built, observed, name)).collect();
-        let (foreign, message) = (observed.foreign(), message.to_owned());
-        self.memory.failed = Some(Failed { plan, foreign, pid: None, services, message });
-        if let Err(error) = self.settle(built).await {
-            // The failed reload is what counts; the next pass looks again.
-            tracing::warn!(error = %chain(&error), "could not settle after a reload that failed");
-        }
-    }
-
-    async fn settle(&mut self, built: &Built) -> Result<(), PassError> {
-        let observed = self.observe().await?;
-        let repaired = self.audit(&observed).await?;
-        let pid = self.plane.info().await.map_err(at(Stage::Observe))?.pid;
-        if let Some(failed) = &mut self.memory.failed {
-            failed.pid = Some(pid);
-        }
-        let observed = if repaired.is_some() { self.observe().await? } else { observed };
-        let (plan, notes) = self.plan(built, &observed)?;
-        if !plan.is_empty() && plan.live().is_some() {
-            let (done, summary) = self.apply(&observed, &plan, &notes).await.map_err(at(Stage::Apply))?;
-            tracing::info!(version = done.version, diff = summary.diff, "what needs no reload is applied");
-        }
-        Ok(())
-    }
-
-    fn plan(&mut self, built: &Built, observed: &Observed) -> Result<(Plan, Vec<Note>), PassError> {
-        let excluded: BTreeSet<BackendName> = self.memory.refused.keys().cloned().collect();
-        let options = plan::Options { now: now(), ..self.plan.clone() };
-        let plan::Planned { mut plan, notes } = Plan::new(built, observed, &options, &excluded)?;
-        let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).chain(self.memory.refusals()).collect();
-        if self.memory.failed.is_some() {
-            let (live, structural) = plan.clone().split();
-            self.memory.failed.take_if(|failed| !failed.is_again(&structural, observed));
-            if let Some(failed) = &self.memory.failed {
-                plan = live;
-                notes.extend(failed.notes());
-            }
-        }
-        notes.sort();
-        notes.dedup();
-        Ok((plan, notes))
-    }
-
-    /// Plans and applies, leaving out what HAProxy refuses, until nothing is left to do or to leave out.
-    async fn converge(&mut self, built: &Built, observed: &Observed) -> Result<Converged, PassError> {
+        let mut catalog = None;
+        let mut rounds = 0;
         loop {
-            let (plan, notes) = self.plan(built, observed)?;
-            if plan.is_empty() {
-                return Ok(Converged::unchanged(notes));
+            rounds += 1;
+            let seen = self.look(info, moment, &mut catalog, status).await?;
+            if let Some(expected) = expect.filter(|expected| *expected != seen.observed.version && rounds == 1) {
+                return Err(PassError::Moved { expected, found: seen.observed.version });
             }
-            let (plan, waits) = self.due(plan);
-            if plan.is_empty() {
-                return Ok(Converged { deferred: waits, ..Converged::unchanged(notes) });
-            }
-            match self.apply(observed, &plan, &notes).await {
-                Ok((committed, summary)) => {
-                    if committed.reloaded {
-                        self.memory.reloaded = Some(Instant::now());
-                        self.memory.failed = None;
-                    }
-                    let outcome = Outcome::Applied(committed);
-                    return Ok(Converged { outcome, notes, summary: Some(summary), deferred: waits });
+            match self.round(seen, status).await? {
+                Round::Done => return Ok(()),
+                Round::Again(last) if rounds == ROUNDS => {
+                    return Err(PassError::Unsettled { rounds, last: Box::new(last) });
                 }
-                Err(PlaneError::Invalid { message }) => self.leave_out(built, observed, &plan, message).await?,
+                Round::Again(why) => tracing::warn!(error = %chain(&why), "the pass goes round again"),
+            }
+        }
+    }
+
+    /// Reads what HAProxy has; the catalog once for a pass.
+    async fn look(
+        &mut self,
+        info: HaproxyInfo,
+        moment: Moment,
+        catalog: &mut Option<Catalog>,
+        status: &mut PassStatus,
+    ) -> Result<Seen, PassError> {
+        status.stage = Stage::Observe;
+        let observed = self.plane.observe().await?;
+        status.version = observed.version;
+        status.counts = Counts::new(&observed);
+        let known = self.memory.process(observed.version);
+        let process = match known {
+            Process::Unknown => self.plane.runtime(&observed).await?,
+            Process::Loaded { .. } => Runtime::loaded(&observed),
+            Process::Agrees { .. } => Runtime::of(&observed),
+        };
+        status.stage = Stage::Catalog;
+        let catalog = match catalog {
+            Some(catalog) => catalog,
+            None => catalog.insert(self.source.read(&observed.namespaces()).await?),
+        };
+        status.index = catalog.index;
+        let init_state = info.version.has_init_state();
+        let built = build::build(catalog, &build::Options { init_state, ..self.options.build.clone() });
+        self.memory.keep_refusals(&built.desired, &observed);
+        Ok(Seen { info, moment, observed, built, process, looked: known == Process::Unknown })
+    }
+
+    async fn round(&mut self, seen: Seen, status: &mut PassStatus) -> Result<Round, PassError> {
+        loop {
+            status.stage = Stage::Plan;
+            let draft = match self.draft(&seen, status) {
+                Ok(draft) => draft,
+                Err(conflict) => {
+                    self.tell_the_gone(&seen, status).await;
+                    return Err(conflict.into());
+                }
+            };
+            let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after);
+            let late = changes.handed_over(&seen.process, &draft.after);
+            status.stage = Stage::Apply;
+            status.notes.clone_from(&draft.notes);
+            let all_out = self.tell(&changes.out, status).await;
+            if draft.plan.is_empty() {
+                let all_out = self.tell(&late, status).await && all_out;
+                return self.repair(&seen, changes, all_out, status).await;
+            }
+            match self.survey(&seen.observed).await {
+                Ok(None) => {}
+                Ok(Some(moved)) => return Ok(Round::Again(moved)),
                 Err(error) => {
-                    if let PlaneError::ReloadFailed { message } = &error {
-                        self.not_loaded(built, observed, plan, message).await;
+                    self.tell(&late, status).await;
+                    return Err(error);
+                }
+            }
+            let leave = late
+                .iter()
+                .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
+            changes.rest.extend(leave);
+            let written = self.write(&seen, &draft, &changes, status).await;
+            if written.is_err() {
+                self.tell(&late, status).await;
+            }
+            match written {
+                Ok(()) => {
+                    // What was due again is in force now, unless it still waits for its reload.
+                    if draft.waiting.is_empty() {
+                        self.memory.taken(seen.moment.instant);
                     }
-                    return Err(at(Stage::Apply)(error));
+                    return self.settle(&seen, all_out, status).await;
+                }
+                Err(WriteError::Invalid { message }) => self.leave_out(&seen, &draft.plan, message).await?,
+                Err(WriteError::ReloadFailed { message }) => {
+                    let waiting = draft.plan.waiting();
+                    return Ok(Round::Again(self.not_loaded(&seen, waiting, message, status)));
+                }
+                Err(error @ (WriteError::Conflict(_) | WriteError::HalfLive { .. })) => {
+                    self.memory.doubt();
+                    return Ok(Round::Again(error));
+                }
+                // Its time is noted in the status.
+                Err(WriteError::NotLive(_)) => return Ok(Round::Done),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The plan for now: without what HAProxy refuses, and without what takes a reload where none is to be
+    /// had.
+    fn draft(&mut self, seen: &Seen, status: &mut PassStatus) -> Result<Draft, Conflict> {
+        let Seen { moment, observed, built, .. } = seen;
+        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
+        let waiting = draft.plan.waiting();
+        let waits = if waiting.is_empty() { None } else { self.reload_waits(&waiting, seen) };
+        if waits.is_some() {
+            draft = draft.without_reload(built, observed, &options);
+        }
+        let drains = observed.next_drain().map(Duration::from_secs);
+        for at in draft.next.into_iter().chain(drains).map(|clock| moment.instant_of(clock)).chain(waits) {
+            status.wake_at(at);
+        }
+        Ok(draft)
+    }
+
+    /// Until when what takes a reload waits, if it does.
+    fn reload_waits(&mut self, waiting: &Waiting, seen: &Seen) -> Option<Instant> {
+        let now = seen.moment.instant;
+        if self.memory.is_unloadable(waiting, &seen.observed, now) {
+            return self.memory.next_retry();
+        }
+        self.memory.reload_waits(self.options.reload_min_interval, now)
+    }
+
+    /// Tells the process states, apart from any write. Who is gone is told so before the file is written: no
+    /// request goes there any more, whatever becomes of the write. Returns whether the process took them all.
+    async fn tell(&self, changes: &[StateChange], status: &mut PassStatus) -> bool {
+        let asked = changes.iter().map(|change| self.plane.set_state(change));
+        let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
+        let mut all = true;
+        for (StateChange { backend, server, state }, result) in changes.iter().zip(results) {
+            match result {
+                Ok(()) => status.told += 1,
+                Err(error) => {
+                    let state = state.as_str();
+                    tracing::warn!(%backend, %server, state, error = %chain(&error), "the process does not take a state");
+                    all = false;
                 }
             }
         }
+        all
     }
 
-    /// The part of a plan that can be made now, and when the rest can: not so soon after a reload.
-    fn due(&self, plan: Plan) -> (Plan, Option<Instant>) {
-        let next = self.memory.reloaded.map(|last| last + self.reload_min_interval);
-        match next.filter(|next| *next > Instant::now() && plan.live().is_none()) {
-            Some(next) => (plan.split().0, Some(next)),
-            None => (plan, None),
+    /// Where there is no plan, the process is told all the same who is gone. The file is not written.
+    async fn tell_the_gone(&self, seen: &Seen, status: &mut PassStatus) {
+        let options = plan::Options { now: seen.moment.clock, ..self.options.plan.clone() };
+        let gone = Draft::gone(&seen.built, &seen.observed, &options);
+        self.tell(&Changes::new(&seen.process, &seen.observed, &gone).out, status).await;
+    }
+
+    /// Whether the file may be written at all. `Some`: it has moved meanwhile.
+    async fn survey(&self, observed: &Observed) -> Result<Option<WriteError>, PassError> {
+        let Survey { harm, comments } = match self.plane.survey(observed).await {
+            Ok(survey) => survey,
+            Err(error @ WriteError::Conflict(_)) => return Ok(Some(error)),
+            Err(error) => return Err(error.into()),
+        };
+        for comment in comments {
+            tracing::warn!(comment, "the Data Plane API loses a comment when it renders the file");
         }
+        harm.map_or(Ok(None), |harm| Err(harm.into()))
     }
 
-    /// One plan, one write: live where HAProxy takes it so, else a transaction.
-    async fn apply(
-        &self,
-        observed: &Observed,
-        plan: &Plan,
-        notes: &[Note],
-    ) -> Result<(Committed, Summary), PlaneError> {
-        if let Some(actions) = plan.live() {
-            let text = plan::text::apply(plan, observed, &self.plan.mark);
-            match self.plane.commit_live(observed, &text, &actions).await {
-                Err(PlaneError::NotLive(why)) => tracing::info!(why, "reloading instead of a live change"),
-                other => return other.map(|done| (done, Summary::new(plan, observed, &text, notes.to_vec()))),
+    /// One plan, one write: live where HAProxy takes it so, else with a reload.
+    async fn write(
+        &mut self,
+        seen: &Seen,
+        draft: &Draft,
+        changes: &Changes,
+        status: &mut PassStatus,
+    ) -> Result<(), WriteError> {
+        let Seen { observed, .. } = seen;
+        let Draft { plan, after, .. } = draft;
+        let waits = self.reload_waits(&plan.waiting(), seen);
+        // Where the process lacks a server it takes a reload in any case; so the plan goes with that.
+        let complete = changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], digest(observed));
+        if plan.is_live() && (complete || waits.is_some()) {
+            match self.plane.commit_live(observed, &after.text, &changes.rest).await {
+                Ok(()) => {
+                    status.written.push(draft.summary(observed, &after.text));
+                    return Ok(());
+                }
+                Err(WriteError::NotLive(why)) => tracing::info!(why, "reloading instead of a live change"),
+                Err(error) => return Err(error),
             }
+        }
+        if let Some(at) = waits {
+            status.wake_at(at);
+            return Err(WriteError::NotLive("the reload that it takes has to wait"));
         }
         let staged = self.plane.stage(observed, plan).await?;
-        let summary = Summary::new(plan, observed, &staged.text, notes.to_vec());
-        Ok((self.plane.commit(observed, staged).await?, summary))
+        let summary = draft.summary(observed, &staged.text);
+        self.plane.commit(observed, staged).await?;
+        status.written.push(summary);
+        self.reloaded(seen, status).await;
+        Ok(())
     }
 
-    /// Finds the backend that HAProxy refuses and leaves it out of this pass, and of later ones as long
-    /// as it is asked for in the same way.
-    async fn leave_out(
-        &mut self,
-        built: &Built,
-        observed: &Observed,
-        plan: &Plan,
-        message: String,
-    ) -> Result<(), PassError> {
-        let found =
-            culprit::find(&self.plane, observed, plan, &self.plan.mark, &message).await.map_err(at(Stage::Apply))?;
-        let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
-        let wanted = built.desired.backends.get(&name).cloned();
-        let services = concerned(built, observed, &name);
-        tracing::debug!(backend = %name, message, "HAProxy refuses a backend; the others go on");
-        let refusal = Refusal { wanted, foreign: observed.foreign(), services, message: message.clone() };
-        if self.memory.refused.insert(name, refusal).is_some() {
-            // It was left out already, and what is left of it is refused as well.
-            return Err(PassError::Broken(message));
+    /// HAProxy was reloaded: another process runs.
+    async fn reloaded(&mut self, seen: &Seen, status: &mut PassStatus) {
+        status.reloads += 1;
+        self.memory.could_load();
+        match self.plane.info().await {
+            Ok(info) => self.memory.loaded(info.pid, seen.moment.instant),
+            // It is loaded; a process that does not answer right now is looked at by the next pass.
+            Err(_) => {
+                self.memory.loaded(seen.info.pid, seen.moment.instant);
+                self.memory.doubt();
+            }
         }
-        Ok(())
+    }
+
+    /// HAProxy could not load a change: it is remembered, and the pass goes on without it.
+    fn not_loaded(&mut self, seen: &Seen, waiting: Waiting, message: String, status: &mut PassStatus) -> WriteError {
+        status.failed_reloads += 1;
+        let services = waiting.backends().flat_map(|name| seen.concerned(name)).collect();
+        self.memory.not_loaded(waiting, &seen.observed, services, message.clone(), seen.moment.instant);
+        self.memory.doubt();
+        status.error = Some(WriteError::ReloadFailed { message: message.clone() }.into());
+        WriteError::ReloadFailed { message }
+    }
+
+    /// After a write: what was written is read once more, and the process is told what a reload made of it.
+    async fn settle(&mut self, seen: &Seen, told: bool, status: &mut PassStatus) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let observed = self.plane.observe().await?;
+        status.version = observed.version;
+        status.counts = Counts::new(&observed);
+        if let Some(end) = observed.next_drain() {
+            status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
+        }
+        let (pid, told) = match self.memory.process(observed.version) {
+            Process::Loaded { pid } => {
+                // A server that drains is in maintenance in a process that has just started.
+                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
+                (Some(pid), self.tell(&changes.out, status).await)
+            }
+            Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), told),
+            Process::Agrees { .. } | Process::Unknown => (None, told),
+        };
+        match pid {
+            Some(pid) if told => self.memory.agrees(pid, observed.version),
+            _ => self.memory.doubt(),
+        }
+        Ok(Round::Done)
+    }
+
+    /// There is nothing to write: the process is made to agree with its file.
+    async fn repair(
+        &mut self,
+        seen: &Seen,
+        changes: Changes,
+        told: bool,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let Seen { observed, info, .. } = seen;
+        let Changes { out: _, rest, lacks } = changes;
+        let (alone, others) = states_alone(&rest);
+        let told = self.tell(&alone, status).await && told;
+        if lacks.is_empty() && others.is_empty() && seen.looked {
+            self.memory.unhelped(None);
+        }
+        let unhelped = |lacks, actions| self.memory.is_unhelped(lacks, actions, digest(observed));
+        if !lacks.is_empty() && !unhelped(&lacks, &[]) {
+            return self.reload_for(seen, &lacking(&lacks), status).await;
+        }
+        if others.is_empty() || unhelped(&[], &others) {
+            if told {
+                self.memory.agrees(info.pid, observed.version);
+            } else {
+                self.memory.doubt();
+            }
+            return Ok(Round::Done);
+        }
+        if let Some(moved) = self.survey(observed).await? {
+            return Ok(Round::Again(moved));
+        }
+        match self.plane.commit_live(observed, &observed.text, &others).await {
+            Ok(()) => {
+                status.told += others.len();
+                self.settle(seen, told, status).await
+            }
+            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
+            Err(WriteError::HalfLive { message }) => self.reload_for(seen, &message, status).await,
+            Err(WriteError::NotLive(why)) => self.reload_for(seen, why, status).await,
+            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Loads the file as it is, since the process differs in what only a reload sets right; and looks whether
+    /// it did, so that no reload is made twice in vain.
+    async fn reload_for(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
+        if let Some(at) = self.reload_waits(&Waiting::default(), seen) {
+            status.wake_at(at);
+            self.memory.doubt();
+            return Ok(Round::Done);
+        }
+        tracing::warn!(finding, "the process differs from its file; reloading");
+        let observed = self.plane.observe().await?;
+        match self.plane.reload(&observed).await {
+            Ok(()) => {
+                self.reloaded(seen, status).await;
+                self.look_again(seen, finding, status).await
+            }
+            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
+            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
+            Err(WriteError::ReloadFailed { message }) => {
+                Ok(Round::Again(self.not_loaded(seen, Waiting::default(), message, status)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a reload made of the process: drains are set again, and what it did not help against is remembered.
+    async fn look_again(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let observed = self.plane.observe().await?;
+        status.version = observed.version;
+        status.counts = Counts::new(&observed);
+        let process = self.plane.runtime(&observed).await?;
+        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
+        let (alone, actions) = states_alone(&rest);
+        let told = self.tell(&out, status).await & self.tell(&alone, status).await;
+        let left = !lacks.is_empty() || !actions.is_empty();
+        let unhelped = left.then(|| {
+            let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(|action| action.server().0));
+            Unhelped {
+                services: named.flat_map(|name| seen.concerned(name)).collect(),
+                finding: if lacks.is_empty() { finding.to_owned() } else { lacking(&lacks) },
+                digest: digest(&observed),
+                lacks,
+                actions,
+            }
+        });
+        self.memory.unhelped(unhelped);
+        match self.memory.process(observed.version) {
+            Process::Loaded { pid } if told => self.memory.agrees(pid, observed.version),
+            _ => self.memory.doubt(),
+        }
+        Ok(Round::Done)
+    }
+
+    /// Plans, has HAProxy validate the plan, and drops it again.
+    pub async fn dry_run(&mut self, moment: Moment) -> Result<(Summary, u64), PassError> {
+        let mut status = PassStatus::default();
+        let info = self.plane.info().await?;
+        let seen = self.look(info, moment, &mut None, &mut status).await?;
+        let version = seen.observed.version;
+        loop {
+            let mut draft = self.draft(&seen, &mut status)?;
+            draft.notes.extend(self.memory.notes());
+            draft.notes.sort();
+            let offline = draft.summary(&seen.observed, &draft.after.text);
+            if draft.plan.is_empty() {
+                return Ok((offline, version));
+            }
+            match self.survey(&seen.observed).await {
+                Err(PassError::Harm(harm)) => {
+                    return Ok((Summary { blocked: Some(harm.to_string()), ..offline }, version));
+                }
+                Ok(Some(moved)) => return Err(moved.into()),
+                other => other.map(drop)?,
+            }
+            let staged = self.plane.stage(&seen.observed, &draft.plan).await?;
+            let verdict = self.plane.validate(&staged.text).await;
+            let summary = draft.summary(&seen.observed, &staged.text);
+            self.plane.abort(staged).await?;
+            match verdict? {
+                Verdict::Valid => return Ok((summary, version)),
+                Verdict::Refused(message) => self.leave_out(&seen, &draft.plan, message).await?,
+            }
+        }
+    }
+
+    /// Finds the backend that HAProxy refuses and leaves it out of this pass, and of later ones until it is
+    /// due again or asked for in another way.
+    async fn leave_out(&mut self, seen: &Seen, plan: &Plan, message: String) -> Result<(), PassError> {
+        let Seen { observed, built, moment, .. } = seen;
+        let owner = &self.options.plan.owner;
+        let found = culprit::find(&self.plane, observed, plan, owner, &message).await?;
+        let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
+        tracing::debug!(backend = %name, message, "HAProxy refuses a backend; the others go on");
+        let wanted = built.desired.backends.get(&name).cloned();
+        let services = seen.concerned(&name);
+        let first = self.memory.refuse(name, wanted, observed, services, message.clone(), moment.instant);
+        if first { Ok(()) } else { Err(PassError::Broken(message)) }
     }
 }
 
-/// The services that a backend is, or was, made for.
-fn concerned(built: &Built, observed: &Observed, name: &BackendName) -> BTreeSet<ServiceKey> {
-    match (built.desired.backends.get(name), observed.backend(name).map(|backend| &backend.owner)) {
-        (Some(backend), _) => backend.services.clone(),
-        (None, Some(Owner::Ours(services))) => services.clone(),
-        (None, _) => BTreeSet::new(),
+impl Seen {
+    /// The services that a backend is, or was, made for.
+    fn concerned(&self, name: &BackendName) -> BTreeSet<ServiceKey> {
+        let Self { built, observed, .. } = self;
+        match (built.desired.backends.get(name), observed.backend(name).map(|backend| &backend.ownership)) {
+            (Some(backend), _) => backend.services.clone(),
+            (None, Some(Ownership::Ours(services))) => services.clone(),
+            (None, _) => BTreeSet::new(),
+        }
     }
+}
+
+/// The states that can be set by themselves, and what has to be set with the file: addresses, weights and
+/// ends of drains, and the states of the same servers behind them.
+fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
+    let alone = |action: &&Action| matches!(action, Action::State(_, _, State::Ready | State::Drain));
+    let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).map(Action::server).collect();
+    let (with_others, alone): (Vec<_>, Vec<_>) =
+        actions.iter().cloned().partition(|action| others.contains(&action.server()));
+    let state = |action| match action {
+        Action::State(backend, server, state) => Some(StateChange { backend, server, state }),
+        Action::Address(..) | Action::Weight(..) => None,
+    };
+    (alone.into_iter().filter_map(state).collect(), with_others)
+}
+
+/// The servers that the process lacks, in words.
+fn lacking(servers: &[(BackendName, ServerName)]) -> String {
+    let more = match servers.len() {
+        0 | 1 => String::new(),
+        all => format!(", nor {} others", all - 1),
+    };
+    let first = servers.first().map(|(backend, server)| format!("{backend}/{server}")).unwrap_or_default();
+    format!("the process has no server {first}{more}")
+}
+
+/// Of the text without the servers of ours, which change without a reload, and without the API's header,
+/// which changes with each write.
+fn digest(observed: &Observed) -> u64 {
+    let ours: BTreeSet<usize> = observed.our_server_lines().collect();
+    let mut hasher = DefaultHasher::new();
+    for (at, line) in observed.text.lines().iter().enumerate() {
+        if !line.starts_with("# _") && !ours.contains(&at) {
+            line.hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }

@@ -4,8 +4,10 @@ pub mod file;
 pub mod nomad;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::desired::ServiceKey;
 
@@ -78,5 +80,35 @@ impl Catalog {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Where the catalog comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// From Nomad.
+    Nomad(nomad::NomadCatalog),
+    /// From a file, read anew by each pass.
+    File(PathBuf),
+}
+
+/// Why there is no catalog.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// Nomad did not give it.
+    #[error(transparent)]
+    Nomad(#[from] crate::nomad::NomadError),
+    /// The file did not.
+    #[error(transparent)]
+    File(#[from] file::FileError),
+}
+
+impl Source {
+    /// Reads the whole catalog; `served` are the namespaces that HAProxy serves.
+    pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, SourceError> {
+        match self {
+            Self::Nomad(nomad) => Ok(nomad.read(served).await?),
+            Self::File(path) => Ok(file::read(path)?),
+        }
     }
 }

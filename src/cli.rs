@@ -9,19 +9,21 @@ use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio_util::task::TaskTracker;
 
-use crate::apply::{Controller, Outcome, Source};
+use crate::apply::{self, Controller, Moment, Outcome, PassStatus};
 use crate::catalog;
+use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
 use crate::config::{Config, PlaneSettings, Settings};
 use crate::desired::Severity;
 use crate::desired::build;
 use crate::haproxy::text::ConfigText;
-use crate::http::{self, Health};
+use crate::health::Health;
+use crate::http;
 use crate::metrics::Metrics;
 use crate::nomad::Nomad;
 use crate::observed::Observed;
+use crate::plan;
 use crate::plan::display::Summary;
-use crate::plan::{self, Plan};
 use crate::plane::Plane;
 use crate::plane::dataplane::Dataplane;
 use crate::plane::local::Local;
@@ -114,10 +116,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                  or haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine"
             ),
             Some(PlaneSettings::Local(settings)) => {
-                with_plane(other, &config, Local::new(settings, config.mark.clone())).await
+                with_plane(other, &config, Local::new(settings, config.owner.clone())).await
             }
             Some(PlaneSettings::Dataplane(settings, write)) => {
-                with_plane(other, &config, Dataplane::new(settings, config.mark.clone(), write)?).await
+                with_plane(other, &config, Dataplane::new(settings, config.owner.clone(), write)?).await
             }
         },
     }
@@ -126,16 +128,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane: P) -> anyhow::Result<ExitCode> {
     let controller = |catalog: Option<PathBuf>| {
         let source = source(config, catalog)?;
-        anyhow::Ok((
-            Controller::new(
-                plane,
-                source.clone(),
-                build_options(config),
-                plan_options(config),
-                config.reload_min_interval,
-            ),
-            source,
-        ))
+        anyhow::Ok((Controller::new(plane, source.clone(), options(config)), source))
     };
     match command {
         Command::Run { catalog } => {
@@ -143,7 +136,7 @@ async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane
             serve(controller, source, config).await
         }
         Command::Plan { catalog, detailed_exitcode, output, haproxy_config: _ } => {
-            let (summary, version) = controller(catalog)?.0.dry_run().await?;
+            let (summary, version) = controller(catalog)?.0.dry_run(Moment::now(true)).await?;
             print_plan(&summary, version, output)?;
             Ok(exit_code(&summary, detailed_exitcode))
         }
@@ -163,13 +156,19 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
     })
 }
 
-fn build_options(config: &Config) -> build::Options {
-    // Which HAProxy it is, the first pass learns.
-    build::Options { prefix: config.prefix.clone(), mark: config.mark.clone(), slots: config.slots, init_state: true }
-}
-
-fn plan_options(config: &Config) -> plan::Options {
-    plan::Options { mark: config.mark.clone(), strategy: config.strategy, now: 0 }
+fn options(config: &Config) -> apply::Options {
+    let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
+    apply::Options {
+        // Which HAProxy it is, each pass learns.
+        build: build::Options { prefix: prefix.clone(), owner: owner.clone(), slots: *slots, init_state: true },
+        plan: plan::Options {
+            owner: owner.clone(),
+            strategy: *strategy,
+            linger: *linger,
+            now: Moment::now(true).clock,
+        },
+        reload_min_interval: *reload_min_interval,
+    }
 }
 
 async fn serve<P: Plane + 'static>(
@@ -193,43 +192,50 @@ async fn serve<P: Plane + 'static>(
 }
 
 async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> anyhow::Result<ExitCode> {
-    let report = controller.pass(expect).await?;
-    let how = |reloaded| if reloaded { "one reload" } else { "no reload" };
-    let mut text = match &report.summary {
-        Some(summary) => coloured(&summary.to_string()),
-        None => report.notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
+    let status = controller.pass(Moment::now(true), expect).await;
+    let PassStatus { written, notes, told, reloads, version, next, .. } = &status;
+    let mut text = match written.as_slice() {
+        [] => notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
+        written => written.iter().map(|summary| coloured(&summary.to_string())).collect(),
     };
-    text += &match &report.outcome {
-        Outcome::Unchanged => {
-            format!("Nothing to do: HAProxy is in line with the catalog (version {}).\n", report.version)
-        }
-        Outcome::Applied(done) => format!("Applied: {}, version {}.\n", how(done.reloaded), report.version),
-        Outcome::Repaired(done) => {
+    let how = match reloads {
+        0 => "no reload".to_owned(),
+        1 => "one reload".to_owned(),
+        more => format!("{more} reloads"),
+    };
+    text += &match status.outcome() {
+        Outcome::Unchanged => format!("Nothing to do: HAProxy is in line with the catalog (version {version}).\n"),
+        Outcome::Applied => format!("Applied: {how}, version {version}.\n"),
+        Outcome::Repaired => {
             format!(
-                "Repaired: the process agrees with its file again, {}, version {}.\n",
-                how(done.reloaded),
-                report.version
+                "Repaired: the process agrees with its file again, {told} run-time changes, {how}, version {version}.\n"
             )
         }
+        Outcome::Failed => format!("Not all was done; {}.\n", status.done()),
     };
+    if let Some(at) = next.filter(|_| status.error.is_none()) {
+        let wait = std::time::Duration::from_secs(at.saturating_duration_since(std::time::Instant::now()).as_secs());
+        text += &format!("More is due in {}: run this again then.\n", humantime::format_duration(wait));
+    }
     print(&text)?;
+    if let Some(error) = status.error {
+        return Err(error.into());
+    }
     // Whoever runs one pass wants to know that a service is not routed as asked.
-    let errors = report.notes.iter().any(|note| note.severity == Severity::Error);
+    let errors = status.notes.iter().any(|note| note.severity == Severity::Error);
     Ok(if errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// A plan from two files: no Nomad, no HAProxy.
 fn offline(config: &Config, catalog: &std::path::Path, file: &std::path::Path) -> anyhow::Result<(Summary, u64)> {
     let catalog = catalog::file::read(catalog)?;
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let text = ConfigText::new(&text);
-    let observed = Observed::new(text.version().unwrap_or(0), text, &config.mark);
-    let built = build::build(&catalog, &build_options(config));
-    let planned = Plan::new(&built, &observed, &plan_options(config), &std::collections::BTreeSet::new())?;
-    let staged = plan::text::apply(&planned.plan, &observed, &config.mark);
-    let mut notes = [built.notes, planned.notes].concat();
-    notes.sort();
-    Ok((Summary::new(&planned.plan, &observed, &staged, notes), observed.version))
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = ConfigText::from_bytes(&text);
+    let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
+    let apply::Options { build, plan, .. } = options(config);
+    let built = build::build(&catalog, &build);
+    let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    Ok((draft.summary(&observed, &draft.after.text), observed.version))
 }
 
 fn print_plan(summary: &Summary, version: u64, output: Output) -> anyhow::Result<()> {
@@ -244,7 +250,11 @@ fn print_plan(summary: &Summary, version: u64, output: Output) -> anyhow::Result
 }
 
 fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
-    if detailed && summary.changes { ExitCode::from(2) } else { ExitCode::SUCCESS }
+    match summary {
+        Summary { blocked: Some(_), .. } => ExitCode::FAILURE,
+        Summary { changes: true, .. } if detailed => ExitCode::from(2),
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 /// Red and green for a person at a terminal, who has not said NO_COLOR.

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::desired::{Invalid, Mark, SlotPolicy};
+use crate::desired::{Invalid, Owner, SlotPolicy};
 use crate::plan::Strategy;
 use crate::plane::dataplane::Write;
 use crate::{nomad, plane};
@@ -31,6 +31,9 @@ pub const OWNER: &str = "nomad";
 pub const SLOTS_MIN_FREE: u32 = 4;
 /// A bound for what doubling may lead to; instances beyond it are served all the same.
 pub const SLOTS_MAX: u32 = 256;
+/// Long enough for a job to be rolled, or stopped and started, without a reload; its backend answers 503
+/// meanwhile.
+pub const BACKEND_LINGER: Duration = Duration::from_secs(600);
 /// Each reload leaves an old worker behind for as long as its connections live; this bounds how many a
 /// stream of new services can make.
 pub const RELOAD_MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -141,6 +144,15 @@ settings! {
         /// With it: the executable that validates [default: haproxy]
         #[arg(long = "haproxy-binary", env = "HAPROXY_BINARY", value_name = "FILE")]
         binary: PathBuf,
+        /// With it: the folder that HAProxy runs in, where /proc does not say it
+        #[arg(long = "haproxy-working-directory", env = "HAPROXY_WORKING_DIRECTORY", value_name = "FOLDER")]
+        working_directory: PathBuf,
+        /// With it: lines of NAME=VALUE, HAProxy's environment, where /proc does not say it
+        #[arg(long = "haproxy-environment-file", env = "HAPROXY_ENVIRONMENT_FILE", value_name = "FILE")]
+        environment_file: PathBuf,
+        /// With it: all files and folders of HAProxy's -f in their order, with commas, where /proc does not say them
+        #[arg(long = "haproxy-files", env = "HAPROXY_FILES", value_name = "FILES", value_delimiter = ',')]
+        files: Vec<PathBuf>,
         /// What to do when a service's backend exists and is not ours [default: use_existing]
         #[arg(long = "haproxy-backend-strategy", env = "HAPROXY_BACKEND_STRATEGY", value_name = "STRATEGY")]
         backend_strategy: Strategy,
@@ -180,6 +192,15 @@ settings! {
         /// At least this long from one reload to the next; what needs no reload does not wait [default: 1s]
         #[arg(id = "reload-min-interval", long = "reload-min-interval", env = "NOMAD_HAPROXY_RELOAD_MIN_INTERVAL", value_name = "TIME")]
         min_interval: Span,
+    }
+}
+
+settings! {
+    /// Backends that nobody asks for any more.
+    BackendsSettings {
+        /// How long a backend stays, without instances, when its service is gone; 0s: it is deleted at once, which reloads [default: 10m]
+        #[arg(id = "backend-linger", long = "backend-linger", env = "NOMAD_HAPROXY_BACKEND_LINGER", value_name = "TIME")]
+        linger: Span,
     }
 }
 
@@ -245,6 +266,9 @@ pub struct Settings {
     /// `slots.*`
     #[command(flatten)]
     pub slots: SlotSettings,
+    /// `backend.*`
+    #[command(flatten)]
+    pub backend: BackendsSettings,
     /// `reload.*`
     #[command(flatten, next_help_heading = "The loop")]
     pub reload: ReloadSettings,
@@ -304,12 +328,13 @@ impl Settings {
     /// What this source gives, over what a weaker one gives.
     #[must_use]
     pub fn or(self, weaker: Self) -> Self {
-        let Self { nomad, haproxy, tags, slots, reload, reconcile, http, log } = self;
+        let Self { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
             haproxy: haproxy.or(weaker.haproxy),
             tags: tags.or(weaker.tags),
             slots: slots.or(weaker.slots),
+            backend: backend.or(weaker.backend),
             reload: reload.or(weaker.reload),
             reconcile: reconcile.or(weaker.reconcile),
             http: http.or(weaker.http),
@@ -331,9 +356,9 @@ fn form(error: &serde_json::Error) -> String {
 #[derive(Debug, Clone)]
 pub enum PlaneSettings {
     /// By the Data Plane API.
-    Dataplane(plane::dataplane::Settings, Write),
+    Dataplane(plane::dataplane::DataplaneConfig, Write),
     /// By its file and its master socket.
-    Local(plane::local::Settings),
+    Local(plane::local::LocalConfig),
 }
 
 /// When passes run.
@@ -351,19 +376,21 @@ pub struct Timings {
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Nomad.
-    pub nomad: nomad::Settings,
+    pub nomad: nomad::NomadConfig,
     /// The namespaces that are watched.
     pub namespaces: Vec<String>,
     /// HAProxy; `None` where neither plane is set up, which only offline commands can do with.
     pub plane: Option<PlaneSettings>,
     /// Whose the backends are.
-    pub mark: Mark,
+    pub owner: Owner,
     /// What to do about names that are taken.
     pub strategy: Strategy,
     /// What our tags start with.
     pub prefix: String,
     /// Spare servers.
     pub slots: SlotPolicy,
+    /// How long a backend stays, without instances, when its service is gone.
+    pub linger: Duration,
     /// From one reload to the next.
     pub reload_min_interval: Duration,
     /// When passes run.
@@ -376,7 +403,7 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let Settings { nomad, haproxy, tags, slots, reload, reconcile, http, log: _ } = settings;
+        let Settings { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log: _ } = settings;
         let namespaces: Vec<String> = nomad
             .namespace
             .as_deref()
@@ -388,7 +415,7 @@ impl TryFrom<Settings> for Config {
         if namespaces.is_empty() {
             return Err(wrong("nomad.namespace (NOMAD_NAMESPACE)", "name at least one namespace, or * for all"));
         }
-        let mark = haproxy
+        let owner = haproxy
             .owner
             .as_deref()
             .unwrap_or(OWNER)
@@ -408,9 +435,10 @@ impl TryFrom<Settings> for Config {
             namespaces,
             strategy: haproxy.backend_strategy.unwrap_or_default(),
             plane: plane_settings(haproxy)?,
-            mark,
+            owner,
             prefix,
             slots,
+            linger: backend.linger.map_or(BACKEND_LINGER, |span| span.0),
             reload_min_interval: reload.min_interval.map_or(RELOAD_MIN_INTERVAL, |span| span.0),
             timings: timings(&reconcile)?,
             listen: http.listen.map_or_else(
@@ -437,7 +465,7 @@ fn timings(settings: &ReconcileSettings) -> Result<Timings, ConfigError> {
     Ok(timings)
 }
 
-fn nomad_settings(settings: NomadSettings) -> Result<nomad::Settings, ConfigError> {
+fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigError> {
     const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
     let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
     match address.strip_prefix("unix://") {
@@ -460,7 +488,7 @@ fn nomad_settings(settings: NomadSettings) -> Result<nomad::Settings, ConfigErro
         (None, None) => None,
         _ => return Err(wrong("nomad.cert_file and nomad.key_file", "one is of no use without the other")),
     };
-    Ok(nomad::Settings { address, token, region: settings.region, ca_file: settings.ca_file, identity })
+    Ok(nomad::NomadConfig { address, token, region: settings.region, ca_file: settings.ca_file, identity })
 }
 
 fn url(name: &'static str, text: &str) -> Result<reqwest::Url, ConfigError> {
@@ -503,7 +531,7 @@ fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, Co
             };
             let url = url("haproxy.address (HAPROXY_DATAPLANE_URL)", &address)?;
             let username = settings.username.unwrap_or_else(|| "admin".to_owned());
-            let settings_ = plane::dataplane::Settings { url, username, password };
+            let settings_ = plane::dataplane::DataplaneConfig { url, username, password };
             Ok(Some(PlaneSettings::Dataplane(settings_, settings.write.unwrap_or_default())))
         }
         (None, Some(config_file)) => {
@@ -514,7 +542,14 @@ fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, Co
                 ));
             };
             let binary = settings.binary.unwrap_or_else(|| "haproxy".into());
-            Ok(Some(PlaneSettings::Local(plane::local::Settings { config_file, master_socket, binary })))
+            Ok(Some(PlaneSettings::Local(plane::local::LocalConfig {
+                config_file,
+                master_socket,
+                binary,
+                working_directory: settings.working_directory,
+                environment_file: settings.environment_file,
+                files: settings.files.unwrap_or_default(),
+            })))
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What is HAProxy's own: its configuration text, its sockets, its version.
 
+pub mod bytes;
 pub mod parse;
 pub mod render;
+pub mod section;
 pub mod socket;
 pub mod text;
 pub mod version;

@@ -13,11 +13,14 @@
 //! What holds, always:
 //!
 //! 1. An error is never an empty catalog: a read that fails, or may be incomplete, ends the pass.
-//! 2. What is not ours is never changed: there is no code that renders a foreign section.
+//! 2. What is not ours is never changed in meaning, and on the local plane not in a byte. The Data Plane API
+//!    renders the whole file with each write, so a file that this would harm is not written.
 //! 3. A pass over a converged system writes nothing.
 //! 4. All the writes of a pass are one transaction, or one versioned write of its text.
 //! 5. After a failure the file and the running process agree again within one pass.
 //! 6. One service with a bad tag harms only itself.
+//! 7. An instance that is gone is out of service at once: the process is told before, and apart from, any
+//!    write of the file.
 //!
 //! In reading order:
 //!
@@ -26,19 +29,23 @@
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`nomad`] is the
 //!   HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
-//! - [`observed`]: that text in the words of [`desired`].
+//! - [`observed`]: that text in the words of [`desired`]; what of it is not ours, in meaning.
 //! - [`plan`]: the difference; [`plan::slots`] seats instances, [`plan::text`] is the plan as an edit of
-//!   the text, [`plan::display`] what people read of it.
+//!   the text, [`plan::Changes`] what the process is set to, [`plan::display`] what people read of it.
 //! - [`plane`]: the way to HAProxy, by [`plane::dataplane`] or [`plane::local`].
-//! - [`apply`]: one pass. [`reconcile`]: the loop around it.
-//! - [`config`], [`cli`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: the faces.
+//! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it.
+//! - [`errors`]: how errors are printed.
+//! - [`config`], [`cli`], [`health`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: what people and
+//!   programs see.
 
 pub mod apply;
 pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod desired;
+pub mod errors;
 pub mod haproxy;
+pub mod health;
 pub mod http;
 pub mod metrics;
 pub mod nomad;

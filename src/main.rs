@@ -10,7 +10,7 @@ async fn main() -> ExitCode {
     match cli::run(Cli::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {}", nomad_haproxy::plane::chain(error.as_ref()));
+            eprintln!("error: {}", nomad_haproxy::errors::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

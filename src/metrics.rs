@@ -11,10 +11,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::apply::{Outcome, PassError, Report};
+use crate::apply::{Outcome, PassStatus};
 use crate::desired::Severity;
-use crate::plane::PlaneError;
-use crate::reconcile::Wake;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PassLabels {
@@ -106,48 +104,39 @@ impl Metrics {
         self
     }
 
-    /// Counts one pass.
-    pub fn pass(&self, result: &Result<Report, PassError>, took: Duration, wake: Wake) {
-        let outcome = match result {
-            Ok(Report { outcome: Outcome::Unchanged, .. }) => "unchanged",
-            Ok(Report { outcome: Outcome::Applied(_), .. }) => "applied",
-            Ok(Report { outcome: Outcome::Repaired(_), .. }) => "repaired",
-            Err(_) => "failed",
-        };
-        self.passes.get_or_create(&PassLabels { outcome, reason: wake.as_str() }).inc();
+    /// Counts one pass; `reason` is what woke it.
+    pub fn pass(&self, status: &PassStatus, took: Duration, reason: &'static str) {
+        let outcome = status.outcome();
+        self.passes.get_or_create(&PassLabels { outcome: outcome.as_str(), reason }).inc();
         self.duration.observe(took.as_secs_f64());
-        match result {
-            Ok(report) => self.success(report),
-            Err(error) => {
-                self.failures.get_or_create(&StageLabel { stage: error.stage().as_str() }).inc();
-                if let PassError::Plane { source: PlaneError::ReloadFailed { .. }, .. } = error {
-                    self.reloads.get_or_create(&ResultLabel { result: "failed" }).inc();
-                }
-            }
+        let reloads = |result, n| self.reloads.get_or_create(&ResultLabel { result }).inc_by(n);
+        reloads("succeeded", status.reloads.into());
+        reloads("failed", status.failed_reloads.into());
+        let live = status.written.iter().filter(|summary| summary.live).count();
+        self.live_changes.inc_by(u64::try_from(live).unwrap_or(u64::MAX));
+        if outcome == Outcome::Failed {
+            self.failures.get_or_create(&StageLabel { stage: status.stage.as_str() }).inc();
+        } else {
+            self.last_success.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        }
+        // What a pass that failed did not come to read is as it was.
+        if status.version > 0 {
+            self.counts(status);
         }
     }
 
-    fn success(&self, report: &Report) {
-        match &report.outcome {
-            Outcome::Applied(done) | Outcome::Repaired(done) if done.reloaded => {
-                self.reloads.get_or_create(&ResultLabel { result: "succeeded" }).inc();
-            }
-            Outcome::Applied(_) | Outcome::Repaired(_) => {
-                self.live_changes.inc();
-            }
-            Outcome::Unchanged => {}
-        }
+    fn counts(&self, status: &PassStatus) {
         let count = |gauge: &Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
-        count(&self.backends, report.counts.backends);
-        count(&self.slots.get_or_create(&StateLabel { state: "seated" }), report.counts.seated);
-        count(&self.slots.get_or_create(&StateLabel { state: "free" }), report.counts.free);
-        for severity in [Severity::Info, Severity::Warning, Severity::Error] {
-            let n = report.notes.iter().filter(|note| note.severity == severity).count();
+        count(&self.backends, status.counts.backends);
+        count(&self.slots.get_or_create(&StateLabel { state: "seated" }), status.counts.seated);
+        count(&self.slots.get_or_create(&StateLabel { state: "free" }), status.counts.free);
+        for severity in [Severity::Warning, Severity::Error] {
+            let n = status.notes.iter().filter(|note| note.severity == severity).count();
             count(&self.notes.get_or_create(&SeverityLabel { severity: severity.as_str() }), n);
         }
-        self.index.set(i64::try_from(report.index).unwrap_or(i64::MAX));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_success.set(now.as_secs_f64());
+        if status.index > 0 {
+            self.index.set(i64::try_from(status.index).unwrap_or(i64::MAX));
+        }
     }
 
     /// The text of a scrape (OpenMetrics).
@@ -164,16 +153,19 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::apply::{PassError, Stage};
 
     #[test]
     fn a_failed_pass_is_counted_with_its_stage() {
         let metrics = Metrics::default();
-        metrics.pass(&Err(PassError::Contended), Duration::from_millis(20), Wake::Resync);
+        let error = Some(PassError::Broken("as it stands".into()));
+        let status = PassStatus { stage: Stage::Apply, error, failed_reloads: 1, ..PassStatus::default() };
+        metrics.pass(&status, Duration::from_millis(20), "resync");
         let text = metrics.render();
         for line in [
             "nomad_haproxy_passes_total{outcome=\"failed\",reason=\"resync\"} 1",
             "nomad_haproxy_pass_failures_total{stage=\"apply\"} 1",
-            "nomad_haproxy_reloads_total{result=\"failed\"} 0",
+            "nomad_haproxy_reloads_total{result=\"failed\"} 1",
             "nomad_haproxy_build_info",
             "# EOF",
         ] {

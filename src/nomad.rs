@@ -30,7 +30,7 @@ pub enum Token {
 
 /// How Nomad is reached.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct NomadConfig {
     /// `http://…`, `https://…` or `unix:///…/api.sock`.
     pub address: String,
     /// The ACL token.
@@ -110,18 +110,21 @@ pub struct Read<T> {
 pub struct Nomad {
     http: reqwest::Client,
     base: String,
-    settings: Settings,
+    settings: NomadConfig,
 }
 
 impl Nomad {
     /// Sets up a client; nothing is sent yet.
-    pub fn new(settings: Settings) -> Result<Self, NomadError> {
+    pub fn new(settings: NomadConfig) -> Result<Self, NomadError> {
         let wrong =
             |what: String, source: Box<dyn std::error::Error + Send + Sync>| NomadError::Settings { what, source };
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|source| wrong(format!("cannot read {}", path.display()), source.into()))
         };
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            // The token stays with the host that it was given for.
+            .redirect(reqwest::redirect::Policy::none());
         if let Some(path) = &settings.ca_file {
             let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
                 .map_err(|source| wrong(format!("{} holds no PEM certificate", path.display()), source.into()))?;

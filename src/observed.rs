@@ -3,19 +3,23 @@
 //! Both planes read the text. It is the one form in which everything stands (foreign lines, defaults,
 //! comments), it comes with its version in one answer, and what one plane has written the other reads.
 
+mod foreign;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::{BackendName, Mark, Server, ServerName, ServiceKey, Settings, Tenant};
+use crate::desired::{BackendName, BackendSettings, DEFAULT_WEIGHT, Owner, Server, ServerName, ServiceKey, Tenant};
 use crate::haproxy::parse::{self, ServerLine};
-use crate::haproxy::text::{ConfigText, Directive, Section};
+use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
+
+pub use foreign::{Foreign, harm, lost_comments};
 
 /// Whose a backend is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Owner {
+pub enum Ownership {
     /// Ours, made for these services.
     Ours(BTreeSet<ServiceKey>),
     /// A person's, or another controller's.
-    Theirs,
+    Foreign,
 }
 
 /// One backend of the configuration.
@@ -23,20 +27,29 @@ pub enum Owner {
 pub struct ObservedBackend {
     /// Where it stands. A `listen` section takes its name too, but can't be given servers.
     pub section: Section,
+    /// Whether there are several sections of this name. Which of them counts is not to be told from the file (one
+    /// may stand in a conditional block), so nothing in them is taken for ours.
+    pub is_repeated: bool,
     /// Whose it is.
-    pub owner: Owner,
+    pub ownership: Ownership,
     /// Its settings, where it is ours and says only what we would write.
-    pub settings: Option<Settings>,
+    pub settings: Option<BackendSettings>,
     /// Its mode, stated or inherited.
     pub mode: String,
     /// Its algorithm, stated or inherited.
     pub balance: String,
+    /// The weight of a server that does not state one: `default-server`'s, stated or inherited, else 1.
+    pub default_weight: u16,
+    /// Whether an agent may set the states and weights of its servers (`agent-check`, stated or inherited).
+    pub agent_check: bool,
     /// The servers of ours.
     pub servers: Vec<Server>,
-    /// Servers of ours whose line was changed by somebody.
+    /// Servers of ours whose line was changed or copied by somebody.
     pub drifted: BTreeSet<ServerName>,
     /// The names of the others' servers.
     pub foreign: BTreeSet<String>,
+    /// The lines of the servers of ours.
+    our_lines: BTreeSet<usize>,
 }
 
 /// The observed state.
@@ -51,23 +64,32 @@ pub struct Observed {
     /// The defaults section that a new backend names: the last one, where the other sections name
     /// theirs. HAProxy warns of each section in a file that mixes both.
     pub defaults: Option<String>,
+    /// The weight of a server in a new backend that does not state one.
+    pub default_weight: u16,
+    /// Whether a new backend inherits `agent-check`.
+    pub default_agent_check: bool,
 }
 
 #[derive(Clone, Default)]
 struct Inherited {
     mode: Option<String>,
     balance: Option<String>,
+    weight: Option<u16>,
+    agent_check: bool,
 }
 
 impl Observed {
     /// Reads a text.
-    pub fn new(version: u64, text: ConfigText, mark: &Mark) -> Self {
+    pub fn new(version: u64, text: ConfigText, owner: &Owner) -> Self {
         let mut backends = BTreeMap::new();
         let mut named: BTreeMap<String, Inherited> = BTreeMap::new();
         let mut last = Inherited::default();
         let (mut defaults, mut explicit) = (None, false);
-        for section in text.sections() {
-            let directives: Vec<Directive> = text.directives(&section).map(|(_, directive)| directive).collect();
+        let sections = text.sections();
+        let mut below = sections.iter().skip(1);
+        for section in sections.iter().cloned() {
+            let unclear = below.next().is_some_and(|below| may_belong_above(&text, below, owner));
+            let (lines, directives): (Vec<usize>, Vec<Directive>) = text.directives(&section).unzip();
             explicit |= section.from.is_some() && section.kind != "defaults";
             let above = section.from.as_ref().and_then(|from| named.get(from).cloned());
             match section.kind.as_str() {
@@ -78,14 +100,28 @@ impl Observed {
                     named.insert(section.name.clone(), last.clone());
                 }
                 "backend" | "listen" => {
-                    let effective = inherit(above.unwrap_or_else(|| last.clone()), &directives);
-                    let backend = observed_backend(section, &directives[1..], effective, mark);
+                    let above = above.unwrap_or_else(|| last.clone());
+                    let inherited_weight = above.weight;
+                    let effective = inherit(above, &directives);
+                    let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
+                    if unclear {
+                        (backend.ownership, backend.settings) = (Ownership::Foreign, None);
+                    }
+                    if backends.contains_key(&backend.section.name) {
+                        backend.disown();
+                    }
+                    if backend.is_ours() {
+                        // A `default-server` that gives a weight is not ours, and goes with the next write.
+                        backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
+                    }
                     backends.insert(backend.section.name.clone(), backend);
                 }
                 _ => {}
             }
         }
-        Self { version, text, backends, defaults: defaults.filter(|_| explicit) }
+        let default_weight = last.weight.unwrap_or(DEFAULT_WEIGHT);
+        let defaults = defaults.filter(|_| explicit);
+        Self { version, text, backends, defaults, default_weight, default_agent_check: last.agent_check }
     }
 
     /// The namespaces of the services that HAProxy serves by us: a list of Nomad's that leaves one out
@@ -93,9 +129,9 @@ impl Observed {
     pub fn namespaces(&self) -> BTreeSet<String> {
         self.backends
             .values()
-            .filter_map(|backend| match &backend.owner {
-                Owner::Ours(services) => Some(services.iter().map(|service| service.namespace.clone())),
-                Owner::Theirs => None,
+            .filter_map(|backend| match &backend.ownership {
+                Ownership::Ours(services) => Some(services.iter().map(|service| service.namespace.clone())),
+                Ownership::Foreign => None,
             })
             .flatten()
             .collect()
@@ -112,33 +148,14 @@ impl Observed {
             .min()
     }
 
-    /// Everything that is not ours, without looks: by section, its directives as sorted words. The Data
-    /// Plane API renders directives in an order of its own and writes `from` out; comments move along.
-    pub fn foreign(&self) -> BTreeMap<(String, String), Vec<String>> {
-        let text = &self.text;
-        let mut sections: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-        for section in text.sections() {
-            let backend = self.backends.get(&section.name).filter(|backend| backend.section == section);
-            let ours = |name: &str| {
-                backend.is_some_and(|backend| {
-                    backend.servers.iter().any(|server| server.name.as_str() == name)
-                        || backend.drifted.iter().any(|server| server.as_str() == name)
-                })
-            };
-            let all_ours = backend.is_some_and(ObservedBackend::is_ours);
-            let lines = text.directives(&section).skip(1).filter(|(_, directive)| match directive.keyword() {
-                "server" => !ours(directive.words.get(1).map_or("", String::as_str)),
-                _ => !all_ours,
-            });
-            let mut lines: Vec<String> = lines.filter_map(|(at, _)| meaning(&text.lines()[at])).collect();
-            lines.sort_unstable();
-            if !(all_ours && lines.is_empty()) {
-                // The API gives a defaults section without a name one of its own.
-                let name = if section.name.starts_with("unnamed_defaults_") { String::new() } else { section.name };
-                sections.entry((section.kind, name)).or_default().extend(lines);
-            }
-        }
-        sections
+    /// What is not ours, in meaning: see [`Foreign`].
+    pub fn foreign(&self) -> Foreign {
+        Foreign::new(self)
+    }
+
+    /// The lines (from 0) of the servers of ours.
+    pub fn our_server_lines(&self) -> impl Iterator<Item = usize> + '_ {
+        self.backends.values().flat_map(|backend| backend.our_lines.iter().copied())
     }
 
     /// A backend by its name.
@@ -156,9 +173,42 @@ impl Observed {
 }
 
 impl ObservedBackend {
+    fn disown(&mut self) {
+        (self.is_repeated, self.ownership, self.settings) = (true, Ownership::Foreign, None);
+        let servers = self.servers.drain(..).map(|server| server.name);
+        let names = servers.chain(std::mem::take(&mut self.drifted)).map(|name| name.to_string());
+        self.foreign.extend(names);
+        self.our_lines.clear();
+    }
+
+    /// HAProxy refuses a file with two servers of one name, so whose name is there twice is written again.
+    fn disown_copies(&mut self) {
+        let mut count: BTreeMap<&ServerName, usize> = BTreeMap::new();
+        for server in &self.servers {
+            *count.entry(&server.name).or_default() += 1;
+        }
+        let copied = count.iter().filter(|(name, count)| **count > 1 || self.foreign.contains(name.as_str()));
+        let copied: Vec<ServerName> = copied.map(|(name, _)| (*name).clone()).collect();
+        self.drifted.extend(copied);
+        self.servers.retain(|server| !self.drifted.contains(&server.name));
+    }
+
     /// Whether the backend is ours.
     pub fn is_ours(&self) -> bool {
-        matches!(self.owner, Owner::Ours(_))
+        matches!(self.ownership, Ownership::Ours(_))
+    }
+
+    /// Whether this line (from 0) is a server of ours, changed by somebody or not.
+    pub fn is_our_server(&self, line: usize) -> bool {
+        self.our_lines.contains(&line)
+    }
+
+    /// Whether its algorithm is static, so that HAProxy takes only weights of 0 and 100 % at run time
+    /// (configuration manual, `balance`). With `hash-type consistent` some are not: a reload is never wrong.
+    pub fn has_static_algorithm(&self) -> bool {
+        const STATIC: &[&str] = &["static-rr", "source", "uri", "url_param", "hdr", "rdp-cookie", "hash"];
+        let end = self.balance.find(['(', ' ']).unwrap_or(self.balance.len());
+        STATIC.contains(&&self.balance[..end])
     }
 
     /// Whether anything in it is ours.
@@ -167,16 +217,13 @@ impl ObservedBackend {
     }
 }
 
-/// A directive as what it means: the API writes options in an order of its own, and times in other units.
-fn meaning(line: &str) -> Option<String> {
-    let mut words = Directive::parse(line).words;
-    for word in &mut words {
-        if let Some(time) = parse::time(word) {
-            *word = format!("{}us", time.as_micros());
-        }
-    }
-    words.get_mut(1..).map(<[String]>::sort);
-    (!words.is_empty()).then(|| words.join("\u{1f}"))
+/// Whether what looks like a section of an unknown kind may be directives of the section above it, which
+/// is then not taken for ours: rewritten or deleted, it would leave them to the section above itself.
+fn may_belong_above(text: &ConfigText, section: &Section, owner: &Owner) -> bool {
+    let is_ours = |directive: &Directive| {
+        directive.keyword() == "server" && matches!(parse::server(directive, owner), ServerLine::Ours(..))
+    };
+    !section.certain || !section.is_known() && text.directives(section).any(|(_, directive)| is_ours(&directive))
 }
 
 fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
@@ -184,44 +231,91 @@ fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
         match directive.keyword() {
             "mode" => inherited.mode = directive.words.get(1).cloned(),
             "balance" => inherited.balance = Some(directive.words[1..].join(" ")),
+            "default-server" => {
+                let mut words = directive.words.iter().map(String::as_str);
+                while let Some(word) = words.next() {
+                    match word {
+                        "agent-check" => inherited.agent_check = true,
+                        "no-agent-check" => inherited.agent_check = false,
+                        "weight" => inherited.weight = words.next().and_then(|weight| weight.parse().ok()),
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
         inherited
     })
 }
 
-fn observed_backend(section: Section, directives: &[Directive], effective: Inherited, mark: &Mark) -> ObservedBackend {
+fn observed_backend(
+    section: Section,
+    lines: &[usize],
+    directives: &[Directive],
+    effective: Inherited,
+    owner: &Owner,
+) -> ObservedBackend {
     let description = directives.iter().find(|d| d.keyword() == "description").map(|d| d.words[1..].join(" "));
-    let owner = match description.and_then(|text| mark.services(&text)) {
-        Some(services) if section.kind == "backend" => Owner::Ours(services),
-        _ => Owner::Theirs,
-    };
-    let settings = match owner {
-        Owner::Ours(_) => parse::settings(directives.iter().filter(|directive| directive.keyword() != "server")),
-        Owner::Theirs => None,
+    let ownership = match description.and_then(|text| owner.services(&text)) {
+        Some(services) if section.kind == "backend" => Ownership::Ours(services),
+        _ => Ownership::Foreign,
     };
     let mut backend = ObservedBackend {
         section,
-        owner,
-        settings,
+        is_repeated: false,
+        ownership,
+        settings: None,
         mode: effective.mode.unwrap_or_else(|| "tcp".to_owned()),
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
+        default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
+        agent_check: effective.agent_check,
         servers: Vec::new(),
         drifted: BTreeSet::new(),
         foreign: BTreeSet::new(),
+        our_lines: BTreeSet::new(),
     };
-    for directive in directives.iter().filter(|directive| directive.keyword() == "server") {
-        match parse::server(directive, mark) {
-            ServerLine::Ours(_, Some(server)) => backend.servers.push(server),
-            ServerLine::Ours(name, None) => {
-                backend.drifted.insert(name);
-            }
-            ServerLine::Theirs(name) => {
-                backend.foreign.insert(name);
+    // What stands in a conditional block may be in force or not: of ours it is drift.
+    let (mut blocks, mut unconditional, mut all_unconditional) = (Blocks::default(), Vec::new(), true);
+    for (line, directive) in lines.iter().zip(directives) {
+        match directive.keyword() {
+            keyword if keyword.starts_with('.') => blocks.pass(keyword),
+            "server" => match parse::server(directive, owner) {
+                ServerLine::Ours(name, server) => {
+                    backend.our_lines.insert(*line);
+                    match server.filter(|_| !blocks.is_inside()) {
+                        Some(server) => backend.servers.push(server),
+                        None => drop(backend.drifted.insert(name)),
+                    }
+                }
+                ServerLine::Foreign(name) => {
+                    backend.foreign.insert(name);
+                }
+            },
+            keyword => {
+                if keyword == "server-template" {
+                    backend.foreign.extend(template_names(directive));
+                }
+                unconditional.push(directive);
+                all_unconditional &= !blocks.is_inside();
             }
         }
     }
+    if backend.is_ours() && all_unconditional {
+        backend.settings = parse::settings(unconditional);
+    }
+    backend.disown_copies();
     backend
+}
+
+/// The most servers of a `server-template` that are looked at.
+const TEMPLATE_MOST: u32 = 10_000;
+
+/// The names of the servers that `server-template PREFIX COUNT` or `PREFIX FIRST-LAST` makes.
+fn template_names(directive: &Directive) -> Vec<String> {
+    let [_, prefix, range, ..] = &directive.words[..] else { return Vec::new() };
+    let (first, last) = range.split_once('-').unwrap_or(("1", range));
+    let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { return Vec::new() };
+    (first..=last.min(first.saturating_add(TEMPLATE_MOST))).map(|number| format!("{prefix}{number}")).collect()
 }
 
 #[cfg(test)]
@@ -264,24 +358,68 @@ listen both
         assert_eq!(observed.namespaces(), BTreeSet::from(["team-a".to_owned()]));
     }
 
-    fn foreign(text: &str) -> BTreeMap<(String, String), Vec<String>> {
-        Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner")).foreign()
+    fn read(text: &str) -> Observed {
+        Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner"))
     }
 
     #[test]
-    fn what_the_api_renders_anew_is_the_same_in_meaning() {
-        let by_hand = "# shop\nglobal\n   maxconn 100\ndefaults\n mode http\n timeout   client 30000\nbackend theirs\n  server a 127.0.0.1:1 weight 3 check\n";
-        let rendered = "global\n  maxconn 100\n\ndefaults unnamed_defaults_1\n  timeout client 30s\n  mode http\n\nbackend theirs\n  server a 127.0.0.1:1 check weight 3 # shop\n";
-        assert_eq!(foreign(by_hand), foreign(rendered));
+    fn a_server_line_that_is_there_twice_is_drift() {
+        let line = |name: &str| format!("  server {name} 127.0.0.1:1 # {{\"owner\":\"nomad\",\"id\":\"{name}\"}}\n");
+        let twice = read(&format!("backend a\n{}{}{}", line("a_1"), line("a_2"), line("a_1")));
+        let backend = &twice.backends["a"];
+        assert_eq!(backend.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a_2"]);
+        assert_eq!(backend.drifted.iter().map(ServerName::as_str).collect::<Vec<_>>(), ["a_1"]);
+        let theirs = read(&format!("backend a\n{}  server a_1 127.0.0.1:1\n", line("a_1")));
+        assert!(theirs.backends["a"].servers.is_empty() && theirs.backends["a"].drifted.len() == 1);
     }
 
     #[test]
-    fn a_foreign_line_that_is_lost_is_seen_and_ours_do_not_count() {
-        let base = "backend theirs\n  server a 127.0.0.1:1\n";
-        let with_ours = format!(
-            "{base}  server b 127.0.0.1:2 # {{\"owner\":\"nomad\",\"freed\":\"1\"}}\nbackend ours\n  description nomad-haproxy:nomad\n  mode http\n"
-        );
-        assert_eq!(foreign(base), foreign(&with_ours));
-        assert_ne!(foreign(base), foreign("backend theirs\n"));
+    fn what_is_ours_in_a_conditional_block_is_drift() {
+        let observed = |inside: &str, behind: &str| {
+            let base = "backend a\n  description nomad-haproxy:nomad default/a\n  mode http\n  balance first\n  retries 3\n  option redispatch 1\n";
+            read(&format!("{base}.if true\n{inside}.endif\n{behind}"))
+        };
+        let is_as_written = |observed: &Observed| observed.backends["a"].settings.is_some();
+        let line = "  server a_1 127.0.0.1:1 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
+        let outside = observed("  server hand 127.0.0.1:2\n", line);
+        assert!(is_as_written(&outside) && outside.backends["a"].drifted.is_empty());
+        let inside = observed(line, "");
+        assert!(is_as_written(&inside) && inside.backends["a"].drifted.len() == 1);
+        assert!(!is_as_written(&observed("  mode http\n", line)) && is_as_written(&observed(".notice x\n", line)));
+    }
+
+    #[test]
+    fn a_name_of_several_sections_is_nobodys() {
+        let ours = "backend a\n  description nomad-haproxy:nomad default/a\n  server a_1 127.0.0.1:1 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
+        assert!(read(ours).backends["a"].is_managed());
+        for text in [format!("{ours}{ours}"), format!("{ours}listen a\n"), format!("backend a\n{ours}")] {
+            let observed = read(&text);
+            let backend = &observed.backends["a"];
+            assert!(backend.is_repeated && !backend.is_managed(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_servers_of_a_template_have_names() {
+        let foreign =
+            |range: &str| read(&format!("backend a\n  server-template a_ {range} h:1\n")).backends["a"].foreign.clone();
+        assert_eq!(foreign("2-3"), BTreeSet::from(["a_2".to_owned(), "a_3".to_owned()]));
+        assert_eq!(foreign("2"), BTreeSet::from(["a_1".to_owned(), "a_2".to_owned()]));
+        assert_eq!((foreign("x").len(), foreign("5-1").len()), (0, 0));
+        assert!(foreign("1-4294967295").len() <= 10_001);
+    }
+
+    #[test]
+    fn a_backend_whose_end_is_unclear_is_not_ours() {
+        let is_ours = |body: &str| {
+            let text = format!("backend api\n  description nomad-haproxy:nomad default/api\n{body}\n");
+            let observed = Observed::new(1, ConfigText::new(&text), &"nomad".parse().expect("an owner"));
+            observed.backends["api"].is_ours()
+        };
+        let ours = "  server api_1 127.0.0.1:1 # {\"owner\":\"nomad\",\"freed\":\"0\"}";
+        assert!(is_ours(ours) && is_ours(&format!("{ours}\nfuture_section x\n  server a 127.0.0.1:1")));
+        // A directive that is newer than this program, with a server of ours below it.
+        assert!(!is_ours(&format!("future-directive x\n{ours}")));
+        assert!(!is_ours("mode http\nfuture_section x"));
     }
 }

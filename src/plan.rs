@@ -4,6 +4,7 @@
 //! same edits.
 
 pub mod display;
+mod process;
 pub mod slots;
 pub mod text;
 
@@ -12,15 +13,17 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Address, Backend, BackendName, Check, Kind, Mark, Note, Server, ServerName, ServerOptions, ServiceKey, Settings,
-    Severity, SlotPolicy, State,
+    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Note, Owner, Server, ServerName, ServerOptions,
+    ServiceKey, Severity, SlotPolicy, State,
 };
-use crate::observed::{Observed, ObservedBackend, Owner};
+use crate::observed::{Observed, ObservedBackend, Ownership};
+pub use process::Changes;
 use slots::Seating;
 
 /// What to do when a service's backend exists and is not ours (`haproxy.backend_strategy`).
@@ -41,11 +44,13 @@ pub enum Strategy {
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Whose everything is.
-    pub mark: Mark,
+    pub owner: Owner,
     /// What to do about names that are taken.
     pub strategy: Strategy,
-    /// The time of this pass, in seconds since 1970, for drains that end.
-    pub now: u64,
+    /// How long a backend that nobody asks for any more stays, without instances, before it is deleted.
+    pub linger: Duration,
+    /// The time of this pass, since 1970: for drains that end, and for the order in which slots are freed.
+    pub now: Duration,
 }
 
 /// A change of one server line.
@@ -59,6 +64,8 @@ pub enum ServerEdit {
         before: Option<Server>,
         /// As it shall be.
         after: Server,
+        /// Whether the backend's algorithm is static, so that the weight cannot change at run time.
+        fixed_weight: bool,
     },
     /// The line goes.
     Remove(ServerName),
@@ -70,14 +77,14 @@ pub enum Edit {
     /// A backend of ours that is not there yet.
     Create {
         /// Its settings.
-        settings: Settings,
+        settings: BackendSettings,
         /// Its servers.
         servers: Vec<Server>,
     },
     /// A backend of ours: its settings where they change, and its servers.
     Change {
         /// What it shall be as a whole, for a plane that writes whole backends.
-        settings: Settings,
+        settings: BackendSettings,
         /// Whether the settings differ from what is there.
         rewrite: bool,
         /// All servers of ours that it shall have.
@@ -102,6 +109,15 @@ pub enum Action {
     Weight(BackendName, ServerName, u16),
 }
 
+impl Action {
+    /// The server that it is about.
+    pub fn server(&self) -> (&BackendName, &ServerName) {
+        let (Self::Address(backend, server, ..) | Self::State(backend, server, _) | Self::Weight(backend, server, _)) =
+            self;
+        (backend, server)
+    }
+}
+
 /// The difference, by backend.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
@@ -116,6 +132,8 @@ pub struct Planned {
     pub plan: Plan,
     /// Conflicts with what is there.
     pub notes: Vec<Note>,
+    /// When there will be something to do though nothing changes, since 1970: a backend that lingers is due.
+    pub next: Option<Duration>,
 }
 
 /// Why there is no plan (`fail_on_conflict`).
@@ -125,8 +143,7 @@ pub struct Conflict(pub Note);
 
 impl Plan {
     #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
-    /// Computes the difference. `excluded` backends are left as they are; of those that nobody wants any
-    /// more, only the instances go.
+    /// Computes the difference. `excluded` backends are left as they are, but for instances that are gone.
     pub fn new(
         built: &Built,
         observed: &Observed,
@@ -134,27 +151,45 @@ impl Plan {
         excluded: &BTreeSet<BackendName>,
     ) -> Result<Planned, Conflict> {
         let mut planner = Planner { observed, options, notes: Vec::new() };
-        let mut plan = Plan::default();
-        for (name, backend) in built.desired.backends.iter().filter(|(name, _)| !excluded.contains(*name)) {
-            if let Some(edit) = planner.backend(name, backend)? {
-                plan.edits.insert(name.clone(), edit);
-            }
+        let (mut plan, mut next) = (Plan::default(), None);
+        for (name, backend) in &built.desired.backends {
+            let edit = if excluded.contains(name) {
+                observed.backend(name).and_then(|observed| without_the_gone(backend, observed, options.now))
+            } else {
+                planner.backend(name, backend)?
+            };
+            plan.edits.extend(edit.map(|edit| (name.clone(), edit)));
         }
-        for (name, observed) in observed.managed() {
-            if built.desired.backends.contains_key(&name) || is_held(observed, &built.held) {
+        let mut idle = BTreeMap::new();
+        for (name, backend) in observed.managed() {
+            if built.desired.backends.contains_key(&name) || is_held(backend, &built.held) {
                 continue;
             }
-            // HAProxy refuses to lose it (a frontend names it): then it stays, without its instances.
-            let edit = if excluded.contains(&name) {
-                emptied(&name, observed, options.now)
-            } else {
-                removal(&name, observed, options.now)
-            };
-            if let Some(edit) = edit {
-                plan.edits.insert(name, edit);
+            let removal = removal(backend, options, excluded.contains(&name));
+            plan.edits.extend(removal.now.map(|edit| (name.clone(), edit)));
+            if let Some(until) = removal.lingers_until {
+                next = next.into_iter().chain([until]).min();
+                idle.insert(name, Edit::Delete);
             }
         }
-        Ok(Planned { plan, notes: planner.notes })
+        // A reload comes along: it takes the idle backends with it.
+        if !plan.is_live() {
+            plan.edits.extend(idle);
+            next = None;
+        }
+        Ok(Planned { plan, notes: planner.notes, next })
+    }
+
+    /// The slots of the instances that are gone are freed, and nothing else changes. It takes no reload, so it
+    /// holds whatever becomes of the rest.
+    pub fn gone(built: &Built, observed: &Observed, now: Duration) -> Self {
+        let edit = |name: &BackendName, section: &ObservedBackend| match built.desired.backends.get(name) {
+            Some(desired) => without_the_gone(desired, section, now),
+            None if is_held(section, &built.held) => None,
+            None => vacated(section, &slots::vacate(&section.servers, |_| false, now)),
+        };
+        let edits = observed.managed().filter_map(|(name, section)| Some((name.clone(), edit(&name, section)?)));
+        Self { edits: edits.collect() }
     }
 
     /// Whether there is nothing to do.
@@ -163,14 +198,15 @@ impl Plan {
     }
 
     /// The part that HAProxy takes without a reload, and what does take one. Each server stands for itself,
-    /// so that one that is gone is out at once also where its backend has to grow. The second part is not
-    /// for applying: it lacks the servers that are in the first.
+    /// so that what can be had at once does not wait for a backend that has to grow. Who is `gone` is out at
+    /// once also where the line has to go, or waits for somebody with other settings.
     #[must_use]
-    pub fn split(self) -> (Self, Self) {
-        let (mut live, mut rest) = (Self::default(), Self::default());
+    pub fn split(self, gone: Self) -> (Self, Waiting) {
+        let (mut live, mut rest) = (Self::default(), BTreeMap::new());
         for (name, edit) in self.edits {
             let part = |edits: Vec<ServerEdit>| -> (Vec<_>, Vec<_>) {
-                edits.into_iter().partition(|edit| edit.actions(&name).is_some())
+                let (now, then): (Vec<_>, Vec<_>) = edits.into_iter().partition(ServerEdit::is_live);
+                (now, then.into_iter().map(ServerEdit::waiting).collect())
             };
             let (now, then) = match edit {
                 Edit::Change { settings, rewrite, servers: _, edits } => {
@@ -187,54 +223,82 @@ impl Plan {
             if !now.is_empty() {
                 live.edits.insert(name.clone(), Edit::Servers(now));
             }
-            rest.edits.extend(then.map(|then| (name, then)));
+            rest.extend(then.map(|then| (name, then)));
         }
-        (live, rest)
-    }
-
-    /// The run-time actions that do the same as the plan; `None` where it takes a reload.
-    pub fn live(&self) -> Option<Vec<Action>> {
-        let mut actions = Vec::new();
-        for (backend, edit) in &self.edits {
-            let (Edit::Change { rewrite: false, edits, .. } | Edit::Servers(edits)) = edit else { return None };
-            for edit in edits {
-                actions.extend(edit.actions(backend)?);
+        for (name, edit) in gone.edits {
+            match (live.edits.get_mut(&name), edit) {
+                (Some(Edit::Servers(now)), Edit::Servers(gone)) => {
+                    let known: BTreeSet<ServerName> = now.iter().map(|edit| edit.name().clone()).collect();
+                    now.extend(gone.into_iter().filter(|edit| !known.contains(edit.name())));
+                }
+                (Some(_), _) => {}
+                (None, edit) => {
+                    live.edits.insert(name, edit);
+                }
             }
         }
-        Some(actions)
+        (live, Waiting(rest))
+    }
+
+    /// The part that takes a reload.
+    pub fn waiting(&self) -> Waiting {
+        self.clone().split(Self::default()).1
+    }
+
+    /// Whether HAProxy takes all of it without a reload.
+    pub fn is_live(&self) -> bool {
+        self.edits.values().all(|edit| match edit {
+            Edit::Change { rewrite: false, edits, .. } | Edit::Servers(edits) => edits.iter().all(ServerEdit::is_live),
+            Edit::Change { .. } | Edit::Create { .. } | Edit::Delete => false,
+        })
+    }
+
+    /// How many sections and servers it writes.
+    pub fn size(&self) -> usize {
+        let size = |edit: &Edit| match edit {
+            Edit::Create { servers, .. } => 1 + servers.len(),
+            Edit::Change { rewrite, edits, .. } => usize::from(*rewrite) + edits.len(),
+            Edit::Servers(edits) => edits.len(),
+            Edit::Delete => 1,
+        };
+        self.edits.values().map(size).sum()
+    }
+}
+
+/// The part of a plan that takes a reload, when it cannot be had now. It lacks the servers of its backends
+/// that change without one, so it is for looking at, not for applying.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Waiting(BTreeMap<BackendName, Edit>);
+
+impl Waiting {
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The backends that wait.
+    pub fn backends(&self) -> impl Iterator<Item = &BackendName> {
+        self.0.keys()
     }
 }
 
 impl ServerEdit {
-    /// What the process is told; `None` where it takes a reload.
-    fn actions(&self, backend: &BackendName) -> Option<Vec<Action>> {
-        let Self::Set { before: Some(before), after } = self else { return None };
+    /// As it waits: it is the same change when the slot has been freed in the meantime.
+    fn waiting(self) -> Self {
+        match self {
+            Self::Set { before: _, after, fixed_weight } => Self::Set { before: None, after, fixed_weight },
+            other => other,
+        }
+    }
+
+    /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a
+    /// line does not. A static algorithm refuses a new weight (management guide, `set server … weight`).
+    fn is_live(&self) -> bool {
+        let Self::Set { before: Some(before), after, fixed_weight } = self else { return false };
         let ServerOptions { weight, maxconn, backup } = after.options;
-        if (maxconn, backup, after.check) != (before.options.maxconn, before.options.backup, before.check) {
-            return None;
-        }
-        let mut actions = Vec::new();
-        let mut add = |action: &dyn Fn(BackendName, ServerName) -> Action| {
-            actions.push(action(backend.clone(), after.name.clone()));
-        };
-        // Out before it changes, in after it has changed: no request goes to half an instance, and one
-        // instance does not inherit the health of another.
-        let changes = before.state() != after.state() || before.tenant.id() != after.tenant.id();
-        if changes && before.state() != State::Maint {
-            let state = if after.is_enabled() { State::Maint } else { after.state() };
-            add(&|b, s| Action::State(b, s, state));
-        }
-        if (&before.address, before.port) != (&after.address, after.port) {
-            let Address::Ip(ip) = after.address else { return None };
-            add(&|b, s| Action::Address(b, s, ip, after.port));
-        }
-        if weight.unwrap_or(1) != before.options.weight.unwrap_or(1) {
-            add(&|b, s| Action::Weight(b, s, weight.unwrap_or(1)));
-        }
-        if changes && after.is_enabled() {
-            add(&|b, s| Action::State(b, s, State::Ready));
-        }
-        Some(actions)
+        let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
+        let address = before.address == after.address || matches!(after.address, Address::Ip(_));
+        fixed && address && (!fixed_weight || weight.unwrap_or(1) == before.options.weight.unwrap_or(1))
     }
 }
 
@@ -247,11 +311,12 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
         match (self.observed.backend(name), desired.kind) {
-            (None, Kind::Dynamic) => {
-                let servers = seat(name, desired, None, self.options.now, false);
+            (None, BackendKind::Dynamic) => {
+                self.say_what_agents_cost(name, desired, None);
+                let servers = self.seat(name, desired, None, false);
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
-            (None, Kind::Custom) => {
+            (None, BackendKind::Custom) => {
                 self.note(
                     Severity::Error,
                     desired,
@@ -260,19 +325,24 @@ impl Planner<'_> {
                 Ok(None)
             }
             (Some(observed), _) if observed.section.kind == "listen" => {
-                self.taken(desired, &format!("not routed: {name} is a listen section, which cannot be given servers"))
+                let text = format!("not routed: {name} is a listen section, which cannot be given servers");
+                self.taken(desired, observed, &text)
             }
-            (Some(observed), Kind::Dynamic) if observed.is_ours() => {
-                Ok(change(name, desired, observed, self.options.now))
+            (Some(observed), _) if observed.is_repeated => {
+                let text = format!("not routed: there are several backends called {name}; only one can be served");
+                self.taken(desired, observed, &text)
             }
-            (Some(observed), Kind::Custom) => Ok(self.servers(name, desired, observed)),
-            (Some(observed), Kind::Dynamic) => match self.options.strategy {
+            (Some(observed), BackendKind::Dynamic) if observed.is_ours() => Ok(self.change(name, desired, observed)),
+            (Some(observed), BackendKind::Custom) => Ok(self.servers(name, desired, observed)),
+            (Some(observed), BackendKind::Dynamic) => match self.options.strategy {
                 Strategy::UseExisting => Ok(self.use_existing(name, desired, observed)),
-                Strategy::CreateNew => self.taken(
-                    desired,
-                    &format!("not routed: the backend {name} exists and is not ours (backend_strategy is create_new)"),
-                ),
-                Strategy::FailOnConflict => self.taken(desired, &format!("the backend {name} exists and is not ours")),
+                Strategy::CreateNew => {
+                    let why = "exists and is not ours (backend_strategy is create_new)";
+                    self.taken(desired, observed, &format!("not routed: the backend {name} {why}"))
+                }
+                Strategy::FailOnConflict => {
+                    self.taken(desired, observed, &format!("the backend {name} exists and is not ours"))
+                }
             },
         }
     }
@@ -285,11 +355,13 @@ impl Planner<'_> {
         }));
     }
 
-    fn taken(&mut self, desired: &Backend, text: &str) -> Result<Option<Edit>, Conflict> {
+    /// The backend stays as it is, but for servers of ours whose instances are gone: it may have been ours until
+    /// somebody changed it.
+    fn taken(&mut self, desired: &Backend, observed: &ObservedBackend, text: &str) -> Result<Option<Edit>, Conflict> {
         self.note(Severity::Error, desired, text);
         match (self.options.strategy, self.notes.last()) {
             (Strategy::FailOnConflict, Some(note)) => Err(Conflict(note.clone())),
-            _ => Ok(None),
+            _ => Ok(without_the_gone(desired, observed, self.options.now)),
         }
     }
 
@@ -308,7 +380,7 @@ impl Planner<'_> {
                  with backend=custom its servers are added all the same"
             );
             self.note(Severity::Error, desired, &text);
-            return None;
+            return without_the_gone(desired, observed, self.options.now);
         }
         self.servers(name, desired, observed)
     }
@@ -319,84 +391,116 @@ impl Planner<'_> {
             let tags = desired.tags.join(", ");
             self.note(Severity::Warning, desired, &format!("ignored, as the backend {name} is not ours: {tags}"));
         }
-        only_servers(observed, &seat(name, desired, Some(observed), self.options.now, false))
+        self.say_what_agents_cost(name, desired, Some(observed));
+        only_servers(observed, &self.seat(name, desired, Some(observed), false))
+    }
+
+    /// A backend of ours: both its settings and its servers.
+    fn change(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+        self.say_what_agents_cost(name, desired, Some(observed));
+        let rewrite = observed.settings.as_ref() != Some(&desired.settings);
+        let mut servers = self.seat(name, desired, Some(observed), rewrite);
+        let mut edits = differences(observed, &servers);
+        let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
+        if grows && !rewrite {
+            // It takes a reload in any case, so the spares that are too many may go with it.
+            servers = self.seat(name, desired, Some(observed), true);
+            edits = differences(observed, &servers);
+        }
+        let settings = desired.settings.clone();
+        (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
+    }
+
+    fn seat(
+        &self,
+        name: &BackendName,
+        desired: &Backend,
+        observed: Option<&ObservedBackend>,
+        may_shrink: bool,
+    ) -> Vec<Server> {
+        let none = BTreeSet::new();
+        let spare = SlotPolicy { min_free: 0, ..desired.slots };
+        slots::seat(&Seating {
+            backend: name,
+            servers: observed.map_or(&[], |observed| &observed.servers),
+            foreign: observed.map_or(&none, |observed| &observed.foreign),
+            instances: &desired.instances,
+            policy: if self.has_agents(observed) { spare } else { desired.slots },
+            weight: observed.map_or(self.observed.default_weight, |observed| observed.default_weight),
+            check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
+            gated: desired.gated,
+            now: self.options.now,
+            may_shrink,
+        })
+    }
+
+    /// An agent is asked in maintenance, too, and its `up` and `ready` end that (seen on 3.0, 3.2 and 3.4). A spare
+    /// server has the agent of whoever listens at its address, so there must be none.
+    fn has_agents(&self, observed: Option<&ObservedBackend>) -> bool {
+        observed.map_or(self.observed.default_agent_check, |observed| observed.agent_check)
+    }
+
+    fn say_what_agents_cost(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {
+        if self.has_agents(observed) && desired.slots.min_free > 0 {
+            let text = format!(
+                "the backend {name} has no spare servers, so every change of its instances takes a reload: \
+                 `agent-check` is on there, and an agent puts a spare server into service"
+            );
+            self.note(Severity::Warning, desired, &text);
+        }
     }
 }
 
-/// A backend of ours: both its settings and its servers.
-fn change(name: &BackendName, desired: &Backend, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    let rewrite = observed.settings.as_ref() != Some(&desired.settings);
-    let mut servers = seat(name, desired, Some(observed), now, rewrite);
-    let mut edits = differences(observed, &servers);
-    let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
-    if grows && !rewrite {
-        // It takes a reload in any case, so the spares that are too many may go with it.
-        servers = seat(name, desired, Some(observed), now, true);
-        edits = differences(observed, &servers);
+/// What becomes of a backend that nobody asks for any more.
+struct Removal {
+    /// What is done now.
+    now: Option<Edit>,
+    /// Until when it stays without instances, since 1970, unless a reload comes along.
+    lingers_until: Option<Duration>,
+}
+
+/// It is emptied at once, and deleted when it has been empty for a while or when a reload comes along: so a
+/// service of one instance that is rolled, or stopped and started, costs no reload. A server that somebody
+/// put into our backend keeps it alive, one that drains keeps it until the drain is over. `refused`: HAProxy
+/// refuses to lose it, as a frontend names it, so it stays without its instances.
+fn removal(observed: &ObservedBackend, options: &Options, refused: bool) -> Removal {
+    let freed = slots::vacate(&observed.servers, |_| false, options.now);
+    let emptied = vacated(observed, &freed);
+    if refused || freed.iter().any(|server| server.state() == State::Drain) {
+        return Removal { now: emptied, lingers_until: None };
     }
-    let settings = desired.settings.clone();
-    (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
-}
-
-fn seat(
-    name: &BackendName,
-    desired: &Backend,
-    observed: Option<&ObservedBackend>,
-    now: u64,
-    may_shrink: bool,
-) -> Vec<Server> {
-    let none = BTreeSet::new();
-    slots::seat(&Seating {
-        backend: name,
-        servers: observed.map_or(&[], |observed| &observed.servers),
-        foreign: observed.map_or(&none, |observed| &observed.foreign),
-        instances: &desired.instances,
-        policy: desired.slots,
-        check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
-        gated: desired.gated,
-        now,
-        may_shrink,
-    })
-}
-
-/// What goes when nobody asks for a backend any more. A server that somebody put into our backend keeps
-/// it alive; one that drains keeps it for a while.
-fn removal(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    let freed = freed(name, observed, now);
-    if freed.iter().any(|server| server.state() == State::Drain) {
-        return only_servers(observed, &freed);
+    if !observed.is_ours() || !observed.foreign.is_empty() {
+        return Removal { now: only_servers(observed, &[]), lingers_until: None };
     }
-    if observed.is_ours() && observed.foreign.is_empty() {
-        return Some(Edit::Delete);
+    let since = Duration::from_millis(freed.iter().filter_map(Server::freed).max().unwrap_or_default());
+    let until = since.saturating_add(options.linger);
+    // A server that waits for nobody may be put into service by its agent.
+    if options.linger.is_zero() || until <= options.now || observed.agent_check {
+        return Removal { now: Some(Edit::Delete), lingers_until: None };
     }
-    only_servers(observed, &[])
+    Removal { now: emptied, lingers_until: Some(until) }
 }
 
-/// A backend that has to stay, with every slot freed.
-fn emptied(name: &BackendName, observed: &ObservedBackend, now: u64) -> Option<Edit> {
-    only_servers(observed, &freed(name, observed, now))
+/// A backend that is left as it is, but for the instances that are gone: nobody stays in service because
+/// HAProxy refuses something else.
+fn without_the_gone(desired: &Backend, observed: &ObservedBackend, now: Duration) -> Option<Edit> {
+    let present: BTreeSet<_> = desired.instances.iter().map(|instance| &instance.id).collect();
+    vacated(observed, &slots::vacate(&observed.servers, |id| present.contains(id), now))
 }
 
-fn freed(name: &BackendName, observed: &ObservedBackend, now: u64) -> Vec<Server> {
-    slots::seat(&Seating {
-        backend: name,
-        servers: &observed.servers,
-        foreign: &observed.foreign,
-        instances: &[],
-        policy: SlotPolicy { min_free: 1, max: u32::MAX },
-        check: false,
-        gated: false,
-        now,
-        may_shrink: false,
-    })
+/// The edits that free slots, and no others: a line that somebody changed stays for another time.
+fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
+    let mut edits = differences(observed, servers);
+    edits.retain(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }));
+    (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
 /// Whether it is, or may be, of a service that can't be read.
 fn is_held(observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
-    match &observed.owner {
-        Owner::Ours(services) => !services.is_disjoint(held),
+    match &observed.ownership {
+        Ownership::Ours(services) => !services.is_disjoint(held),
         // A server in somebody's backend does not say which service it is of.
-        Owner::Theirs => !held.is_empty(),
+        Ownership::Foreign => !held.is_empty(),
     }
 }
 
@@ -406,15 +510,18 @@ fn only_servers(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> 
 }
 
 fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit> {
+    let fixed_weight = observed.has_static_algorithm();
     let before: BTreeMap<&ServerName, &Server> = observed.servers.iter().map(|server| (&server.name, server)).collect();
     let wanted: BTreeSet<&ServerName> = servers.iter().map(|server| &server.name).collect();
     let mut edits: Vec<ServerEdit> = servers
         .iter()
         .filter_map(|after| match before.get(&after.name) {
             Some(before) if *before == after => None,
-            Some(before) => Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone() }),
+            Some(before) => {
+                Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone(), fixed_weight })
+            }
             None if observed.drifted.contains(&after.name) => {
-                Some(ServerEdit::Set { before: None, after: after.clone() })
+                Some(ServerEdit::Set { before: None, after: after.clone(), fixed_weight })
             }
             None => Some(ServerEdit::Add(after.clone())),
         })
@@ -437,7 +544,7 @@ impl ServerEdit {
     fn tenancy(&self) -> Option<bool> {
         match self {
             Self::Add(server) => server.is_enabled().then_some(true),
-            Self::Set { before, after } => {
+            Self::Set { before, after, fixed_weight: _ } => {
                 match (before.as_ref().is_some_and(Server::is_enabled), after.is_enabled()) {
                     (false, true) => Some(true),
                     (true, false) => Some(false),

@@ -1,30 +1,32 @@
-//! The way to HAProxy: the Data Plane API, or the file and the socket of a HAProxy on this machine.
+//! The way to one HAProxy: the Data Plane API, or the file and the socket of a HAProxy on this machine.
 //!
 //! Both make the same promises. A write names the version that it was computed from and fails if that
 //! has moved; it is validated by HAProxy before it counts; a structural write is loaded when it returns,
-//! or the last good configuration is back; a live write changes the file and the process together.
+//! or the configuration from before is back; a live write changes the file and the process together.
+//!
+//! There are two kinds of error. [`AccessError`]: HAProxy gave no answer, so nothing is known.
+//! [`WriteError`]: it did answer, and what was asked for was not done, or not all of it.
 
 pub mod dataplane;
 pub mod local;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::future::Future;
 use std::net::IpAddr;
 
 use thiserror::Error;
 
-use crate::desired::State;
+use crate::desired::{Address, BackendName, ServerName, State};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
 use crate::plan::{Action, Plan};
 
-type Source = Box<dyn std::error::Error + Send + Sync>;
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why something could not be done.
+/// Why there is no answer.
 #[derive(Debug, Error)]
-pub enum PlaneError {
+pub enum AccessError {
     /// It may work the next time.
     #[error("{what}")]
     Unavailable {
@@ -32,7 +34,7 @@ pub enum PlaneError {
         what: String,
         /// What came back.
         #[source]
-        source: Source,
+        source: Cause,
     },
     /// It will not work before a person changes something.
     #[error("{what}")]
@@ -41,46 +43,93 @@ pub enum PlaneError {
         what: String,
         /// What came back.
         #[source]
-        source: Option<Source>,
+        source: Option<Cause>,
     },
-    /// This HAProxy will not do.
+    /// This HAProxy is too old.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// Somebody else wrote in the meantime; the next pass reads it.
-    #[error("the configuration changed while the pass ran: {0}")]
+}
+
+/// What came of a write that was not done as it was asked for.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// No answer, so it may or may not have been done.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// Somebody else wrote in the meantime: nothing was written.
+    #[error("the configuration changed during the pass: {0}")]
     Conflict(String),
-    /// HAProxy refuses the configuration; nothing was changed.
-    #[error("HAProxy refuses the configuration, which stays as it was: {message}")]
+    /// HAProxy refuses the configuration: nothing was written.
+    #[error("HAProxy refuses the configuration: {message}")]
     Invalid {
         /// HAProxy's words.
         message: String,
     },
-    /// It was valid, but could not be loaded; the last good configuration is back.
-    #[error("HAProxy could not load the configuration and goes on with the last good one: {message}")]
+    /// It was valid, but HAProxy could not load it. The file from before is back, the process is the one
+    /// from before.
+    #[error("HAProxy could not load the configuration: {message}")]
     ReloadFailed {
         /// HAProxy's words.
         message: String,
     },
-    /// The file was written, the process did not take all of it; the next pass repairs that.
+    /// The file was written, but the process did not take all of it.
     #[error("the file is written, but HAProxy did not take a run-time change: {message}")]
     HalfLive {
         /// HAProxy's words.
         message: String,
     },
-    /// It has to be a reload, for a reason that is the plane's own.
+    /// It takes a reload, for a reason that is the plane's own: nothing was written.
     #[error("this cannot be changed at run time: {0}")]
     NotLive(&'static str),
-    /// What would be written does not say what was planned.
-    #[error("what the Data Plane API would write is not what was planned ({0}); use haproxy.write = \"text\"")]
+    /// The text that would be written does not say what was planned: nothing was written.
+    #[error("the Data Plane API would not write what was planned: {0}; set `haproxy.write` to `text` or `auto`")]
     Distorted(String),
 }
 
-impl PlaneError {
-    /// Whether trying again can help.
-    pub fn is_transient(&self) -> bool {
-        use PlaneError::{Distorted, Invalid, NotLive, Refused, Version};
-        !matches!(self, Refused { .. } | Version(_) | Invalid { .. } | NotLive(_) | Distorted(_))
-    }
+/// What HAProxy says of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It takes it.
+    Valid,
+    /// It refuses it, in these words. Lines that they name are lines of just this text.
+    Refused(String),
+}
+
+/// Why a file must not be written through the Data Plane API, which renders all of it with each write.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Harm {
+    /// Conditional blocks are torn apart: what stands in them would stand outside, or the other way round.
+    #[error(
+        "the configuration is not written: line {line} has `{word}`, and the Data Plane API tears conditional blocks \
+         apart when it renders the file; hint: let the controller write the file itself (`haproxy.config_file`, \
+         `haproxy.master_socket`), or take the conditionals out: `${{VAR}}` and several files do the same"
+    )]
+    Conditional {
+        /// The first line with one, from 1.
+        line: usize,
+        /// The directive.
+        word: String,
+    },
+    /// Lines that are not ours would be lost, changed or moved.
+    #[error(
+        "the configuration is not written, as the Data Plane API would change what is not ours when it renders the \
+         file: {}; hint: write these lines in a way that the API keeps, or let the controller write the file itself \
+         (`haproxy.config_file`, `haproxy.master_socket`)",
+        .lines.join("; ")
+    )]
+    Rendering {
+        /// Each line with its number and what would happen to it, without its values.
+        lines: Vec<String>,
+    },
+}
+
+/// What any write would do to the part of the file that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Survey {
+    /// Why it must not be written.
+    pub harm: Option<Harm>,
+    /// Comments that would be lost, with their line numbers.
+    pub comments: Vec<String>,
 }
 
 /// A plan that is ready to be committed, and the text that a commit writes.
@@ -92,15 +141,6 @@ pub struct Staged {
     pub transaction: Option<String>,
 }
 
-/// What a commit did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
-    /// The version of the configuration now.
-    pub version: u64,
-    /// Whether HAProxy was reloaded.
-    pub reloaded: bool,
-}
-
 /// A server as the running process has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeServer {
@@ -108,63 +148,109 @@ pub struct RuntimeServer {
     pub address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
-    /// Its administrative state.
+    /// The state that it was told to be in, whatever its checks or DNS say.
     pub state: State,
     /// Its weight, where the plane says.
     pub weight: Option<u16>,
 }
 
-/// The servers of the running process, by backend and name.
-pub type Runtime = BTreeMap<(String, String), RuntimeServer>;
+/// The servers of a process, by backend and name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Runtime(pub BTreeMap<(String, String), RuntimeServer>);
+
+impl Runtime {
+    /// A process that has what this file says.
+    pub fn of(observed: &Observed) -> Self {
+        Self::from_file(observed, |state| state)
+    }
+
+    /// A process that has just loaded this file. The file cannot say `drain`: a server that drains is
+    /// `disabled` there, and starts in maintenance.
+    pub fn loaded(observed: &Observed) -> Self {
+        Self::from_file(observed, |state| if state == State::Drain { State::Maint } else { state })
+    }
+
+    fn from_file(observed: &Observed, state: fn(State) -> State) -> Self {
+        let mut servers = BTreeMap::new();
+        for (backend, section) in observed.managed() {
+            for server in &section.servers {
+                let address = match server.address {
+                    Address::Ip(ip) => Some(ip),
+                    Address::Host(_) => None,
+                };
+                let running = RuntimeServer {
+                    address,
+                    port: server.port,
+                    state: state(server.state()),
+                    weight: server.options.weight,
+                };
+                servers.insert((backend.to_string(), server.name.to_string()), running);
+            }
+        }
+        Self(servers)
+    }
+
+    /// One server; `None`: the process lacks it.
+    pub fn server(&self, backend: &BackendName, server: &ServerName) -> Option<&RuntimeServer> {
+        self.0.get(&(backend.to_string(), server.to_string()))
+    }
+}
+
+/// A new state of one server in the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateChange {
+    /// The backend.
+    pub backend: BackendName,
+    /// The server.
+    pub server: ServerName,
+    /// The state.
+    pub state: State,
+}
 
 /// Which HAProxy it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HaproxyInfo {
     /// Its release series.
     pub version: Version,
-    /// The worker's process ID: another one has forgotten what it was told at run time.
+    /// The worker's process ID: another worker has forgotten what this one was told at run time.
     pub pid: u64,
 }
 
 /// The way to one HAProxy.
 pub trait Plane: Send + Sync {
-    /// Which HAProxy answers, and whether it will do.
-    fn info(&self) -> impl Future<Output = Result<HaproxyInfo, PlaneError>> + Send;
+    /// Which HAProxy answers, and whether it is new enough.
+    fn info(&self) -> impl Future<Output = Result<HaproxyInfo, AccessError>> + Send;
     /// Clears up what an earlier run left behind when it was cut short. Called before a pass that may
-    /// write, when the one before was not seen to end well.
-    fn recover(&self) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// write, when the one before was not seen to end well. [`WriteError::Access`], [`WriteError::Conflict`].
+    fn recover(&self) -> impl Future<Output = Result<(), WriteError>> + Send;
     /// Reads the configuration.
-    fn observe(&self) -> impl Future<Output = Result<Observed, PlaneError>> + Send;
-    /// Prepares a plan; nothing is written yet. Whoever stages commits or aborts.
-    fn stage(&self, observed: &Observed, plan: &Plan) -> impl Future<Output = Result<Staged, PlaneError>> + Send;
-    /// Has HAProxy validate what was staged, writes it, and loads it.
-    fn commit(&self, observed: &Observed, staged: Staged)
-    -> impl Future<Output = Result<Committed, PlaneError>> + Send;
+    fn observe(&self) -> impl Future<Output = Result<Observed, AccessError>> + Send;
+    /// What a write would do to what is not ours. Asked before a write; answered from memory as long as
+    /// what is not ours stays the same. [`WriteError::Access`], [`WriteError::Conflict`].
+    fn survey(&self, observed: &Observed) -> impl Future<Output = Result<Survey, WriteError>> + Send;
+    /// Prepares a plan; nothing is written yet. Whoever stages commits or aborts. [`WriteError::Access`],
+    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::Distorted`].
+    fn stage(&self, observed: &Observed, plan: &Plan) -> impl Future<Output = Result<Staged, WriteError>> + Send;
+    /// Has HAProxy validate what was staged, writes it, and loads it. [`WriteError::Access`],
+    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
+    fn commit(&self, observed: &Observed, staged: Staged) -> impl Future<Output = Result<(), WriteError>> + Send;
     /// Drops what was staged.
-    fn abort(&self, staged: Staged) -> impl Future<Output = Result<(), PlaneError>> + Send;
-    /// Writes a text and tells the process the same, without a reload. [`PlaneError::NotLive`]: nothing
-    /// was written.
+    fn abort(&self, staged: Staged) -> impl Future<Output = Result<(), AccessError>> + Send;
+    /// Writes a text and tells the process the same, without a reload. [`WriteError::Access`],
+    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::HalfLive`], [`WriteError::NotLive`].
     fn commit_live(
         &self,
         observed: &Observed,
         text: &ConfigText,
         actions: &[Action],
-    ) -> impl Future<Output = Result<Committed, PlaneError>> + Send;
-    /// Has HAProxy validate a text; an error names lines of just this text.
-    fn validate(&self, text: &ConfigText) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    ) -> impl Future<Output = Result<(), WriteError>> + Send;
+    /// Has HAProxy validate a text.
+    fn validate(&self, text: &ConfigText) -> impl Future<Output = Result<Verdict, AccessError>> + Send;
     /// The servers of the managed backends as the process has them.
-    fn runtime(&self, observed: &Observed) -> impl Future<Output = Result<Runtime, PlaneError>> + Send;
-    /// Loads the configuration as it is, again.
-    fn reload(&self, observed: &Observed) -> impl Future<Output = Result<Committed, PlaneError>> + Send;
-}
-
-/// An error with all its sources in one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let _ = write!(text, ": {cause}");
-        source = cause.source();
-    }
-    text
+    fn runtime(&self, observed: &Observed) -> impl Future<Output = Result<Runtime, AccessError>> + Send;
+    /// Tells the process one state, and nothing to the file. A server that the process lacks is no error.
+    fn set_state(&self, change: &StateChange) -> impl Future<Output = Result<(), AccessError>> + Send;
+    /// Loads the configuration as it is, again. [`WriteError::Access`], [`WriteError::Conflict`],
+    /// [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
+    fn reload(&self, observed: &Observed) -> impl Future<Output = Result<(), WriteError>> + Send;
 }

@@ -12,12 +12,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{Controller, Outcome, PassError, Report, Source};
+use crate::apply::{Controller, Moment, Outcome, PassStatus};
+use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
 use crate::config::Timings;
-use crate::http::Health;
+use crate::errors::chain;
+use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::plane::{Plane, chain};
+use crate::plane::Plane;
 
 /// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
 /// knock at a recovering HAProxy in step.
@@ -154,10 +156,8 @@ pub async fn run<P: Plane>(
                 }
             }
         }
-        if timer.takes_resync(Instant::now()) {
-            controller.resync_next();
-        }
-        let next = pass(&mut controller, reason, &metrics, &health).await;
+        let moment = Moment::now(timer.takes_resync(Instant::now()));
+        let next = pass(&mut controller, moment, reason, &metrics, &health).await;
         debounce.passed(Instant::now());
         timer.follow_up = match next {
             Next::Resync => None,
@@ -192,45 +192,43 @@ enum Next {
     Retry,
 }
 
-/// One pass, told in the log and the metrics.
+/// One pass, with its line in the log and its part in the metrics.
 #[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
-async fn pass<P: Plane>(controller: &mut Controller<P>, reason: Wake, metrics: &Metrics, health: &Health) -> Next {
+async fn pass<P: Plane>(
+    controller: &mut Controller<P>,
+    moment: Moment,
+    reason: Wake,
+    metrics: &Metrics,
+    health: &Health,
+) -> Next {
     let started = Instant::now();
-    let result = controller.pass(None).await;
-    metrics.pass(&result, started.elapsed(), reason);
-    match result {
-        Ok(report) => {
-            tell(&report, health.notes_changed(&report.notes));
-            health.converged();
-            report.deferred.map_or(Next::Resync, |at| Next::Deferred(at.into()))
-        }
-        Err(error) => {
-            complain(&error);
-            Next::Retry
-        }
+    let status = controller.pass(moment, None).await;
+    metrics.pass(&status, started.elapsed(), reason.as_str());
+    report(&status, health.notes_changed(&status.notes));
+    if status.error.is_some() {
+        return Next::Retry;
     }
+    health.converged();
+    status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
 }
 
-fn tell(report: &Report, news: bool) {
-    let (version, index) = (report.version, report.index);
-    match &report.outcome {
+fn report(status: &PassStatus, news: bool) {
+    let PassStatus { version, index, reloads, told, written, .. } = status;
+    let diff = written.last().map_or("", |summary| summary.diff.as_str());
+    match status.outcome() {
         Outcome::Unchanged => tracing::debug!(version, index, "nothing to do"),
-        Outcome::Repaired(done) => {
-            tracing::info!(version, reloaded = done.reloaded, "the process agrees with its file again");
-        }
-        Outcome::Applied(done) => {
-            let diff = report.summary.as_ref().map_or("", |summary| summary.diff.as_str());
-            tracing::info!(version, index, reloaded = done.reloaded, diff, "applied");
+        Outcome::Repaired => tracing::info!(version, reloads, told, "the process agrees with its file again"),
+        Outcome::Applied => tracing::info!(version, index, reloads, diff, "applied"),
+        Outcome::Failed => {
+            let error = status.error.as_ref().map(|error| chain(error)).unwrap_or_default();
+            let (stage, done) = (status.stage.as_str(), status.done());
+            tracing::error!(stage, version, reloads, diff, done, error, "the pass failed");
         }
     }
-    // Said when they are new, not with every pass.
-    for note in report.notes.iter().filter(|_| news) {
+    // Reported when they are new, not with every pass.
+    for note in status.notes.iter().filter(|_| news) {
         tracing::warn!(service = %note.service, note = %note, "note");
     }
-}
-
-fn complain(error: &PassError) {
-    tracing::error!(stage = error.stage().as_str(), error = %chain(error), "the pass failed");
 }
 
 /// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.

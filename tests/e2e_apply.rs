@@ -3,31 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
+#[macro_use]
 mod support;
 
 use std::time::Duration;
 
-use support::api::{Rig, WAYS, Way};
+use support::api::{Rig, Way};
 use support::controller::{apply, registration, run, stderr, stdout, write_catalog};
-use support::haproxy::{has_backend, matrix};
+use support::haproxy::has_backend;
 use support::servers::Server;
 use support::{load, wait_for};
-
-/// Runs a case on everything; what fails says where.
-macro_rules! everywhere {
-    ($(#[$doc:meta])* $name:ident, $case:path) => {
-        $(#[$doc])*
-        #[tokio::test(flavor = "multi_thread")]
-        async fn $name() {
-            for series in matrix() {
-                for way in WAYS {
-                    eprintln!("--- {} on HAProxy {series}, {way:?}", stringify!($name));
-                    $case(Rig::start(way, series).await, way).await;
-                }
-            }
-        }
-    };
-}
 
 everywhere!(a_service_takes_traffic_and_goes_again, cases::routed);
 everywhere!(plan_says_what_apply_does_and_a_second_apply_does_nothing, cases::plan_then_apply);
@@ -161,7 +146,7 @@ mod cases {
         let repaired = rig.haproxy.text();
         assert!(!repaired.contains("balance first") && repaired.contains("127.0.0.1:1234"), "{repaired}");
         assert!(repaired.contains("server by_hand 127.0.0.1:5"), "somebody's server in our backend stays: {repaired}");
-        // What the process was told by hand goes back to what the file says.
+        // What was set by hand in the process goes back to what the file says.
         rig.haproxy.command("@1 set server api/api_1 state maint").await;
         let said = apply(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("Repaired") && said.contains("no reload"), "{said}");

@@ -57,10 +57,7 @@ async fn a_job_is_routed_scaled_and_stopped() {
             controller.wait_until_ready().await;
             nomad.submit(job("web-app", 1, &["enable=true", "check.interval=200ms"], Some("1"))).await;
             nomad.wait_for_instances("web-app", 1).await;
-            let registered = Instant::now();
             wait_for_answer(&rig, "web_app.test").await;
-            let took = registered.elapsed();
-            assert!(took < Duration::from_secs(2), "routed {took:?} after its registration");
 
             let load = Load::start(rig.haproxy.port, "web_app.test", 50);
             nomad.scale("web-app", 4).await;

@@ -1,19 +1,19 @@
 //! Which backend of a plan HAProxy refuses: it names it, or a line of it; else the plan is halved.
 
-use crate::desired::{BackendName, Mark};
+use crate::desired::{BackendName, Owner};
 use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 use crate::plan::{self, Plan};
-use crate::plane::{Plane, PlaneError};
+use crate::plane::{AccessError, Plane, Verdict};
 
 /// Finds the backend and HAProxy's words about it. `None`: the configuration is refused without us, too.
 pub(super) async fn find<P: Plane>(
     plane: &P,
     observed: &Observed,
     plan: &Plan,
-    mark: &Mark,
+    owner: &Owner,
     message: &str,
-) -> Result<Option<(BackendName, String)>, PlaneError> {
+) -> Result<Option<(BackendName, String)>, AccessError> {
     if refusal(plane, &observed.text).await?.is_some() {
         return Ok(None);
     }
@@ -21,12 +21,12 @@ pub(super) async fn find<P: Plane>(
     let mut words = message.to_owned();
     loop {
         // A message about just this text: the lines that it names are the lines of it.
-        let text = plan::text::apply(&subset(plan, &suspects), observed, mark);
+        let text = plan::text::apply(&subset(plan, &suspects), observed, owner);
         if let Some(precise) = refusal(plane, &text).await? {
             words = precise;
             // A backend may be called like a word of the message: only one that is refused alone is it.
             if let Some(name) = named(&words, &text, &suspects) {
-                let alone = plan::text::apply(&subset(plan, std::slice::from_ref(&name)), observed, mark);
+                let alone = plan::text::apply(&subset(plan, std::slice::from_ref(&name)), observed, owner);
                 if refusal(plane, &alone).await?.is_some() {
                     return Ok(Some((name, words)));
                 }
@@ -36,19 +36,18 @@ pub(super) async fn find<P: Plane>(
             return Ok(suspects.pop().map(|name| (name, words)));
         }
         let second = suspects.split_off(suspects.len() / 2);
-        let first_text = plan::text::apply(&subset(plan, &suspects), observed, mark);
+        let first_text = plan::text::apply(&subset(plan, &suspects), observed, owner);
         if refusal(plane, &first_text).await?.is_none() {
             suspects = second;
         }
     }
 }
 
-async fn refusal<P: Plane>(plane: &P, text: &ConfigText) -> Result<Option<String>, PlaneError> {
-    match plane.validate(text).await {
-        Ok(()) => Ok(None),
-        Err(PlaneError::Invalid { message }) => Ok(Some(message)),
-        Err(error) => Err(error),
-    }
+async fn refusal<P: Plane>(plane: &P, text: &ConfigText) -> Result<Option<String>, AccessError> {
+    Ok(match plane.validate(text).await? {
+        Verdict::Valid => None,
+        Verdict::Refused(message) => Some(message),
+    })
 }
 
 fn subset(plan: &Plan, names: &[BackendName]) -> Plan {

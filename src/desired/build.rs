@@ -6,8 +6,8 @@ use crate::catalog::{Catalog, Registration};
 
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
 use super::{
-    Backend, BackendName, Balance, Check, Desired, HttpCheck, Instance, InstanceId, Kind, Mark, Mode, Note, ServiceKey,
-    Settings, Severity, SlotPolicy,
+    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Desired, HttpCheck, Instance, InstanceId, Mode,
+    Note, Owner, ServiceKey, Severity, SlotPolicy,
 };
 
 /// What the settings say about building.
@@ -16,7 +16,7 @@ pub struct Options {
     /// The prefix of tags, `haproxy.`.
     pub prefix: String,
     /// Whose everything is.
-    pub mark: Mark,
+    pub owner: Owner,
     /// The slots of a service that does not say otherwise.
     pub slots: SlotPolicy,
     /// Whether HAProxy knows `init-state` (3.1).
@@ -105,7 +105,7 @@ fn settle_names(candidates: Vec<Candidate>, options: &Options, built: &mut Built
         };
         backend.services = members.iter().flat_map(|member| member.backend.services.clone()).collect();
         backend.instances = members.into_iter().flat_map(|member| member.backend.instances).collect();
-        backend.settings.description = options.mark.describe(&backend.services);
+        backend.settings.description = options.owner.describe(&backend.services);
         built.desired.backends.insert(name, backend);
     }
 }
@@ -150,7 +150,8 @@ impl Builder<'_> {
         }
         // Backend-level settings come from the newest registration: during a deployment that is the
         // version that is being rolled out.
-        read.sort_by(|(a, _), (b, _)| (a.create_index, &a.id).cmp(&(b.create_index, &b.id)));
+        read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
+        self.drop_older_copies(&mut read);
         let Some((newest, intent)) =
             read.last().map(|(registration, intent)| (registration.create_index, intent.clone()))
         else {
@@ -159,16 +160,33 @@ impl Builder<'_> {
         self.candidate(&read, newest, &intent)
     }
 
+    /// An ID names one registration. Of several, which Nomad should never report, the newest counts.
+    fn drop_older_copies(&mut self, read: &mut Vec<(&Registration, Intent)>) {
+        let mut seen = BTreeSet::new();
+        let mut copies = Vec::new();
+        read.reverse();
+        read.retain(|(registration, _)| {
+            let is_first = seen.insert(&registration.id);
+            copies.extend((!is_first).then_some(&registration.id));
+            is_first
+        });
+        read.reverse();
+        for id in copies {
+            let id: String = id.chars().take(200).collect();
+            self.note(Severity::Warning, format!("instance {id:?} is registered several times; the newest counts"));
+        }
+    }
+
     fn candidate(&mut self, read: &[(&Registration, Intent)], newest: u64, intent: &Intent) -> Wanted {
         let kind = match intent.backend {
             BackendTag::Static => return Wanted::Nothing,
-            BackendTag::Dynamic => Kind::Dynamic,
-            BackendTag::Custom => Kind::Custom,
+            BackendTag::Dynamic => BackendKind::Dynamic,
+            BackendTag::Custom => BackendKind::Custom,
         };
         let balance = intent.balance.clone().unwrap_or_else(Balance::roundrobin);
         // What an existing backend must have to be used is there as the tag says.
         let met = |tag: &str| tag == "mode" || (tag == "balance" && balance == Balance::roundrobin());
-        let section = intent.section.iter().filter(|tag| kind == Kind::Custom || !met(tag));
+        let section = intent.section.iter().filter(|tag| kind == BackendKind::Custom || !met(tag));
         let tags = section.map(|tag| format!("{}{tag}", self.options.prefix)).collect();
         let name = match self.backend_name(intent) {
             Ok(name) => name,
@@ -179,7 +197,7 @@ impl Builder<'_> {
         };
         let instances = read.iter().filter_map(|(registration, intent)| self.instance(registration, intent)).collect();
         let gated = self.options.init_state && intent.check.gated.unwrap_or(true) && !intent.check.disabled;
-        let settings = Settings {
+        let settings = BackendSettings {
             description: String::new(),
             mode: intent.mode.unwrap_or(Mode::Http),
             balance,
@@ -276,6 +294,12 @@ impl Builder<'_> {
     }
 }
 
+/// The order of registrations, in full: the same catalog gives the same result, in whatever order it lists.
+fn age(registration: &Registration) -> impl Ord {
+    let Registration { id, create_index, modify_index, address, port, alloc_id, tags, .. } = registration;
+    (*create_index, id, *modify_index, address, *port, alloc_id, tags)
+}
+
 /// `api-service` → `api_service`; outside of `default`, `<namespace>.<service>`.
 pub fn derived_name(service: &ServiceKey) -> String {
     let name = service.name.replace('-', "_");
@@ -292,7 +316,7 @@ mod tests {
     fn options() -> Options {
         Options {
             prefix: "haproxy.".into(),
-            mark: "nomad".parse().expect("an owner"),
+            owner: "nomad".parse().expect("an owner"),
             slots: SlotPolicy { min_free: 2, max: 64 },
             init_state: true,
         }
@@ -382,6 +406,17 @@ mod tests {
         assert_eq!((backend.instances.len(), backend.settings.balance.to_string().as_str()), (2, "leastconn"));
         assert_eq!(backend.settings.description, "nomad-haproxy:nomad default/blue default/green");
         assert_eq!(built.notes, []);
+    }
+
+    #[test]
+    fn of_two_registrations_with_one_id_the_newest_counts_in_whatever_order() {
+        let (old, mut new) =
+            (registration("api", "x", 1, &["enable=true"]), registration("api", "x", 1, &["enable=true"]));
+        (new.modify_index, new.port) = (2, 81);
+        let one = built(vec![old.clone(), new.clone()]);
+        assert_eq!(one, built(vec![new, old]));
+        let ports: Vec<u16> = one.desired.backends.values().flat_map(|b| &b.instances).map(|i| i.port).collect();
+        assert_eq!((ports, one.notes.len()), (vec![81], 1));
     }
 
     #[test]

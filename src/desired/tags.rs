@@ -116,7 +116,7 @@ const TAGS: &[(&str, bool)] = &[
 ];
 
 /// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads the tags that start with the prefix; the others are none of our business. The order of tags
 /// changes from answer to answer, so the last of two wins by its value, not by its place.

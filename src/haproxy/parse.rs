@@ -6,28 +6,33 @@
 
 use std::time::Duration;
 
+use crate::desired::tags::LONGEST;
 use crate::desired::{
-    Balance, Check, HttpCheck, InstanceId, Mark, Mode, Server, ServerName, ServerOptions, Settings, Tenant, Timing,
+    BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions, Tenant,
+    Timing,
 };
 
 use super::render::{REDISPATCH_INTERVAL, RETRIES};
 use super::text::Directive;
 
+/// The last second of the year 9999.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 /// A server line, ours or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerLine {
-    /// One with our mark. `None`: it says something that we would never write, and must be written anew.
+    /// One with our owner. `None`: it says something that we would never write, and must be written anew.
     Ours(ServerName, Option<Server>),
     /// Somebody else's.
-    Theirs(String),
+    Foreign(String),
 }
 
 /// Reads the words and the comment behind `server`.
-pub fn server(directive: &Directive, mark: &Mark) -> ServerLine {
+pub fn server(directive: &Directive, owner: &Owner) -> ServerLine {
     let name = directive.words.get(1).cloned().unwrap_or_default();
-    let ours = metadata(directive).filter(|data| data.get("owner").and_then(|o| o.as_str()) == Some(mark.owner()));
+    let ours = metadata(directive).filter(|data| data.get("owner").and_then(|o| o.as_str()) == Some(owner.name()));
     let (Some(data), Ok(parsed)) = (ours, name.parse::<ServerName>()) else {
-        return ServerLine::Theirs(name);
+        return ServerLine::Foreign(name);
     };
     ServerLine::Ours(parsed.clone(), our_server(parsed, &directive.words[2..], &data))
 }
@@ -40,18 +45,6 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
     let (endpoint, words) = words.split_first()?;
     // The last colon sets the port off, with or without brackets (configuration manual, 11.1).
     let (address, port) = endpoint.rsplit_once(':')?;
-    let field = |key: &str| data.get(key).and_then(|value| value.as_str());
-    let tenant = match (field("id"), field("freed")) {
-        (Some(id), _) => Tenant::Instance {
-            id: InstanceId::from_metadata(id),
-            alloc: field("alloc").unwrap_or_default().to_owned(),
-            drain: field("drain").and_then(time),
-        },
-        (None, freed) => Tenant::Free {
-            freed: freed?.parse().ok()?,
-            drain_until: field("drain_until").and_then(|until| until.parse().ok()),
-        },
-    };
     let mut server = Server {
         name,
         address: address.parse().ok()?,
@@ -59,7 +52,7 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
         check: false,
         options: ServerOptions::default(),
         gated: false,
-        tenant,
+        tenant: tenant(data)?,
     };
     let mut enabled = true;
     let mut words = words.iter().map(String::as_str);
@@ -78,9 +71,30 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
     (enabled == server.is_enabled()).then_some(server)
 }
 
-/// Reads the directives of a section with our mark, its servers left out; `None`: they say something
+/// Who sits there. Times that we would never write are not taken: an end of 2^64 seconds is none that can be
+/// waited for, and a slot that was freed in a distant future would keep its backend until then.
+fn tenant(data: &serde_json::Value) -> Option<Tenant> {
+    let field = |key: &str| data.get(key).and_then(|value| value.as_str());
+    let Some(id) = field("id") else {
+        let freed = field("freed")?.parse().ok().filter(|freed| *freed <= LAST_SECOND * 1000)?;
+        let until = |text: &str| text.parse().ok().filter(|until| *until <= LAST_SECOND);
+        let drain_until = match field("drain_until") {
+            Some(text) => Some(until(text)?),
+            None => None,
+        };
+        return Some(Tenant::Free { freed, drain_until });
+    };
+    let drain = match field("drain") {
+        Some(text) => Some(time(text).filter(|drain| *drain <= LONGEST)?),
+        None => None,
+    };
+    let alloc = field("alloc").unwrap_or_default().to_owned();
+    Some(Tenant::Instance { id: InstanceId::from_metadata(id), alloc, drain })
+}
+
+/// Reads the directives of a section with our owner, its servers left out; `None`: they say something
 /// that we would never write.
-pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<Settings> {
+pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<BackendSettings> {
     let mut read = Reading::default();
     for directive in directives {
         let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
@@ -97,6 +111,7 @@ struct Reading {
     retries: Option<u32>,
     redispatch: Option<u32>,
     check: bool,
+    tcp_check: bool,
     timing: Timing,
     option: Option<(String, String, bool)>,
     send: Option<(String, String, String)>,
@@ -111,6 +126,7 @@ impl Reading {
             ["balance", rest @ ..] => self.balance = Some(rest.join(" ").parse().ok()?),
             ["retries", n] => self.retries = Some(n.parse().ok()?),
             ["option", "redispatch", n] => self.redispatch = Some(n.parse().ok()?),
+            ["option", "tcp-check"] => self.tcp_check = true,
             ["option", "httpchk", method, uri] => self.option = Some(((*method).into(), (*uri).into(), false)),
             ["option", "httpchk", method, uri, "HTTP/1.1"] => {
                 self.option = Some(((*method).into(), (*uri).into(), true));
@@ -141,13 +157,17 @@ impl Reading {
         Some(())
     }
 
-    fn settings(self) -> Option<Settings> {
-        let Self { description, mode, balance, retries, redispatch, check, timing, option, send, status } = self;
+    fn settings(self) -> Option<BackendSettings> {
+        let Self { description, mode, balance, retries, redispatch, check, tcp_check, timing, option, send, status } =
+            self;
         if retries != Some(RETRIES) || redispatch != Some(REDISPATCH_INTERVAL) {
             return None;
         }
+        if tcp_check && !(check && option.is_none()) {
+            return None;
+        }
         let check = match (check, option) {
-            (true, None) if send.is_none() && status.is_none() => Check::Tcp(timing),
+            (true, None) if tcp_check && send.is_none() && status.is_none() => Check::Tcp(timing),
             (true, Some((method, path, with_host))) => {
                 let host = match send {
                     Some((m, p, host)) if m == method && p == path && with_host => Some(host),
@@ -159,7 +179,7 @@ impl Reading {
             (false, None) if timing == Timing::default() && send.is_none() && status.is_none() => Check::Disabled,
             _ => return None,
         };
-        Some(Settings { description: description?, mode: mode?, balance: balance?, check })
+        Some(BackendSettings { description: description?, mode: mode?, balance: balance?, check })
     }
 }
 
@@ -185,11 +205,11 @@ mod tests {
     use crate::desired::Address;
     use proptest::prelude::*;
 
-    fn mark() -> Mark {
+    fn owner() -> Owner {
         "nomad".parse().expect("an owner")
     }
 
-    fn read(lines: &[String]) -> Option<Settings> {
+    fn read(lines: &[String]) -> Option<BackendSettings> {
         let directives: Vec<_> = lines.iter().map(|line| Directive::parse(line)).collect();
         settings(&directives)
     }
@@ -222,10 +242,10 @@ mod tests {
 
     #[test]
     fn only_a_server_with_our_mark_is_ours() {
-        let line = |text: &str| server(&Directive::parse(text), &mark());
-        assert!(matches!(line("server a 10.0.0.1:80"), ServerLine::Theirs(_)));
-        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":\"other\",\"id\":\"x\"}"), ServerLine::Theirs(_)));
-        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":"), ServerLine::Theirs(_)));
+        let line = |text: &str| server(&Directive::parse(text), &owner());
+        assert!(matches!(line("server a 10.0.0.1:80"), ServerLine::Foreign(_)));
+        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":\"other\",\"id\":\"x\"}"), ServerLine::Foreign(_)));
+        assert!(matches!(line("server a 10.0.0.1:80 # {\"owner\":"), ServerLine::Foreign(_)));
         let ours =
             line("server a_1 10.0.0.1:80 enabled weight 100 # {\"alloc\":\"q\",\"owner\":\"nomad\",\"id\":\"x\"}");
         let ServerLine::Ours(_, Some(ours)) = ours else { panic!("{ours:?}") };
@@ -233,6 +253,23 @@ mod tests {
         // Ours, but put into maintenance in the file by somebody: to be written anew.
         let drift = line("server a_1 10.0.0.1:80 disabled # {\"owner\":\"nomad\",\"id\":\"x\"}");
         assert!(matches!(drift, ServerLine::Ours(_, None)));
+    }
+
+    #[test]
+    fn a_time_beyond_all_clocks_is_drift() {
+        let line = |data: &str| {
+            let line = format!("server a_1 127.0.0.1:1 # {{\"owner\":\"nomad\",{data}}}");
+            let disabled = line.replace(" #", " disabled #");
+            [line, disabled].map(|line| server(&Directive::parse(&line), &owner()))
+        };
+        let is_ours = |lines: &[ServerLine]| lines.iter().any(|line| matches!(line, ServerLine::Ours(_, Some(_))));
+        let is_drift = |lines: &[ServerLine]| lines.iter().all(|line| matches!(line, ServerLine::Ours(_, None)));
+        assert!(is_ours(&line(r#""freed":"1","drain_until":"1750000000""#)));
+        assert!(is_drift(&line(r#""freed":"1","drain_until":"18446744073709551615""#)));
+        assert!(is_drift(&line(r#""freed":"1","drain_until":"soon""#)));
+        assert!(is_drift(&line(r#""freed":"18446744073709551615""#)));
+        assert!(is_ours(&line(r#""id":"x","drain":"24h""#)) && is_drift(&line(r#""id":"x","drain":"25h""#)));
+        assert!(is_drift(&line(r#""id":"x","drain":"18446744073709551615s""#)));
     }
 
     prop_compose! {
@@ -268,7 +305,7 @@ mod tests {
         fn settings_are_read_back_as_they_were_written(
             check in checks(), tcp: bool, balance in "(roundrobin|leastconn|hdr\\([a-z]{1,9}\\)|url_param [a-z]{1,9}|random\\(3\\))",
         ) {
-            let settings = Settings {
+            let settings = BackendSettings {
                 description: "nomad-haproxy:nomad default/api".into(),
                 mode: if tcp { Mode::Tcp } else { Mode::Http },
                 balance: balance.parse().expect("an algorithm"),
@@ -280,7 +317,7 @@ mod tests {
         #[test]
         fn servers_are_read_back_as_they_were_written(
             id in ".{1,60}", v6: bool, port: u16, check: bool, backup: bool,
-            weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed: u64, drain in prop::option::of(1u64..100_000),
+            weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed in 0..=LAST_SECOND * 1000, drain in prop::option::of(1u64..100_000),
         ) {
             let address: Address = if v6 { "2001:db8::5" } else { "10.1.2.3" }.parse().expect("an address");
             let tenant = if free { Tenant::Free { freed, drain_until: drain } } else {
@@ -288,9 +325,9 @@ mod tests {
             };
             let name: ServerName = "api_1".parse().expect("a name");
             let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, tenant };
-            let line = render::server(&written, &mark());
+            let line = render::server(&written, &owner());
             prop_assert_eq!(line.matches('\n').count(), 1);
-            prop_assert_eq!(server(&Directive::parse(&line), &mark()), ServerLine::Ours(name, Some(written)));
+            prop_assert_eq!(server(&Directive::parse(&line), &owner()), ServerLine::Ours(name, Some(written)));
         }
     }
 }

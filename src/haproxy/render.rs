@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::desired::{Address, BackendName, Check, HttpCheck, Mark, Server, Settings, Tenant, Timing};
+use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Tenant, Timing};
 
 /// Redispatch on the first retry: an instance that Nomad has just stopped refuses the connection, and
 /// the request goes to another one at once.
@@ -19,8 +19,8 @@ pub fn header(name: &BackendName, from: Option<&str>) -> String {
 }
 
 /// The directives of a backend that is ours, without its servers.
-pub fn settings(settings: &Settings) -> Vec<String> {
-    let Settings { description, mode, balance, check } = settings;
+pub fn settings(settings: &BackendSettings) -> Vec<String> {
+    let BackendSettings { description, mode, balance, check } = settings;
     let mut lines = vec![
         format!("  description {description}\n"),
         format!("  mode {}\n", mode.as_str()),
@@ -28,8 +28,11 @@ pub fn settings(settings: &Settings) -> Vec<String> {
         format!("  retries {RETRIES}\n"),
         format!("  option redispatch {REDISPATCH_INTERVAL}\n"),
     ];
-    if let Check::Http(http, _) = check {
-        lines.extend(http_check(http));
+    match check {
+        Check::Http(http, _) => lines.extend(http_check(http)),
+        // Stated, so that `option httpchk` in a `defaults` section does not turn it into an HTTP check.
+        Check::Tcp(_) => lines.push("  option tcp-check\n".to_owned()),
+        Check::Disabled => {}
     }
     if let Some(timing) = check.timing() {
         lines.extend(timing.timeout.map(|timeout| format!("  timeout check {}\n", time(timeout))));
@@ -67,7 +70,7 @@ fn default_server(timing: &Timing) -> String {
 }
 
 /// A server line.
-pub fn server(server: &Server, mark: &Mark) -> String {
+pub fn server(server: &Server, owner: &Owner) -> String {
     let Server { name, address, port, check, options, gated, tenant: _ } = server;
     let address = match address {
         Address::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
@@ -92,13 +95,13 @@ pub fn server(server: &Server, mark: &Mark) -> String {
     if let Some(weight) = options.weight {
         line.push_str(&format!(" weight {weight}"));
     }
-    format!("{line} # {}\n", metadata(server, mark))
+    format!("{line} # {}\n", metadata(server, owner))
 }
 
 /// What a server carries as metadata: whose it is and who sits there. Strings only: the Data Plane API
 /// writes it as a JSON comment and reads it back.
-pub fn metadata(server: &Server, mark: &Mark) -> serde_json::Value {
-    let owner = mark.owner();
+pub fn metadata(server: &Server, owner: &Owner) -> serde_json::Value {
+    let owner = owner.name();
     match &server.tenant {
         Tenant::Instance { id, alloc, drain } => {
             let mut data = serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner});

@@ -1,35 +1,20 @@
 //! The configuration file, lossless: every byte that is not edited comes out as it went in.
 //!
+//! The file is bytes; here it is text in which [`bytes`] keeps what is not UTF-8. [`ConfigText::to_bytes`]
+//! is what is written, `Display` what people read.
+//!
 //! The file is a list of lines and sections are ranges over them; nothing is rendered anew. A directive
 //! is split into words the way HAProxy splits it (configuration manual, 2.2 "Quoting and escaping").
 
 use std::fmt;
 use std::ops::Range;
 
-/// The keywords that open a section (configuration manual 3.4, chapters 3, 4, 12 and after).
-const SECTION_KEYWORDS: &[&str] = &[
-    "global",
-    "defaults",
-    "frontend",
-    "backend",
-    "listen",
-    "peers",
-    "resolvers",
-    "userlist",
-    "mailers",
-    "cache",
-    "program",
-    "ring",
-    "log-forward",
-    "log-profile",
-    "http-errors",
-    "fcgi-app",
-    "crt-store",
-    "traces",
-    "acme",
-    "healthcheck",
-    "lua",
-];
+use super::{bytes, section};
+
+pub use super::section::Section;
+
+/// What conditional blocks are made of (configuration manual, 2.4).
+const CONDITIONALS: &[&str] = &[".if", ".elif", ".else", ".endif"];
 
 /// One directive: its words, and the comment behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +44,7 @@ impl Directive {
                     comment = Some(line[at + 1..].trim().to_owned());
                     break;
                 }
-                (None, c) if c.is_ascii_whitespace() => {
+                (None, c) if is_space(c) => {
                     if open {
                         words.push(std::mem::take(&mut word));
                         open = false;
@@ -83,18 +68,30 @@ impl Directive {
     }
 }
 
-/// One section: its kind, its name and the lines that it spans.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Section {
-    /// `backend`, `frontend`, `defaults`, …
-    pub kind: String,
-    /// The name; empty where there is none (`global`, an unnamed `defaults`).
-    pub name: String,
-    /// The defaults section that it names by `from`.
-    pub from: Option<String>,
-    /// The lines from the header to the last directive. What follows (blank lines and comments before
-    /// the next header) belongs to nobody.
-    pub lines: Range<usize>,
+/// Follows the conditional blocks of a section, directive by directive. A block may begin above the section, or
+/// end below it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Blocks {
+    depth: usize,
+    /// Whether the block that the section begins in is over, or goes on with an alternative.
+    left: bool,
+}
+
+impl Blocks {
+    /// Passes a directive.
+    pub fn pass(&mut self, keyword: &str) {
+        match keyword {
+            ".if" => self.depth += 1,
+            ".endif" if self.depth > 0 => self.depth -= 1,
+            ".elif" | ".else" | ".endif" => self.left |= self.depth == 0,
+            _ => {}
+        }
+    }
+
+    /// Whether what follows is under another condition than the section's header.
+    pub fn is_inside(&self) -> bool {
+        self.depth > 0 || self.left
+    }
 }
 
 /// A configuration text.
@@ -103,19 +100,41 @@ pub struct ConfigText {
     lines: Vec<String>,
 }
 
+/// For people, in diffs and logs: a byte that is not UTF-8 is shown as `\xE9`. What is written is
+/// [`ConfigText::to_bytes`].
 impl fmt::Display for ConfigText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lines.iter().try_for_each(|line| f.write_str(line))
+        self.lines.iter().try_for_each(|line| f.write_str(&bytes::shown(line)))
     }
 }
 
 impl ConfigText {
-    /// Takes a text apart. Every text is taken: what HAProxy makes of it is for HAProxy to say.
+    /// Takes a text apart, as [`ConfigText::from_bytes`] does.
     pub fn new(text: &str) -> Self {
-        Self { lines: text.split_inclusive('\n').map(str::to_owned).collect() }
+        Self::from_bytes(text.as_bytes())
     }
 
-    /// The lines, each with its end.
+    /// Takes a file apart. Every file is taken: what HAProxy makes of it is for HAProxy to say.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self { lines: bytes::decode(bytes).split_inclusive('\n').map(str::to_owned).collect() }
+    }
+
+    /// The file, byte by byte what [`ConfigText::from_bytes`] was given where it was not edited.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        bytes::encode(&self.lines.concat()).into_owned()
+    }
+
+    /// The first line (from 0) that has a byte in a word, outside of comments, which is not UTF-8.
+    ///
+    /// The Data Plane API replaces such bytes by U+FFFD when it renders the file (seen on 3.0, 3.2 and
+    /// 3.4); those in comments it keeps.
+    pub fn not_utf8(&self) -> Option<usize> {
+        let is_utf8 =
+            |line: &String| bytes::is_utf8(line) || Directive::parse(line).words.iter().all(|w| bytes::is_utf8(w));
+        self.lines.iter().position(|line| !is_utf8(line))
+    }
+
+    /// The lines, each with its end; [`bytes`] says how what is not UTF-8 stands in them.
     pub fn lines(&self) -> &[String] {
         &self.lines
     }
@@ -130,31 +149,15 @@ impl ConfigText {
 
     /// All sections, in the order of the file.
     pub fn sections(&self) -> Vec<Section> {
-        let mut sections: Vec<Section> = Vec::new();
-        for (at, line) in self.lines.iter().enumerate() {
-            let Some(first) = line.split_ascii_whitespace().next().filter(|word| !word.starts_with('#')) else {
-                continue;
-            };
-            // Nearly every line is told by its first word, as it stands; only the others are split.
-            let may_open = SECTION_KEYWORDS.contains(&first) || first.contains(['"', '\'', '\\', '#']);
-            let words = if may_open { Directive::parse(line).words } else { Vec::new() };
-            let keyword = words.first().map_or(first, String::as_str);
-            if SECTION_KEYWORDS.contains(&keyword) {
-                sections.push(Section {
-                    kind: keyword.to_owned(),
-                    name: words.get(1).filter(|word| *word != "from").cloned().unwrap_or_default(),
-                    from: words.iter().position(|word| word == "from").and_then(|at| words.get(at + 1)).cloned(),
-                    lines: at..at + 1,
-                });
-            } else if !keyword.starts_with('.') {
-                // A conditional directive (`.if`, `.endif`) at a section's end is not part of it: taking
-                // the section away must not tear the block apart.
-                if let Some(section) = sections.last_mut() {
-                    section.lines.end = at + 1;
-                }
-            }
-        }
-        sections
+        section::sections(&self.lines)
+    }
+
+    /// Whether a section inherits from one of several `defaults` sections by where it stands, as it names none.
+    pub fn inherits_by_position(&self) -> bool {
+        let sections = self.sections();
+        let several = sections.iter().filter(|section| section.kind == "defaults").count() > 1;
+        let proxies = ["frontend", "backend", "listen"];
+        several && sections.iter().any(|section| proxies.contains(&section.kind.as_str()) && section.from.is_none())
     }
 
     /// The version that the Data Plane API and the local plane keep in the header (`# _version=3`).
@@ -178,14 +181,14 @@ impl ConfigText {
     }
 
     fn header_line(&self, prefix: &str) -> Option<usize> {
-        let header = self.lines.iter().take_while(|line| line.starts_with('#') || line.trim().is_empty());
+        let header = self.lines.iter().take_while(|line| line.starts_with('#') || is_blank(line));
         header.zip(0..).find(|(line, _)| line.starts_with(prefix)).map(|(_, at)| at)
     }
 
-    /// Whether the file has conditional blocks (`.if`), which the Data Plane API tears apart when it
+    /// The first line (from 0) of a conditional block, which the Data Plane API tears apart when it
     /// renders the file (seen on 3.0, 3.2 and 3.4).
-    pub fn is_conditional(&self) -> bool {
-        self.lines.iter().any(|line| Directive::parse(line).keyword() == ".if")
+    pub fn conditional(&self) -> Option<usize> {
+        self.lines.iter().position(|line| CONDITIONALS.contains(&Directive::parse(line).keyword()))
     }
 
     /// The section that a line (from 0) is in, for HAProxy's messages that name a line.
@@ -199,12 +202,17 @@ impl ConfigText {
     }
 
     /// Takes a section away, with the blank line that set it off from what comes before.
+    ///
+    /// The lines of [conditional blocks](ConfigText::conditional) stay, as any that begins with a dot. A block may
+    /// begin inside of the section and end behind it; without all of its lines HAProxy refuses the file.
     pub fn remove_section(&mut self, section: &Section) {
         let Range { mut start, end } = section.lines;
-        if start > 0 && self.lines[start - 1].trim().is_empty() {
+        if start > 0 && is_blank(&self.lines[start - 1]) {
             start -= 1;
         }
-        self.lines.drain(start..end);
+        let mut dotted = self.lines[start..end].to_vec();
+        dotted.retain(|line| Directive::parse(line).keyword().starts_with('.'));
+        self.lines.splice(start..end, dotted);
     }
 
     /// Adds lines behind the last one, set off by a blank line.
@@ -217,6 +225,15 @@ impl ConfigText {
         self.lines.push("\n".to_owned());
         self.lines.extend(lines);
     }
+}
+
+/// What sets words off, as `isspace` in C: with the vertical tab, without what Unicode adds.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\u{b}'
+}
+
+fn is_blank(line: &str) -> bool {
+    line.chars().all(is_space)
 }
 
 #[cfg(test)]
@@ -259,6 +276,16 @@ backend extra
     }
 
     #[test]
+    fn a_vertical_tab_is_a_space_and_a_no_break_space_is_none() {
+        let text = ConfigText::new("\u{b}backend\u{b}a\n\u{b}\n\u{a0}\nbackend b\n");
+        let sections = text.sections();
+        assert_eq!(sections.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a", "", "b"]);
+        let mut without = text.clone();
+        without.remove_section(&sections[2]);
+        assert_eq!(without.to_string(), "\u{b}backend\u{b}a\n\u{b}\n\u{a0}\n");
+    }
+
+    #[test]
     fn sections_end_at_their_last_directive() {
         let text = ConfigText::new(SAMPLE);
         let sections = text.sections();
@@ -274,7 +301,8 @@ backend extra
             ]
         );
         assert_eq!(sections[2].from.as_deref(), Some("base"));
-        assert!(text.is_conditional());
+        assert_eq!(text.conditional(), Some(17));
+        assert_eq!(ConfigText::new("global\n# .if\n  .endif\n").conditional(), Some(2));
     }
 
     #[test]
@@ -304,7 +332,43 @@ backend extra
         assert_eq!(text.to_string(), SAMPLE);
     }
 
+    #[test]
+    fn a_conditional_block_that_begins_in_a_section_stays_whole() {
+        let mut text = ConfigText::new("global\n\nbackend a\n  mode http\n.if true # x\n  balance first\n.endif\n");
+        let backend = text.sections().pop().expect("the backend");
+        text.remove_section(&backend);
+        assert_eq!(text.to_string(), "global\n.if true # x\n.endif\n");
+    }
+
+    #[test]
+    fn blocks_that_begin_above_a_section_or_end_below_it_are_followed() {
+        let inside = |keywords: &[&str]| {
+            let mut blocks = Blocks::default();
+            for keyword in keywords {
+                blocks.pass(keyword);
+            }
+            blocks.is_inside()
+        };
+        assert!(!inside(&["mode", ".notice"]) && !inside(&[".if", ".if", ".else", ".endif", ".endif"]));
+        assert!(inside(&[".if"]) && inside(&[".else"]) && inside(&[".endif"]) && inside(&[".endif", ".if", ".endif"]));
+    }
+
+    #[test]
+    fn a_byte_that_is_not_utf_8_is_shown_kept_and_found_where_it_is_a_word() {
+        let bytes = b"# caf\xe9\nglobal # \xe9\nfrontend \xc3\xa9\n  acl a hdr(x) \"caf\xe9\" # x\n";
+        let text = ConfigText::from_bytes(bytes);
+        assert_eq!(text.to_bytes(), bytes);
+        assert_eq!(text.to_string(), "# caf\\xE9\nglobal # \\xE9\nfrontend é\n  acl a hdr(x) \"caf\\xE9\" # x\n");
+        assert_eq!(text.not_utf8(), Some(3));
+        assert_eq!(ConfigText::new("# \u{10ffe9}\nglobal \u{10ffe9}\n").not_utf8(), None);
+    }
+
     proptest! {
+        #[test]
+        fn any_bytes_come_out_as_they_went_in(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert_eq!(ConfigText::from_bytes(&bytes).to_bytes(), bytes);
+        }
+
         #[test]
         fn any_text_comes_out_as_it_went_in(text in "(?s).{0,400}") {
             prop_assert_eq!(ConfigText::new(&text).to_string(), text.clone());

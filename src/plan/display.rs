@@ -6,6 +6,7 @@ use serde::Serialize;
 use similar::TextDiff;
 
 use crate::desired::{BackendName, Note};
+use crate::haproxy::bytes;
 use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::Observed;
 
@@ -39,6 +40,8 @@ pub struct Summary {
     pub notes: Vec<Note>,
     /// Foreign lines that the Data Plane API will render anew; their meaning stays.
     pub rerendered_lines: usize,
+    /// Why none of this can be written as it is.
+    pub blocked: Option<String>,
     /// The unified diff of the text that is written.
     pub diff: String,
 }
@@ -48,7 +51,7 @@ impl Summary {
     pub fn new(plan: &Plan, observed: &Observed, staged: &ConfigText, notes: Vec<Note>) -> Self {
         let (diff, rerendered_lines) = diff(&observed.text, staged, plan);
         let backends = plan.edits.iter().map(|(name, edit)| backend(name, edit, observed)).collect();
-        Self { changes: !plan.is_empty(), live: plan.live().is_some(), backends, notes, rerendered_lines, diff }
+        Self { changes: !plan.is_empty(), live: plan.is_live(), backends, notes, rerendered_lines, blocked: None, diff }
     }
 }
 
@@ -109,7 +112,7 @@ fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usiz
     let is_hash = |line: &&String| line.starts_with("# _md5hash=");
     let hash = current.lines().iter().find(is_hash);
     let after = staged.lines().iter().map(|line| hash.filter(|_| is_hash(&line)).unwrap_or(line).as_str());
-    let (before, after) = (current.to_string(), after.collect::<String>());
+    let (before, after) = (current.lines().concat(), after.collect::<String>());
     let theirs = |text: &ConfigText| foreign_lines(text, plan);
     let (theirs_before, theirs_after) = (theirs(current), theirs(staged));
     if theirs_before == theirs_after {
@@ -121,10 +124,25 @@ fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usiz
 }
 
 /// A line of the diff's context may be anybody's: what stands behind such a word is not printed.
-const SECRETS: &[&str] = &["password", "insecure-password", "auth", "secret", "token", "key", "setenv", "presetenv"];
+const SECRETS: &[&str] = &[
+    "password",
+    "insecure-password",
+    "auth",
+    "secret",
+    "token",
+    "key",
+    "setenv",
+    "presetenv",
+    // Of `http-request set-header`.
+    "authorization",
+    "proxy-authorization",
+    "x-api-key",
+    "x-auth-token",
+];
 
 fn masked(text: &str) -> String {
-    let mask = |line: &str| match Directive::parse(line).words.iter().find(|word| SECRETS.contains(&word.as_str())) {
+    let is_secret = |word: &&String| SECRETS.iter().any(|secret| word.eq_ignore_ascii_case(secret));
+    let mask = |line: &str| match Directive::parse(line).words.iter().find(is_secret) {
         Some(word) => match line.split_once(word.as_str()) {
             Some((before, _)) => format!("{before}{word} ***\n"),
             None => "***\n".to_owned(),
@@ -136,15 +154,16 @@ fn masked(text: &str) -> String {
 
 fn unified(before: &str, after: &str) -> String {
     let (before, after) = (&masked(before), &masked(after));
-    TextDiff::from_lines(before, after)
+    let diff = TextDiff::from_lines(before, after)
         .unified_diff()
         .context_radius(3)
         .header("haproxy.cfg", "haproxy.cfg (planned)")
-        .to_string()
+        .to_string();
+    bytes::shown(&diff).into_owned()
 }
 
 fn is_planned(section: &crate::haproxy::text::Section, plan: &Plan) -> bool {
-    section.kind == "backend" && plan.edits.keys().any(|name| name.as_str() == section.name)
+    matches!(section.kind.as_str(), "backend" | "listen") && plan.edits.keys().any(|name| name.as_str() == section.name)
 }
 
 fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
@@ -154,7 +173,10 @@ fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
     }
     let ours = |at: &usize| skip.binary_search(at).is_ok();
     let lines = text.lines().iter().enumerate().filter(|(at, line)| !ours(at) && !line.trim().is_empty());
-    lines.filter(|(_, line)| !line.starts_with("# _")).map(|(_, line)| line.as_str()).collect()
+    // Comments and conditional lines at the end of a section belong to nobody, and where that end is moves with
+    // our own lines.
+    let is_compared = |line: &str| !line.trim_start().starts_with(['#', '.']);
+    lines.map(|(_, line)| line.as_str()).filter(|line| is_compared(line)).collect()
 }
 
 fn sections_of(text: &ConfigText, plan: &Plan) -> String {
@@ -176,6 +198,9 @@ impl fmt::Display for Summary {
                 "The Data Plane API will also render {} other lines anew (order and spacing; their meaning stays).",
                 self.rerendered_lines
             )?;
+        }
+        if let Some(blocked) = &self.blocked {
+            writeln!(f, "error: {blocked}")?;
         }
         if !self.changes {
             return writeln!(f, "No changes: HAProxy is in line with the catalog.");
@@ -202,11 +227,21 @@ mod tests {
 
     #[test]
     fn a_password_beside_a_change_is_not_printed() {
-        let before = "userlist api\n  user admin insecure-password s3cret\n  stats auth admin:s3cret\n";
+        let before = "userlist api\n  http-request set-header Authorization 's3cret'\n  user admin insecure-password s3cret\n  stats auth admin:s3cret\n";
         let after = format!("{before}\nbackend api\n  mode http\n");
         let diff = unified(before, &after);
         assert!(!diff.contains("s3cret") && diff.contains("   user admin insecure-password ***"), "{diff}");
         assert!(diff.contains("+backend api"), "{diff}");
+    }
+
+    #[test]
+    fn a_comment_above_a_server_of_ours_is_not_rendered_anew() {
+        let before = "backend a\n  # words\n.if true\n  server a_1 127.0.0.1:1\n.endif\n";
+        let after = "backend a\n  # words\n.if true\n.endif\n";
+        let plan = Plan { edits: [("a".parse().expect("a name"), Edit::Servers(Vec::new()))].into() };
+        let (diff, rerendered) = diff(&ConfigText::new(before), &ConfigText::new(after), &plan);
+        assert!(diff.contains("   # words\n") && diff.contains("-  server a_1"), "{diff}");
+        assert_eq!(rerendered, 0);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! that scales to n are log n.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use crate::desired::{Address, BackendName, Instance, InstanceId, Server, ServerOptions, SlotPolicy, Tenant};
+use crate::desired::{Address, BackendName, Instance, InstanceId, Server, ServerOptions, SlotPolicy, State, Tenant};
 
 /// What a backend has, and what it should hold.
 pub struct Seating<'a> {
@@ -21,12 +22,15 @@ pub struct Seating<'a> {
     pub instances: &'a [Instance],
     /// How many spares.
     pub policy: SlotPolicy,
+    /// The weight of a server whose instance asks for none. It is always written: a line that does not state
+    /// it inherits it, and the process cannot be told to inherit again.
+    pub weight: u16,
     /// Whether a server line turns the check on itself.
     pub check: bool,
     /// Whether free slots are [gated](Server::gated).
     pub gated: bool,
-    /// The time, in seconds since 1970.
-    pub now: u64,
+    /// The time, since 1970.
+    pub now: Duration,
     /// Whether the backend is written anew in any case, so that spares may go without a further reload.
     pub may_shrink: bool,
 }
@@ -37,7 +41,7 @@ pub fn seat(seating: &Seating<'_>) -> Vec<Server> {
     let mut waiting = seating.keep_and_free(&mut slots);
     waiting.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
     if seating.policy.min_free == 0 {
-        slots.retain(|_, server| server.is_enabled());
+        slots.retain(|_, server| server.state() != State::Maint);
     } else if seating.may_shrink {
         seating.shrink(&mut slots, waiting.len());
     }
@@ -69,29 +73,12 @@ impl Seating<'_> {
     /// Updates who stays, frees the slots of those that left, and returns who has no slot yet.
     fn keep_and_free<'i>(&'i self, slots: &mut BTreeMap<u32, Server>) -> Vec<&'i Instance> {
         let mut by_id: BTreeMap<&InstanceId, &Instance> = self.instances.iter().map(|i| (&i.id, i)).collect();
-        let freed = |server: &Server| match server.tenant {
-            Tenant::Free { freed, .. } => freed,
-            Tenant::Instance { .. } => 0,
-        };
-        let mut last = slots.values().map(freed).max().unwrap_or(0);
+        let mut last = slots.values().filter_map(Server::freed).max().unwrap_or(0);
         for server in slots.values_mut() {
-            match &server.tenant {
-                Tenant::Free { freed, drain_until: Some(until) } if *until <= self.now => {
-                    server.tenant = Tenant::Free { freed: *freed, drain_until: None };
-                }
-                Tenant::Free { .. } => {}
-                Tenant::Instance { id, drain, .. } => {
-                    if let Some(instance) = by_id.remove(id) {
-                        self.sit(server, instance);
-                    } else {
-                        last += 1;
-                        // Rounded up: a drain is never cut short.
-                        let drain_until =
-                            drain.map(|drain| self.now + drain.as_secs() + u64::from(drain.subsec_nanos() > 0));
-                        server.tenant = Tenant::Free { freed: last, drain_until };
-                        server.gated = self.gated;
-                    }
-                }
+            if let Some(instance) = server.tenant.id().and_then(|id| by_id.remove(id)) {
+                self.sit(server, instance);
+            } else if free(server, &mut last, self.now) {
+                server.gated = self.gated;
             }
         }
         by_id.into_values().collect()
@@ -100,7 +87,8 @@ impl Seating<'_> {
     fn sit(&self, server: &mut Server, instance: &Instance) {
         server.address = instance.address.clone();
         server.port = instance.port;
-        server.options = instance.options;
+        server.options =
+            ServerOptions { weight: Some(instance.options.weight.unwrap_or(self.weight)), ..instance.options };
         server.check = self.check;
         server.gated = false;
         server.tenant =
@@ -149,7 +137,7 @@ impl Seating<'_> {
                 port: 1,
                 check: self.check,
                 gated: self.gated,
-                options: ServerOptions { weight: None, ..options },
+                options: ServerOptions { weight: Some(self.weight), ..options },
                 tenant: Tenant::Free { freed: 0, drain_until: None },
             };
             if let Some(instance) = left.next() {
@@ -172,8 +160,10 @@ impl Seating<'_> {
     fn shrink(&self, slots: &mut BTreeMap<u32, Server>, waiting: usize) {
         let seated = slots.values().filter(|server| server.is_enabled()).count() + waiting;
         let wanted = self.size(seated);
+        // One that drains still serves whoever is bound to it.
+        let idle = |server: &Server| server.state() == State::Maint;
         let spare: Vec<u32> =
-            slots.iter().rev().filter(|(_, server)| !server.is_enabled()).map(|(number, _)| *number).collect();
+            slots.iter().rev().filter(|(_, server)| idle(server)).map(|(number, _)| *number).collect();
         for number in spare.into_iter().take(slots.len().saturating_sub(wanted)) {
             slots.remove(&number);
         }
@@ -183,10 +173,44 @@ impl Seating<'_> {
     }
 }
 
+/// The servers with the slots of those freed who do not stay. Nobody else moves.
+pub fn vacate(servers: &[Server], stays: impl Fn(&InstanceId) -> bool, now: Duration) -> Vec<Server> {
+    let mut servers = servers.to_vec();
+    let mut last = servers.iter().filter_map(Server::freed).max().unwrap_or(0);
+    for server in servers.iter_mut().filter(|server| !server.tenant.id().is_some_and(&stays)) {
+        free(server, &mut last, now);
+    }
+    servers
+}
+
+/// Frees a slot, or ends its drain if that is over. `last` is the mark of the slot that was freed last: the
+/// next one is the time, so that it says how long a backend has been empty, and more than any before, should
+/// the clock have gone back. Returns whether somebody left.
+fn free(server: &mut Server, last: &mut u64, now: Duration) -> bool {
+    match &server.tenant {
+        Tenant::Free { freed, drain_until: Some(until) } if Duration::from_secs(*until) <= now => {
+            server.tenant = Tenant::Free { freed: *freed, drain_until: None };
+            false
+        }
+        Tenant::Free { .. } => false,
+        Tenant::Instance { drain, .. } => {
+            *last = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last.saturating_add(1));
+            let drain_until = drain.map(|drain| whole_seconds(now.saturating_add(drain)));
+            server.tenant = Tenant::Free { freed: *last, drain_until };
+            true
+        }
+    }
+}
+
+/// Rounded up: a drain is never cut short.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{ServiceKey, State};
+    use crate::desired::ServiceKey;
     use proptest::prelude::*;
 
     const POLICY: SlotPolicy = SlotPolicy { min_free: 2, max: 8 };
@@ -214,9 +238,10 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             policy,
+            weight: 1,
             check: false,
             gated: false,
-            now: 0,
+            now: Duration::ZERO,
             may_shrink: false,
         };
         seat(&seating)
@@ -251,9 +276,20 @@ mod tests {
         let foreign = BTreeSet::new();
         let at = |now: u64, servers: &[Server], instances: &[Instance]| {
             let policy = SlotPolicy { min_free: 1, max: 8 };
-            let (check, gated, may_shrink) = (false, false, false);
+            let (weight, check, gated, may_shrink) = (1, false, false, false);
             let backend = &backend;
-            seat(&Seating { backend, servers, foreign: &foreign, instances, policy, check, gated, now, may_shrink })
+            seat(&Seating {
+                backend,
+                servers,
+                foreign: &foreign,
+                instances,
+                policy,
+                weight,
+                check,
+                gated,
+                now: Duration::from_secs(now),
+                may_shrink,
+            })
         };
         let mut draining = instance(1);
         draining.drain = Some(std::time::Duration::from_millis(1500));
@@ -294,9 +330,10 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             policy: POLICY,
+            weight: 1,
             check: true,
             gated: false,
-            now: 0,
+            now: Duration::ZERO,
             may_shrink: false,
         };
         assert_eq!(show(&seat(&seating)), ["api_2=i1", "api_3~0", "api_4~0"]);
@@ -322,9 +359,10 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             policy: POLICY,
+            weight: 1,
             check: false,
             gated: false,
-            now: 0,
+            now: Duration::ZERO,
             may_shrink: true,
         };
         let shrunk = seat(&seating);

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::catalog::{Catalog, Registration};
+use crate::desired::SlotPolicy;
 use crate::desired::build::{self, build};
 use crate::haproxy::text::ConfigText;
+use crate::plane::Runtime;
 
 const THEIRS: &str = "\
 defaults base
@@ -20,7 +22,7 @@ listen both
   mode http
 ";
 
-fn mark() -> Mark {
+fn owner() -> Owner {
     "nomad".parse().expect("an owner")
 }
 
@@ -44,22 +46,38 @@ fn built(services: &[(&str, &[&str])]) -> Built {
         catalog.services.entry(registration.service()).or_default().push(registration);
     }
     let slots = SlotPolicy { min_free: 1, max: 8 };
-    build(&catalog, &build::Options { prefix: "haproxy.".into(), mark: mark(), slots, init_state: false })
+    build(&catalog, &build::Options { prefix: "haproxy.".into(), owner: owner(), slots, init_state: false })
 }
 
 fn observed(text: &str) -> Observed {
-    Observed::new(1, ConfigText::new(text), &mark())
+    Observed::new(1, ConfigText::new(text), &owner())
 }
 
 fn plan(built: &Built, observed: &Observed, strategy: Strategy) -> Result<Planned, Conflict> {
-    Plan::new(built, observed, &Options { mark: mark(), strategy, now: 0 }, &BTreeSet::new())
+    plan_at(built, observed, strategy, Duration::ZERO)
+}
+
+/// With a clock, and a minute of lingering.
+fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration) -> Result<Planned, Conflict> {
+    let linger = if now.is_zero() { Duration::ZERO } else { Duration::from_secs(60) };
+    Plan::new(built, observed, &Options { owner: owner(), strategy, linger, now }, &BTreeSet::new())
+}
+
+/// The configuration after a plan.
+fn applied(plan: &Plan, before: &Observed) -> Observed {
+    Observed::new(before.version, super::text::apply(plan, before, &owner()), &owner())
+}
+
+/// What the process is told of a plan; `None` where it takes a reload.
+fn told(plan: &Plan, before: &Observed) -> Option<Vec<Action>> {
+    plan.is_live().then(|| Changes::new(&Runtime::of(before), before, &applied(plan, before)).actions())
 }
 
 /// The text that a first pass leads to.
 fn after(services: &[(&str, &[&str])], text: &str) -> Observed {
     let before = observed(text);
     let planned = plan(&built(services), &before, Strategy::UseExisting).expect("no conflict");
-    Observed::new(1, super::text::apply(&planned.plan, &before, &mark()), &mark())
+    Observed::new(1, super::text::apply(&planned.plan, &before, &owner()), &owner())
 }
 
 fn name(text: &str) -> BackendName {
@@ -80,7 +98,7 @@ fn an_existing_backend_is_used_if_it_is_compatible() {
 }
 
 #[test]
-fn tags_of_the_section_are_in_vain_where_it_is_not_ours() {
+fn tags_of_the_section_are_ignored_where_it_is_not_ours() {
     let said = |tags: &[&str]| {
         let planned = plan(&built(&[("plain", tags)]), &observed(THEIRS), Strategy::UseExisting).expect("no conflict");
         assert_eq!(planned.plan.edits.len(), 1, "it is given its server all the same");
@@ -127,7 +145,7 @@ fn a_service_whose_tag_is_broken_keeps_what_it_has() {
 fn a_change_of_servers_is_live_and_a_change_of_settings_is_not() {
     let before = after(&[("api", &["enable", "weight=3"])], THEIRS);
     let live = |tags: &[&str]| {
-        plan(&built(&[("api", tags)]), &before, Strategy::UseExisting).expect("no conflict").plan.live()
+        told(&plan(&built(&[("api", tags)]), &before, Strategy::UseExisting).expect("no conflict").plan, &before)
     };
     assert_eq!(live(&["enable", "weight=3"]), Some(vec![]));
     assert_eq!(live(&["enable", "weight=7"]), Some(vec![Action::Weight(name("api"), name("api").slot(1), 7)]));
@@ -147,7 +165,7 @@ fn an_instance_goes_out_before_its_slot_changes_and_comes_in_after() {
     let (old, new) = (name("api").slot(1), name("api").slot(2));
     let ip = "10.0.0.1".parse().expect("an address");
     assert_eq!(
-        plan.live(),
+        told(&plan, &before),
         Some(vec![
             Action::State(name("api"), old, State::Maint),
             Action::Address(name("api"), new.clone(), ip, 81),
@@ -170,21 +188,63 @@ fn what_is_live_does_not_wait_for_what_takes_a_reload() {
         let id = crate::desired::InstanceId::new(&format!("more-{n}"));
         crate::desired::Instance { id, ..gone.clone() }
     }));
-    let split = |before: &Observed| plan(&next, before, Strategy::UseExisting).expect("no conflict").plan.split();
+    let split = |before: &Observed| {
+        let plan = plan(&next, before, Strategy::UseExisting).expect("no conflict").plan;
+        plan.split(Plan::gone(&next, before, Duration::ZERO))
+    };
     let (live, rest) = split(&before);
-    let names = |plan: &Plan| plan.edits.keys().map(ToString::to_string).collect::<Vec<_>>();
-    assert_eq!(
-        (names(&live), names(&rest)),
-        (vec!["api".to_owned(), "other".to_owned()], vec!["api".to_owned(), "new".to_owned()])
-    );
-    let actions = live.live().expect("all of it is live");
+    assert_eq!(live.edits.keys().map(BackendName::as_str).collect::<Vec<_>>(), ["api", "other"]);
+    assert_eq!(rest.backends().map(BackendName::as_str).collect::<Vec<_>>(), ["api", "new"]);
+    let actions = told(&live, &before).expect("all of it is live");
     assert!(actions.contains(&Action::State(name("api"), name("api").slot(1), State::Maint)), "{actions:?}");
 
     // Once it is done, the rest is what is left.
-    let text = super::text::apply(&live, &before, &mark());
-    let (again, same) = split(&Observed::new(2, text, &mark()));
+    let (again, same) = split(&applied(&live, &before));
     assert!(again.is_empty(), "{again:?}");
     assert_eq!(same, rest);
+}
+
+#[test]
+fn who_is_gone_does_not_wait_for_a_reload() {
+    let tags: [&[&str]; 3] = [&["enable"], &["enable", "slots=0"], &["enable", "slots=1"]];
+    let before = after(&[("last", tags[0]), ("bare", tags[1]), ("taken", tags[2])], THEIRS);
+    let mut next = built(&[("bare", tags[1]), ("taken", &["enable", "slots=1", "maxconn=7"])]);
+    for (service, more) in [("bare", 1), ("taken", 3)] {
+        let backend = next.desired.backends.get_mut(&name(service)).expect("one of them");
+        let other = |n: u16| {
+            let id = crate::desired::InstanceId::new(&format!("other-{n}"));
+            crate::desired::Instance { id, port: 90 + n, ..backend.instances[0].clone() }
+        };
+        backend.instances = (0..more).map(other).collect();
+    }
+    next.desired.backends.get_mut(&name("bare")).expect("bare").instances.clear();
+    let split = |before: &Observed| {
+        let plan = plan(&next, before, Strategy::UseExisting).expect("no conflict").plan;
+        plan.split(Plan::gone(&next, before, Duration::ZERO))
+    };
+    let (live, rest) = split(&before);
+    let out = |service: &str| Action::State(name(service), name(service).slot(1), State::Maint);
+    assert_eq!(told(&live, &before), Some(vec![out("bare"), out("last"), out("taken")]));
+    let (again, same) = split(&applied(&live, &before));
+    assert!(again.is_empty(), "{again:?}");
+    assert_eq!(same, rest, "what waits is the same change as before");
+}
+
+#[test]
+fn who_is_gone_from_a_backend_of_theirs_is_out_whatever_is_in_the_way() {
+    let before = after(&[("plain", &["enable"])], THEIRS);
+    let text = before.text.to_string().replace("backend plain", "backend plain\n  balance leastconn");
+    let before = observed(&text);
+    let mut next = built(&[("plain", &["enable"])]);
+    next.desired.backends.get_mut(&name("plain")).expect("plain").instances.clear();
+    let gone = Some(vec![Action::State(name("plain"), name("plain").slot(1), State::Maint)]);
+    for strategy in [Strategy::UseExisting, Strategy::CreateNew] {
+        let planned = plan(&next, &before, strategy).expect("no conflict");
+        assert_eq!(planned.notes.len(), 1);
+        assert_eq!(told(&planned.plan, &before), gone);
+    }
+    plan(&next, &before, Strategy::FailOnConflict).expect_err("a conflict");
+    assert_eq!(told(&Plan::gone(&next, &before, Duration::ZERO), &before), gone);
 }
 
 #[test]
@@ -192,4 +252,175 @@ fn two_owners_share_one_haproxy() {
     let theirs = "backend api\n  description nomad-haproxy:other default/api\n  mode http\n  server api_1 10.9.9.9:1 # {\"owner\":\"other\",\"id\":\"x\",\"alloc\":\"\"}\n";
     let planned = plan(&built(&[]), &observed(theirs), Strategy::UseExisting).expect("no conflict");
     assert!(planned.plan.is_empty(), "{:?}", planned.plan);
+}
+
+#[test]
+fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
+    let at = |seconds| Duration::from_secs(seconds);
+    let before = after(&[("api", &["enable"])], THEIRS);
+    let plan_of = |services: &[(&str, &[&str])], observed: &Observed, now| {
+        plan_at(&built(services), observed, Strategy::UseExisting, now).expect("no conflict")
+    };
+    let Planned { plan: gone, next, .. } = plan_of(&[], &before, at(1000));
+    assert_eq!(told(&gone, &before), Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]));
+    assert_eq!(next, Some(at(1060)));
+    let empty = applied(&gone, &before);
+    assert!(plan_of(&[], &empty, at(1059)).plan.is_empty(), "it stays");
+    assert_eq!(plan_of(&[], &empty, at(1060)).plan.edits[&name("api")], Edit::Delete, "its time is over");
+    assert_eq!(plan_of(&[("new", &["enable"])], &empty, at(1001)).plan.edits[&name("api")], Edit::Delete, "a reload");
+    let back = plan_of(&[("api", &["enable"])], &empty, at(1059)).plan;
+    assert!(back.is_live() && !back.is_empty(), "it comes back without a reload: {back:?}");
+}
+
+#[test]
+fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
+    let before = after(&[("api", &["enable"])], THEIRS);
+    let mut next = built(&[("api", &["enable", "balance=first"])]);
+    next.desired.backends.get_mut(&name("api")).expect("api").instances.clear();
+    let options =
+        Options { owner: owner(), strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO };
+    let plan = Plan::new(&next, &before, &options, &BTreeSet::from([name("api")])).expect("no conflict").plan;
+    assert_eq!(told(&plan, &before), Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]));
+}
+
+#[test]
+fn an_instance_that_is_gone_leaves_a_backend_that_its_service_cannot_have() {
+    let text =
+        "backend api\n  balance leastconn\n  server api_1 10.0.0.1:80 weight 1 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
+    let out = Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]);
+    for (strategy, text) in [
+        (Strategy::UseExisting, text.to_owned()),
+        (Strategy::CreateNew, text.to_owned()),
+        (Strategy::UseExisting, text.replace("backend", "listen")),
+    ] {
+        let before = observed(&text);
+        let planned = plan(&built(&[("api", &["enable"])]), &before, strategy).expect("no conflict");
+        assert_eq!(told(&planned.plan, &before), out, "{text}");
+        assert!(planned.notes[0].text.starts_with("not routed"), "{:?}", planned.notes);
+    }
+}
+
+#[test]
+fn a_persons_server_of_the_same_name_is_not_touched() {
+    let theirs = "  server plain_1 127.0.0.1:7 # mine\n";
+    let ours = "  server plain_1 10.0.0.1:80 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
+    for lines in [[theirs, ours], [ours, theirs]] {
+        let before = observed(&format!("backend plain\n  mode http\n{}", lines.concat()));
+        for services in [&[("plain", &["enable"][..])][..], &[]] {
+            let planned = plan(&built(services), &before, Strategy::UseExisting).expect("no conflict");
+            let text = applied(&planned.plan, &before).text.to_string();
+            assert!(text.contains(theirs) && !text.contains(ours), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_server_line_that_somebody_copied_is_there_once() {
+    let before = after(&[("api", &["enable"])], THEIRS).text.to_string();
+    let line = before.lines().find(|line| line.contains("server api_1")).expect("the server");
+    let copied = before.replace(line, &format!("{line}\n{line}"));
+    let repaired = after(&[("api", &["enable"])], &copied);
+    let lines = repaired.text.lines().iter().filter(|line| line.contains("server api_1 ")).count();
+    assert!(lines <= 1 && repaired.backends["api"].drifted.is_empty(), "{}", repaired.text);
+    assert!(repaired.backends["api"].servers.iter().any(Server::is_enabled));
+}
+
+#[test]
+fn our_servers_stand_under_no_condition() {
+    let conditional =
+        "backend plain\n  mode http\n  server a 127.0.0.1:1\n.if defined(X)\n  server b 127.0.0.1:2\n.endif\n";
+    let written = after(&[("plain", &["enable"])], conditional).text.to_string();
+    let (ours, block) = (written.find("plain_1").expect("ours"), written.find(".if").expect("the block"));
+    assert!(ours < block, "{written}");
+    assert_eq!(after(&[], &written).text.to_string(), conditional);
+    // Somebody puts a block around one of ours, and around a setting.
+    let ours = after(&[("api", &["enable"])], "").text.to_string();
+    for line in ours.split_inclusive('\n').filter(|line| line.starts_with(' ')) {
+        let text = ours.replace(line, &format!(".if false\n{line}.endif\n"));
+        let repaired = after(&[("api", &["enable"])], &text);
+        assert_eq!(after(&[("api", &["enable"])], &repaired.text.to_string()), repaired);
+        assert!(repaired.text.to_string().contains(".if false\n.endif\n"), "{}", repaired.text);
+    }
+}
+
+#[test]
+fn a_line_of_an_empty_word_goes_with_the_next_pass() {
+    let written = after(&[("api", &["enable"])], "").text.to_string();
+    for line in ["  \"\"\n", "  ''\n", " \\\n"] {
+        assert_eq!(after(&[("api", &["enable"])], &format!("{written}{line}")).text.to_string(), written);
+    }
+}
+
+#[test]
+fn a_backend_that_is_there_twice_is_left_alone() {
+    let ours = after(&[("api", &["enable"])], "").text.to_string();
+    for text in [format!("{ours}{ours}"), format!("{ours}listen api\n  bind :1\n")] {
+        for services in [&[("api", &["enable", "balance=first"][..])][..], &[]] {
+            let planned = plan(&built(services), &observed(&text), Strategy::UseExisting).expect("no conflict");
+            assert!(planned.plan.is_empty(), "{:?}", planned.plan);
+            assert_eq!(planned.notes.len(), services.len(), "{:?}", planned.notes);
+        }
+    }
+}
+
+#[test]
+fn the_names_of_a_template_are_taken() {
+    let before = observed("backend plain\n  mode http\n  server-template plain_ 1-3 127.0.0.1:1\n");
+    let planned = plan(&built(&[("plain", &["enable"])]), &before, Strategy::UseExisting).expect("no conflict");
+    let after = applied(&planned.plan, &before);
+    assert_eq!(after.backends["plain"].servers[0].name, name("plain").slot(4));
+}
+
+#[test]
+fn a_static_algorithm_takes_no_weight_at_run_time() {
+    let before = after(&[("api", &["enable", "balance=source"])], THEIRS);
+    let heavier = plan(&built(&[("api", &["enable", "balance=source", "weight=9"])]), &before, Strategy::UseExisting);
+    assert!(!heavier.expect("no conflict").plan.is_live());
+}
+
+#[test]
+fn what_the_process_does_by_itself_is_left_alone() {
+    let text = "backend shop\n  default-server agent-check agent-port 1\n  server shop_1 10.0.0.1:1 weight 5 # {\"owner\":\"nomad\",\"id\":\"x\",\"alloc\":\"y\"}\n";
+    let told_by_its_agent = |text: &str| {
+        let observed = observed(text);
+        let mut process = Runtime::of(&observed);
+        for server in process.0.values_mut() {
+            (server.state, server.weight) = (State::Drain, Some(1));
+        }
+        Changes::new(&process, &observed, &observed)
+    };
+    assert_eq!(told_by_its_agent(text), Changes::default());
+    let told = told_by_its_agent(&text.replace("agent-check agent-port 1", "inter 1s"));
+    assert_eq!(told.rest.len(), 2, "a hand's work is undone: {told:?}");
+}
+
+#[test]
+fn a_section_of_an_unknown_kind_behind_ours_stays_where_it_is() {
+    let section = "future_section foo\n  server ring1 127.0.0.1:514\n  mode x\n  # the end\n";
+    let written = after(&[("api", &["enable"])], THEIRS);
+    let text = format!("{}{section}", written.text);
+    for services in [&[("api", &["enable", "balance=leastconn"][..])][..], &[("other", &["enable"])], &[]] {
+        let after = after(services, &text).text.to_string();
+        assert!(after.contains(section), "{after}");
+        assert_eq!(after.contains("backend api"), services.iter().any(|(name, _)| *name == "api"));
+    }
+    assert_eq!(after(&[], &text).text.to_string(), format!("{THEIRS}{section}"));
+}
+
+#[test]
+fn a_weight_that_no_tag_gives_is_the_inherited_one_and_is_written() {
+    let text = "backend shop\n  mode http\n  default-server weight 100\n  server hand 10.0.0.9:1\n";
+    let weight = |tags: &[&str], text: &str| {
+        let after = applied(
+            &plan(&built(&[("shop", tags)]), &observed(text), Strategy::UseExisting).expect("no conflict").plan,
+            &observed(text),
+        );
+        after.backends["shop"].servers[0].options.weight
+    };
+    assert_eq!(weight(&["enable"], text), Some(100));
+    assert_eq!(weight(&["enable", "weight=7"], text), Some(7));
+    assert_eq!(weight(&["enable"], "defaults\n  default-server weight 30\n"), Some(30));
+    assert_eq!(weight(&["enable"], ""), Some(1));
+    let drifted = "backend shop\n  description nomad-haproxy:nomad default/shop\n  default-server weight 9\n";
+    assert_eq!(weight(&["enable"], drifted), Some(1), "of our own backend, which is written without it");
 }

@@ -1,14 +1,17 @@
 //! A plan as an edit of the configuration text: our own lines change, every other byte stays.
 
-use crate::desired::Mark;
+use std::collections::BTreeSet;
+
+use crate::desired::Owner;
+use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::render;
-use crate::haproxy::text::{ConfigText, Directive, Section};
+use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 use crate::observed::Observed;
 
 use super::{Edit, Plan, ServerEdit};
 
 /// The text that the plan leads to, at the same version.
-pub fn apply(plan: &Plan, observed: &Observed, mark: &Mark) -> ConfigText {
+pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
     let mut text = observed.text.clone();
     // From the last section to the first, so that line numbers stay true.
     let mut present: Vec<(&Section, &Edit)> =
@@ -19,9 +22,9 @@ pub fn apply(plan: &Plan, observed: &Observed, mark: &Mark) -> ConfigText {
             Edit::Delete => text.remove_section(section),
             Edit::Change { settings, rewrite, edits, .. } => {
                 let fresh = rewrite.then(|| render::settings(settings));
-                change(&mut text, section, fresh, edits, mark);
+                change(&mut text, section, fresh, edits, owner);
             }
-            Edit::Servers(edits) => change(&mut text, section, None, edits, mark),
+            Edit::Servers(edits) => change(&mut text, section, None, edits, owner),
             Edit::Create { .. } => {}
         }
     }
@@ -29,7 +32,7 @@ pub fn apply(plan: &Plan, observed: &Observed, mark: &Mark) -> ConfigText {
         if let Edit::Create { settings, servers } = edit {
             let mut lines = vec![render::header(name, observed.defaults.as_deref())];
             lines.extend(render::settings(settings));
-            lines.extend(servers.iter().map(|server| render::server(server, mark)));
+            lines.extend(servers.iter().map(|server| render::server(server, owner)));
             text.append(lines);
         }
     }
@@ -38,31 +41,51 @@ pub fn apply(plan: &Plan, observed: &Observed, mark: &Mark) -> ConfigText {
 
 /// Rewrites one section. Comments and blank lines stay where they are; where the settings are written
 /// anew they stand behind the header, and every directive that is no server goes.
-fn change(text: &mut ConfigText, section: &Section, settings: Option<Vec<String>>, edits: &[ServerEdit], mark: &Mark) {
+fn change(
+    text: &mut ConfigText,
+    section: &Section,
+    settings: Option<Vec<String>>,
+    edits: &[ServerEdit],
+    owner: &Owner,
+) {
     let mut lines = Vec::new();
     let mut body = text.lines()[section.lines.clone()].iter();
     lines.extend(body.next().map(ended));
     let rewrite = settings.is_some();
     lines.extend(settings.into_iter().flatten());
+    let (mut written, mut blocks, mut before_block) = (BTreeSet::new(), Blocks::default(), lines.len());
     for line in body {
         let directive = Directive::parse(line);
-        let name = directive.words.get(1).map(String::as_str);
+        if !blocks.is_inside() {
+            before_block = lines.len();
+        }
+        blocks.pass(directive.keyword());
         let edit = match directive.keyword() {
-            "server" => edits.iter().find(|edit| Some(edit.name().as_str()) == name),
-            "" => None,
-            keyword if rewrite && !keyword.starts_with('.') => continue,
+            // A person's server of the same name is none of ours.
+            "server" => match parse::server(&directive, owner) {
+                ServerLine::Ours(name, _) => edits.iter().find(|edit| *edit.name() == name),
+                ServerLine::Foreign(_) => None,
+            },
+            // A line that has words, if only an empty one (`""`).
+            keyword if rewrite && !directive.words.is_empty() && !keyword.starts_with('.') => continue,
             _ => None,
         };
         match edit {
-            Some(ServerEdit::Set { after, .. }) => lines.push(render::server(after, mark)),
-            Some(ServerEdit::Remove(_)) => {}
+            // A line that somebody copied is written once, and under no condition.
+            Some(ServerEdit::Set { after, .. }) if !blocks.is_inside() && written.insert(&after.name) => {
+                lines.push(render::server(after, owner));
+            }
+            Some(ServerEdit::Set { .. } | ServerEdit::Remove(_)) => {}
             Some(ServerEdit::Add(_)) | None => lines.push(ended(line)),
         }
     }
-    lines.extend(edits.iter().filter_map(|edit| match edit {
-        ServerEdit::Add(server) => Some(render::server(server, mark)),
-        _ => None,
-    }));
+    let new = edits.iter().filter_map(|edit| match edit {
+        ServerEdit::Add(server) => Some(render::server(server, owner)),
+        ServerEdit::Set { after, .. } if !written.contains(&after.name) => Some(render::server(after, owner)),
+        ServerEdit::Set { .. } | ServerEdit::Remove(_) => None,
+    });
+    let end = if blocks.is_inside() { before_block } else { lines.len() };
+    lines.splice(end..end, new.collect::<Vec<_>>());
     text.splice(section.lines.clone(), lines);
 }
 

@@ -1,5 +1,5 @@
 //! The planes that the suite runs on: the local one, and the Data Plane API, real where a `dataplaneapi`
-//! is on the PATH (or `DATAPLANEAPI_BIN` names one), else the face.
+//! is on the PATH (or `DATAPLANEAPI_BIN` names one), else the fake one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use nomad_haproxy::haproxy::text::ConfigText;
 
 use super::controller::Env;
-use super::face::Face;
+use super::fake_api::FakeApi;
 use super::gate::Gate;
 use super::haproxy::{Haproxy, foreign_bytes, foreign_meaning};
 use super::process::Group;
@@ -38,14 +38,17 @@ pub fn real() -> Option<PathBuf> {
 pub fn which() -> String {
     match real() {
         Some(path) => format!("the real Data Plane API, {}", path.display()),
-        None => "the tests' own face of the Data Plane API (no dataplaneapi on the PATH)".to_owned(),
+        None => "the tests' fake Data Plane API (no dataplaneapi on the PATH)".to_owned(),
     }
 }
 
 enum Process {
     Real(Group),
-    Face(tokio::task::JoinHandle<()>),
+    Fake(tokio::task::JoinHandle<()>),
 }
+
+/// What the metadata of every server of ours has.
+const OWNER: &str = "\"owner\":\"nomad\"";
 
 /// A running Data Plane API.
 pub struct Api {
@@ -58,9 +61,9 @@ impl Api {
         match real() {
             Some(path) => Self::start_real(&path, haproxy).await,
             None => {
-                let face = Face::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
-                let (url, task) = face.serve().await;
-                Self { url, process: Process::Face(task) }
+                let fake = FakeApi::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
+                let (url, task) = fake.serve().await;
+                Self { url, process: Process::Fake(task) }
             }
         }
     }
@@ -69,7 +72,7 @@ impl Api {
         let folder = haproxy.folder();
         let (port, master) = (free_port(), haproxy.master());
         for name in ["tx", "maps", "ssl", "general", "storage", "spoe", "spoe-tx"] {
-            fs::create_dir(folder.join(name)).unwrap();
+            fs::create_dir_all(folder.join(name)).unwrap();
         }
         let reload = folder.join("reload.sh");
         // The master answers `Success=1` once the new worker runs.
@@ -109,7 +112,7 @@ impl Drop for Api {
     fn drop(&mut self) {
         match &mut self.process {
             Process::Real(group) => group.kill(),
-            Process::Face(task) => task.abort(),
+            Process::Fake(task) => task.abort(),
         }
     }
 }
@@ -147,8 +150,24 @@ impl Rig {
         assert_eq!(response.status(), 201, "{}", response.text().await.unwrap());
     }
 
-    /// What must stay as it is: to the byte; on the API, which renders the whole file with each structured
-    /// edit, in meaning.
+    /// Somebody's edit of the file by hand, which nobody loads; also where there is an API, which is not asked.
+    pub async fn edit_by_hand(&self, change: impl Fn(String) -> String) {
+        let before = self.haproxy.text();
+        let after = change(before.clone());
+        assert_ne!(before, after, "the edit has something to change");
+        fs::write(self.haproxy.config(), &after).unwrap();
+        if let Some(api) = &self.api {
+            // It watches the file, and writes what it has read once more, at the next version.
+            wait_for("the API to have read the file", Duration::from_secs(20), async || {
+                let request = reqwest::Client::new().get(format!("{}/v3/info", api.url));
+                let asked = request.basic_auth("admin", Some("secret")).send().await;
+                (asked.is_ok() && self.haproxy.text() != after).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// What must stay as it is: to the byte, or in meaning on the API, which renders the file with every write.
     pub fn foreign(&self) -> Vec<String> {
         match self.api {
             None => vec![foreign_bytes(&self.haproxy.text())],
@@ -156,17 +175,41 @@ impl Rig {
         }
     }
 
-    /// File and process say the same of every server of ours.
+    /// File and process say the same of every server of ours, of which there is one at least.
     pub async fn agrees(&self) {
-        let servers = self.haproxy.servers().await;
-        for line in self.haproxy.text().lines().filter(|line| line.contains("\"owner\"")) {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let backend = words[1].rsplit_once('_').unwrap().0;
-            let (_, admin, address) = &servers[&format!("{backend}/{}", words[1])];
-            assert_eq!(address, words[2]);
-            let maintenance = admin.parse::<u16>().unwrap() & 1 == 1;
-            assert_eq!(maintenance, line.contains(" disabled"), "{line}");
+        let compared = self.compare().await;
+        assert!(compared > 0, "no server of ours to compare in:\n{}", self.haproxy.text());
+    }
+
+    /// There is no server of ours in the file.
+    pub fn has_none(&self) {
+        assert!(!self.haproxy.text().contains(OWNER), "{}", self.haproxy.text());
+    }
+
+    /// How many servers of ours the file has; each is in the process as the file says.
+    async fn compare(&self) -> usize {
+        let (text, running) = (ConfigText::new(&self.haproxy.text()), self.haproxy.running().await);
+        let mut compared = 0;
+        for section in text.sections() {
+            for (at, directive) in text.directives(&section) {
+                let Some(metadata) = directive.comment.filter(|comment| comment.contains(OWNER)) else { continue };
+                let (line, words) = (&text.lines()[at], &directive.words);
+                let server = format!("{}/{}", section.name, words[1]);
+                let process = running.get(&server).unwrap_or_else(|| panic!("the process lacks {server}: {line}"));
+                assert_eq!(process.address, words[2], "{line}");
+                let state = match words.iter().any(|word| word == "disabled") {
+                    true if metadata.contains("\"drain_until\"") => "drain",
+                    true => "maint",
+                    false => "ready",
+                };
+                assert_eq!(process.state(), state, "{line}");
+                let weight = words.iter().skip_while(|word| *word != "weight").nth(1);
+                // A line that does not state its weight inherits it.
+                assert!(weight.is_none_or(|weight| *weight == process.weight.to_string()), "{process:?}: {line}");
+                compared += 1;
+            }
         }
+        compared
     }
 
     /// Settings for the controller.

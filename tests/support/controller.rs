@@ -27,7 +27,9 @@ pub type Env = Vec<(String, String)>;
 /// A command of the controller, with these settings and no others.
 pub fn command(env: &Env, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
-    command.args(arguments).env_clear().envs(env.iter().cloned());
+    command.args(arguments).env_clear();
+    // What most cases are about is what is written, not how long a backend stays without its service.
+    command.env("NOMAD_HAPROXY_BACKEND_LINGER", "0s").envs(env.iter().cloned());
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("NOMAD_HAPROXY_HTTP_LISTEN", "127.0.0.1:0").env("NOMAD_HAPROXY_LOG_FORMAT", "json");
     command
@@ -52,6 +54,13 @@ pub async fn apply(env: &Env, catalog: &Path) -> String {
     let output = run(env, &["apply", "--catalog", catalog.to_str().unwrap()]).await;
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     stdout(&output)
+}
+
+/// Runs one pass that must not end well; what it says.
+pub async fn apply_failing(env: &Env, catalog: &Path) -> String {
+    let output = run(env, &["apply", "--catalog", catalog.to_str().unwrap()]).await;
+    assert!(!output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    stdout(&output) + &stderr(&output)
 }
 
 /// A running controller.
@@ -106,6 +115,33 @@ impl Controller {
         let text = self.http("/metrics").await.1;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
+    }
+
+    /// How many passes it has made whose labels have this, whatever came of them.
+    pub async fn passes(&self, label: &str) -> f64 {
+        let text = self.http("/metrics").await.1;
+        let passes =
+            text.lines().filter(|line| line.starts_with("nomad_haproxy_passes_total{") && line.contains(label));
+        passes.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+
+    async fn wait_for(&self, more: u32, label: &str) {
+        // The one that runs at this moment may have begun before.
+        let enough = self.passes(label).await + f64::from(more) + 1.0;
+        wait_for(&format!("{more} passes {label}"), Duration::from_secs(60), async || {
+            (self.passes(label).await >= enough).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it has made this many more passes, from their start to their end.
+    pub async fn wait_for_passes(&self, more: u32) {
+        self.wait_for(more, "").await;
+    }
+
+    /// Waits until it has made this many more passes that no change asked for, and that look at everything.
+    pub async fn wait_for_resyncs(&self, more: u32) {
+        self.wait_for(more, "reason=\"resync\"").await;
     }
 
     pub fn pid(&self) -> i32 {

@@ -1,5 +1,6 @@
 //! A proxy in front of an API, that counts calls, holds one up, or answers it itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
@@ -7,7 +8,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-use tokio::sync::Notify;
 
 /// Where a call is held up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,26 +24,23 @@ type Interfere = Box<dyn Fn(&Method, &Uri) -> Option<(u16, String)> + Send + Syn
 struct Inner {
     calls: Vec<String>,
     hold: Option<Point>,
+    holding: bool,
     interfere: Option<Interfere>,
     fail_actions: bool,
     unknown_field: Option<&'static str>,
+    failures: Option<Arc<AtomicBool>>,
 }
 
 pub struct Gate {
     upstream: String,
     inner: Mutex<Inner>,
-    pub held: Notify,
     client: reqwest::Client,
 }
 
 impl Gate {
     pub async fn start(upstream: &str) -> (Arc<Self>, String) {
-        let gate = Arc::new(Self {
-            upstream: upstream.into(),
-            inner: Mutex::default(),
-            held: Notify::new(),
-            client: reqwest::Client::new(),
-        });
+        let gate =
+            Arc::new(Self { upstream: upstream.into(), inner: Mutex::default(), client: reqwest::Client::new() });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(forward).with_state(gate.clone());
@@ -55,7 +52,7 @@ impl Gate {
     pub fn hold(&self, point: Option<Point>) {
         let mut inner = self.inner.lock().unwrap();
         inner.calls.clear();
-        inner.hold = point;
+        (inner.hold, inner.holding) = (point, false);
     }
 
     /// Answers in the API's place where this says so.
@@ -74,12 +71,22 @@ impl Gate {
         self.inner.lock().unwrap().unknown_field = Some(name);
     }
 
+    /// Sets this once the API has answered a write with an error.
+    pub fn watch_failures(&self, failed: Arc<AtomicBool>) {
+        self.inner.lock().unwrap().failures = Some(failed);
+    }
+
     pub fn calls(&self) -> Vec<String> {
         self.inner.lock().unwrap().calls.clone()
     }
 
+    /// Whether a call is held up now.
+    pub fn is_holding(&self) -> bool {
+        self.inner.lock().unwrap().holding
+    }
+
     async fn hold_up(&self) -> Response {
-        self.held.notify_one();
+        self.inner.lock().unwrap().holding = true;
         std::future::pending().await
     }
 }
@@ -113,6 +120,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         (Some(field), Ok(json)) => without(json, field).to_string().into(),
         _ => body,
     };
+    let writes = method != Method::GET;
     let mut request = gate.client.request(method, format!("{}{uri}", gate.upstream)).body(body);
     for (name, value) in headers.iter().filter(|(name, _)| *name != "host" && *name != "content-length") {
         if fail && name == "X-Runtime-Actions" {
@@ -125,6 +133,9 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     headers.remove("content-length");
     headers.remove("transfer-encoding");
     let body = answer.bytes().await.unwrap_or_default();
+    if let Some(failed) = gate.inner.lock().unwrap().failures.as_ref().filter(|_| writes && !status.is_success()) {
+        failed.store(true, Ordering::SeqCst);
+    }
     if fail {
         let body = "{\"code\":500,\"message\":\"cannot execute SetServerState: No such server.\"}";
         return (StatusCode::INTERNAL_SERVER_ERROR, headers, body).into_response();

@@ -39,11 +39,45 @@ pub fn hand_written(folder: &Path, port: u16) -> String {
     )
 }
 
+/// `.if` blocks, odd spacing, comments in odd places: what the Data Plane API tears apart.
+pub fn conditional(folder: &Path, port: u16) -> String {
+    let odd = "\n.if defined(NEVER)\nbackend never\n  server x 127.0.0.1:1\n.else\n#in between\n\tbackend   always   # odd\n\t\tserver y 127.0.0.1:2    backup\n.endif\n";
+    format!("{}{odd}   # last words\n\n", hand_written(folder, port))
+}
+
+/// A server as the process has it.
+#[derive(Debug, Clone)]
+pub struct Running {
+    /// What it was put in, by whom: HAProxy's `SRV_ADMF_*`.
+    pub admin: u16,
+    pub weight: u16,
+    pub address: String,
+}
+
+impl Running {
+    /// The state that it was put in at run time, whatever its checks say.
+    pub fn state(&self) -> &'static str {
+        match self.admin {
+            admin if admin & 0x01 != 0 => "maint",
+            admin if admin & 0x08 != 0 => "drain",
+            _ => "ready",
+        }
+    }
+}
+
 pub struct Haproxy {
     group: Option<Group>,
     folder: tempfile::TempDir,
     pub binary: PathBuf,
     pub port: u16,
+    /// The file that the controller writes.
+    pub config_file: PathBuf,
+    /// What else it is started with, instead of `-f` and that file.
+    pub arguments: Vec<String>,
+    /// Its environment, the variables of the test apart.
+    pub environment: Vec<(String, String)>,
+    /// Its working directory, if not the test's.
+    pub working_directory: Option<PathBuf>,
 }
 
 impl Haproxy {
@@ -52,26 +86,43 @@ impl Haproxy {
         Self::start_with(series, hand_written).await
     }
 
-    pub async fn start_with(series: &str, config: impl Fn(&Path, u16) -> String) -> Self {
+    pub async fn start_with<C: AsRef<[u8]>>(series: &str, config: impl Fn(&Path, u16) -> C) -> Self {
         let binary = binary(series).unwrap_or_else(|| panic!("HAProxy {series} is not here: run `make tools`"));
         Self::start_binary(binary, config).await
     }
 
-    pub async fn start_binary(binary: PathBuf, config: impl Fn(&Path, u16) -> String) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
-        fs::write(folder.path().join("haproxy.cfg"), config(folder.path(), port)).unwrap();
-        let mut haproxy = Self { group: None, folder, binary, port };
+    pub async fn start_binary<C: AsRef<[u8]>>(binary: PathBuf, config: impl Fn(&Path, u16) -> C) -> Self {
+        let mut haproxy = Self::prepare(binary);
+        fs::write(haproxy.config(), config(haproxy.folder(), haproxy.port)).unwrap();
         haproxy.launch().await;
         haproxy
+    }
+
+    /// A folder and a port for one that is yet to be started.
+    pub fn prepare(binary: PathBuf) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config_file = folder.path().join("haproxy.cfg");
+        Self {
+            group: None,
+            folder,
+            binary,
+            port: free_port(),
+            arguments: vec!["-f".to_owned(), config_file.display().to_string()],
+            config_file,
+            environment: Vec::new(),
+            working_directory: None,
+        }
     }
 
     /// Starts the process, for the first time or after [`Self::kill`].
     pub async fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
         let mut command = Command::new(&self.binary);
-        command.arg("-W").arg("-S").arg(format!("{},mode,600", self.master().display()));
-        command.arg("-f").arg(self.config()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.arg("-W").arg("-S").arg(format!("{},mode,600", self.master().display())).args(&self.arguments);
+        command.envs(self.environment.iter().cloned()).stdout(log.try_clone().unwrap()).stderr(log);
+        if let Some(folder) = &self.working_directory {
+            command.current_dir(folder);
+        }
         self.group = Some(Group::spawn(&mut command));
         let what = format!("HAProxy to answer; its log is in {}", self.folder().join("log").display());
         wait_for(&what, Duration::from_secs(20), async || {
@@ -90,11 +141,15 @@ impl Haproxy {
     }
 
     pub fn config(&self) -> PathBuf {
-        self.folder().join("haproxy.cfg")
+        self.config_file.clone()
     }
 
     pub fn text(&self) -> String {
-        fs::read_to_string(self.config()).unwrap()
+        String::from_utf8(self.bytes()).unwrap()
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        fs::read(self.config()).unwrap()
     }
 
     pub fn master(&self) -> PathBuf {
@@ -146,6 +201,39 @@ impl Haproxy {
             .collect()
     }
 
+    /// `backend/server` → the server as the process has it.
+    pub async fn running(&self) -> std::collections::BTreeMap<String, Running> {
+        let state = self.command("@1 show servers state").await;
+        let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let running = |f: &[&str]| Running {
+            admin: f[6].parse().unwrap(),
+            weight: f[7].parse().unwrap(),
+            address: format!("{}:{}", f[4], f[18]),
+        };
+        rows.filter(|f| f.len() > 18 && f[0] != "#").map(|f| (format!("{}/{}", f[1], f[3]), running(&f))).collect()
+    }
+
+    /// The state that a server was put in: `ready`, `drain` or `maint`; `missing` where the process lacks it.
+    pub async fn state(&self, server: &str) -> &'static str {
+        self.running().await.get(server).map_or("missing", Running::state)
+    }
+
+    /// Waits until a server was put in a state.
+    pub async fn wait_for_state(&self, server: &str, wanted: &str) {
+        wait_for(&format!("{server} in {wanted}"), Duration::from_secs(15), async || {
+            (self.state(server).await == wanted).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the checks of a server say this: `UP`, `DOWN`, `MAINT`, …
+    pub async fn wait_for_status(&self, server: &str, wanted: &str) {
+        wait_for(&format!("{server} {wanted}"), Duration::from_secs(15), async || {
+            self.statuses().await.get(server).filter(|status| status.starts_with(wanted)).map(drop)
+        })
+        .await;
+    }
+
     /// `backend/server` → UP, DOWN, MAINT, …
     pub async fn statuses(&self) -> std::collections::BTreeMap<String, String> {
         let csv = self.command("@1 show stat -1 4 -1").await;
@@ -188,7 +276,12 @@ pub fn foreign_meaning(text: &str) -> Vec<String> {
             meaning.push(format!("{} {}: {}", section.kind, section.name, words.join(" ")));
         }
     }
-    let comments = text.lines().iter().filter_map(|line| Directive::parse(line).comment);
+    // API 3.4 keeps a comment behind a directive as metadata.
+    let unwrapped = |comment: String| match serde_json::from_str::<serde_json::Value>(&comment) {
+        Ok(metadata) => metadata["comment"].as_str().map_or(comment, str::to_owned),
+        Err(_) => comment,
+    };
+    let comments = text.lines().iter().filter_map(|line| Directive::parse(line).comment).map(unwrapped);
     let api = ["Dataplaneapi managed File", "changing file directly can cause a conflict"];
     meaning.extend(comments.filter(|comment| !api.iter().any(|words| comment.starts_with(words))));
     meaning.sort();
@@ -203,7 +296,7 @@ impl Drop for Haproxy {
                     eprintln!("--- the log of {whose}\n{log}");
                 }
             }
-            eprintln!("--- HAProxy's configuration\n{}", self.text());
+            eprintln!("--- HAProxy's configuration\n{}", String::from_utf8_lossy(&self.bytes()));
         }
         drop(self.group.take());
     }

@@ -54,7 +54,7 @@ async fn connect(port: u16) -> mysql_async::Result<Conn> {
     Conn::new(options).await
 }
 
-/// One connection with a query every 100 ms, never made anew.
+/// One connection with a query every 100 ms, never made again.
 pub struct Client {
     pub queries: Arc<AtomicU64>,
     task: JoinHandle<String>,

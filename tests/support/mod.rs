@@ -1,7 +1,7 @@
-//! Real parts for the tests, the benchmarks and the demo: HAProxy, Nomad, the Data Plane API (or its
-//! face), HTTP servers, and the controller itself. Whatever is started is ended when it is dropped.
+//! Real parts for the tests, the benchmarks and the demo: HAProxy, Nomad, the Data Plane API (or the
+//! fake one), HTTP servers, and the controller itself. Whatever is started is ended when it is dropped.
 
-#![allow(dead_code, reason = "every test binary uses its own part of this")]
+#![allow(dead_code, unused_macros, reason = "every test binary uses its own part of this")]
 #![allow(
     missing_docs,
     clippy::missing_panics_doc,
@@ -11,9 +11,25 @@
     reason = "tests"
 )]
 
+/// A test that runs a case on every series of HAProxy, on both planes; what fails says where.
+macro_rules! everywhere {
+    ($(#[$doc:meta])* $name:ident, $case:path) => {
+        $(#[$doc])*
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $name() {
+            for series in $crate::support::haproxy::matrix() {
+                for way in $crate::support::api::WAYS {
+                    eprintln!("--- {} on HAProxy {series}, {way:?}", stringify!($name));
+                    $case($crate::support::api::Rig::start(way, series).await, way).await;
+                }
+            }
+        }
+    };
+}
+
 pub mod api;
 pub mod controller;
-pub mod face;
+pub mod fake_api;
 pub mod gate;
 pub mod haproxy;
 pub mod load;

@@ -1,11 +1,12 @@
-//! HTTP servers that say who they are, in this process.
+//! HTTP servers that say who they are, and servers of plain TCP, in this process.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 pub struct Server {
@@ -43,6 +44,56 @@ impl Server {
 }
 
 impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A server that speaks no HTTP: it takes connections, and says one word on each if it has one.
+pub struct Plain {
+    port: u16,
+    word: Arc<Mutex<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Plain {
+    /// One that says nothing.
+    pub async fn start() -> Self {
+        Self::saying("").await
+    }
+
+    /// One that says this and hangs up, as an agent does (configuration manual, `agent-check`).
+    pub async fn saying(word: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let word = Arc::new(Mutex::new(word.to_owned()));
+        let said = word.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let word = said.lock().unwrap().clone();
+                tokio::spawn(async move {
+                    if word.is_empty() {
+                        let _ = stream.read_to_end(&mut Vec::new()).await;
+                    } else {
+                        let _ = stream.write_all(format!("{word}\n").as_bytes()).await;
+                    }
+                });
+            }
+        });
+        Self { port, word, task }
+    }
+
+    pub fn says(&self, word: &str) {
+        word.clone_into(&mut self.word.lock().unwrap());
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Plain {
     fn drop(&mut self) {
         self.task.abort();
     }

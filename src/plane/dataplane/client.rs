@@ -6,7 +6,9 @@ use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use super::super::PlaneError;
+use crate::haproxy::text::ConfigText;
+
+use super::super::{AccessError, WriteError};
 
 /// For one answer. A forced reload answers only when it is done, and a validation reads certificates.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -15,7 +17,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the API is reached.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct DataplaneConfig {
     /// `http://127.0.0.1:5555`, with or without `/v3`.
     pub url: reqwest::Url,
     /// Basic authentication.
@@ -32,14 +34,16 @@ pub(super) struct Answer {
     pub(super) version: Option<u64>,
     /// `Reload-Id`, where a reload was started and not waited for.
     pub(super) reload: Option<String>,
-    pub(super) body: String,
+    /// A configuration is bytes.
+    pub(super) body: Vec<u8>,
 }
 
 impl Answer {
     /// The API's own words, out of `{"code", "message"}` where that is what it sent.
     pub(super) fn message(&self) -> String {
-        let parsed: Option<Value> = serde_json::from_str(&self.body).ok();
-        let message = parsed.as_ref().and_then(|value| value["message"].as_str()).unwrap_or(&self.body);
+        let parsed: Option<Value> = serde_json::from_slice(&self.body).ok();
+        let text = String::from_utf8_lossy(&self.body);
+        let message = parsed.as_ref().and_then(|value| value["message"].as_str()).unwrap_or(&text);
         // In a validation error each of HAProxy's lines stands as `msg="…"`.
         let lines: Vec<&str> = message
             .lines()
@@ -51,9 +55,19 @@ impl Answer {
         if lines.is_empty() { message.trim().to_owned() } else { lines.join("; ") }
     }
 
+    /// Whether the configuration is at another version than this one now.
+    pub(super) fn moved(&self, version: u64) -> bool {
+        self.version.is_some_and(|now| now != version)
+    }
+
+    /// The body as a configuration.
+    pub(super) fn config_text(&self) -> ConfigText {
+        ConfigText::from_bytes(&self.body)
+    }
+
     /// The body as JSON.
-    pub(super) fn json(&self) -> Result<Value, PlaneError> {
-        serde_json::from_str(&self.body).map_err(|source| PlaneError::Unavailable {
+    pub(super) fn json(&self) -> Result<Value, AccessError> {
+        serde_json::from_slice(&self.body).map_err(|source| AccessError::Unavailable {
             what: "the Data Plane API answered with something that is no JSON".to_owned(),
             source: source.into(),
         })
@@ -70,7 +84,7 @@ struct Unexpected {
 /// A client with its credentials.
 #[derive(Debug)]
 pub(super) struct Client {
-    settings: Settings,
+    settings: DataplaneConfig,
     http: reqwest::Client,
 }
 
@@ -78,14 +92,19 @@ pub(super) struct Client {
 #[derive(Debug, Default)]
 pub(super) struct Body {
     pub(super) json: Option<Value>,
-    pub(super) text: Option<String>,
+    pub(super) text: Option<Vec<u8>>,
     pub(super) actions: Option<String>,
 }
 
 impl Client {
-    pub(super) fn new(settings: Settings) -> Result<Self, PlaneError> {
-        let http = reqwest::Client::builder().timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
-        let http = http.map_err(|source| PlaneError::Refused {
+    pub(super) fn new(settings: DataplaneConfig) -> Result<Self, AccessError> {
+        let http = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            // A write that is redirected would count as done, and credentials would follow to another host.
+            .redirect(reqwest::redirect::Policy::none())
+            .build();
+        let http = http.map_err(|source| AccessError::Refused {
             what: "cannot set up an HTTP client for the Data Plane API".to_owned(),
             source: Some(source.into()),
         })?;
@@ -99,7 +118,7 @@ impl Client {
         path: &str,
         query: &[(&str, &str)],
         body: Body,
-    ) -> Result<Answer, PlaneError> {
+    ) -> Result<Answer, AccessError> {
         let base = self.settings.url.as_str().trim_end_matches('/');
         let base = base.strip_suffix("/v3").unwrap_or(base);
         let what = format!("{method} {path}");
@@ -117,7 +136,7 @@ impl Client {
         if let Some(actions) = body.actions {
             request = request.header("X-Runtime-Actions", actions);
         }
-        let unavailable = |source: reqwest::Error| PlaneError::Unavailable {
+        let unavailable = |source: reqwest::Error| AccessError::Unavailable {
             what: format!("the Data Plane API at {base} does not answer {what}"),
             source: source.without_url().into(),
         };
@@ -125,11 +144,11 @@ impl Client {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, version, reload) =
             (response.status(), header("Configuration-Version").and_then(|v| v.parse().ok()), header("Reload-Id"));
-        let body = response.text().await.map_err(unavailable)?;
+        let body = response.bytes().await.map_err(unavailable)?.to_vec();
         let answer = Answer { status, version, reload, body };
         tracing::debug!(request = %what, status = status.as_u16(), "data plane API");
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(PlaneError::Refused {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(AccessError::Refused {
                 what: "the Data Plane API refuses the credentials: check haproxy.username and haproxy.password"
                     .to_owned(),
                 source: Some(Unexpected { status, message: answer.message() }.into()),
@@ -139,22 +158,27 @@ impl Client {
     }
 
     /// A GET of something that must be there.
-    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Answer, PlaneError> {
+    pub(super) async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Answer, AccessError> {
         let answer = self.send(Method::GET, path, query, Body::default()).await?;
-        if answer.status.is_success() { Ok(answer) } else { Err(unexpected(&format!("GET {path}"), &answer)) }
+        if answer.status.is_success() { Ok(answer) } else { Err(unavailable(&format!("GET {path}"), &answer)) }
     }
 }
 
-/// What any status is that the caller has no use for. Matched on the HTTP status alone: the `code` in
-/// the body changed between versions.
-pub(super) fn unexpected(what: &str, answer: &Answer) -> PlaneError {
+/// A status that a read has no use for.
+pub(super) fn unavailable(what: &str, answer: &Answer) -> AccessError {
+    AccessError::Unavailable {
+        what: format!("the Data Plane API answered {what} with an error"),
+        source: Unexpected { status: answer.status, message: answer.message() }.into(),
+    }
+}
+
+/// What the status of a write says. Matched on the HTTP status alone: the `code` in the body changed between
+/// versions.
+pub(super) fn refused(what: &str, answer: &Answer) -> WriteError {
     let message = answer.message();
     match answer.status {
-        StatusCode::CONFLICT | StatusCode::NOT_ACCEPTABLE => PlaneError::Conflict(message),
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => PlaneError::Invalid { message },
-        status => PlaneError::Unavailable {
-            what: format!("the Data Plane API answered {what} with an error"),
-            source: Unexpected { status, message }.into(),
-        },
+        StatusCode::CONFLICT | StatusCode::NOT_ACCEPTABLE => WriteError::Conflict(message),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => WriteError::Invalid { message },
+        _ => unavailable(what, answer).into(),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::desired::{BackendName, Check, HttpCheck, Mark, Server, Settings, Timing};
+use crate::desired::{BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Timing};
 use crate::haproxy::render::{self, REDISPATCH_INTERVAL, RETRIES};
 
 /// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours,
@@ -10,14 +10,14 @@ use crate::haproxy::render::{self, REDISPATCH_INTERVAL, RETRIES};
 pub(super) fn backend(
     name: &BackendName,
     from: Option<&str>,
-    settings: &Settings,
+    settings: &BackendSettings,
     servers: &[Server],
     others: Map<String, Value>,
-    mark: &Mark,
+    owner: &Owner,
 ) -> Value {
-    let Settings { description, mode, balance, check } = settings;
+    let BackendSettings { description, mode, balance, check } = settings;
     let mut all = others;
-    all.extend(servers.iter().map(|one| (one.name.to_string(), server(one, mark))));
+    all.extend(servers.iter().map(|one| (one.name.to_string(), server(one, owner))));
     let mut body = json!({
         "name": name,
         "description": description,
@@ -30,8 +30,10 @@ pub(super) fn backend(
     if let Some(from) = from {
         body["from"] = json!(from);
     }
-    if let Check::Http(http, _) = check {
-        http_check(&mut body, http);
+    match check {
+        Check::Http(http, _) => http_check(&mut body, http),
+        Check::Tcp(_) => body["adv_check"] = json!("tcp-check"),
+        Check::Disabled => {}
     }
     if let Some(timing) = check.timing() {
         if let Some(timeout) = timing.timeout {
@@ -86,13 +88,13 @@ fn default_server(timing: &Timing) -> Value {
 }
 
 /// One server.
-pub(super) fn server(server: &Server, mark: &Mark) -> Value {
+pub(super) fn server(server: &Server, owner: &Owner) -> Value {
     let mut body = json!({
         "name": server.name,
         "address": server.address.to_string(),
         "port": server.port,
         "maintenance": if server.is_enabled() { "disabled" } else { "enabled" },
-        "metadata": render::metadata(server, mark),
+        "metadata": render::metadata(server, owner),
     });
     if server.check {
         body["check"] = json!("enabled");

@@ -1,10 +1,9 @@
 //! Transactions that an earlier run left open when it was killed. The API keeps them until it restarts,
 //! and has room for 20.
 
-use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 
-use super::super::PlaneError;
+use super::super::AccessError;
 use super::meaning::managed;
 use super::{Dataplane, RAW, TRANSACTIONS};
 
@@ -14,8 +13,8 @@ const CROWDED: usize = 10;
 
 /// What an open transaction is to us.
 #[derive(Debug, PartialEq, Eq)]
-enum Kind {
-    /// It can never be committed, or differs from the file only in what carries our mark.
+enum Leftover {
+    /// It can never be committed, or differs from the file only in what carries our owner.
     Ours,
     /// It says what the file says.
     Empty,
@@ -25,7 +24,7 @@ enum Kind {
 
 impl Dataplane {
     /// Drops the transactions that are certainly leftovers, and the empty ones where it gets crowded.
-    pub(super) async fn clear_leftovers(&self) -> Result<(), PlaneError> {
+    pub(super) async fn clear_leftovers(&self) -> Result<(), AccessError> {
         let body = self.client.get(TRANSACTIONS, &[]).await?.json()?;
         let open: Vec<_> = body.as_array().into_iter().flatten().collect();
         if open.is_empty() {
@@ -37,11 +36,11 @@ impl Dataplane {
             let Some(id) = transaction["id"].as_str() else { continue };
             let outdated = transaction["_version"].as_u64().is_some_and(|version| version < observed.version);
             let kind = if outdated || transaction["status"] == "failed" {
-                Kind::Ours
+                Leftover::Ours
             } else {
                 self.kind(id, &observed).await?
             };
-            if kind == Kind::Ours || (kind == Kind::Empty && crowded) {
+            if kind == Leftover::Ours || (kind == Leftover::Empty && crowded) {
                 self.drop_transaction(id).await?;
                 tracing::info!(id, "dropped a transaction that was left behind");
             }
@@ -49,19 +48,19 @@ impl Dataplane {
         Ok(())
     }
 
-    async fn kind(&self, id: &str, observed: &Observed) -> Result<Kind, PlaneError> {
+    async fn kind(&self, id: &str, observed: &Observed) -> Result<Leftover, AccessError> {
         let answer =
             self.client.send(reqwest::Method::GET, RAW, &[("transaction_id", id)], super::Body::default()).await?;
         if !answer.status.is_success() {
-            return Ok(Kind::Theirs);
+            return Ok(Leftover::Theirs);
         }
-        let staged = Observed::new(observed.version, ConfigText::new(&answer.body), &self.mark);
+        let staged = Observed::new(observed.version, answer.config_text(), &self.owner);
         Ok(if staged.foreign() != observed.foreign() {
-            Kind::Theirs
+            Leftover::Theirs
         } else if managed(&staged) == managed(observed) {
-            Kind::Empty
+            Leftover::Empty
         } else {
-            Kind::Ours
+            Leftover::Ours
         })
     }
 }

@@ -1,14 +1,12 @@
-//! What a text says, whatever its looks. The API renders the whole file anew with each structured edit:
-//! sections and directives in an order of its own, `from` written out, comments moved along. What it
-//! would write is held against what was planned and what was there, as it drops what it does not know
-//! without a word.
+//! What a transaction would write, held against what was planned and what was there: the API drops what it
+//! does not know without an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::desired::{BackendName, Mark, Server, ServerName, Settings};
-use crate::haproxy::text::{ConfigText, Directive};
-use crate::observed::{Observed, ObservedBackend};
+use crate::desired::{BackendName, BackendSettings, Owner, Server, ServerName};
+use crate::haproxy::text::ConfigText;
+use crate::observed::{Observed, ObservedBackend, harm, lost_comments};
 use crate::plan::{self, Plan};
 
 /// What would not be as it should.
@@ -19,21 +17,10 @@ pub(super) enum Loss {
     /// It does, but for `init-state`, which an API that is older than its HAProxy does not know: its spares
     /// start up, as on HAProxy 3.0.
     Gate(BackendName),
-    /// A directive of somebody's.
-    Line,
+    /// A line of somebody's.
+    Foreign(String),
     /// A comment of somebody's.
     Comment(String),
-}
-
-impl fmt::Display for Loss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Planned(name) => write!(f, "the backend {name}"),
-            Self::Gate(name) => write!(f, "init-state in the backend {name}"),
-            Self::Line => f.write_str("a line that is not ours"),
-            Self::Comment(comment) => write!(f, "the comment {comment:?}"),
-        }
-    }
 }
 
 impl Loss {
@@ -41,12 +28,27 @@ impl Loss {
     pub(super) fn is_bearable(&self) -> bool {
         matches!(self, Self::Gate(_) | Self::Comment(_))
     }
+
+    /// Whether the API drops what we send: then it will do so the next time.
+    pub(super) fn is_of_ours(&self) -> bool {
+        matches!(self, Self::Gate(_) | Self::Planned(_))
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Planned(name) => write!(f, "the backend {name}"),
+            Self::Gate(name) => write!(f, "init-state in the backend {name}"),
+            Self::Foreign(line) | Self::Comment(line) => f.write_str(line),
+        }
+    }
 }
 
 /// What `staged` loses of the plan and of what was there.
-pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, mark: &Mark) -> Vec<Loss> {
-    let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, mark), mark);
-    let found = Observed::new(observed.version, staged.clone(), mark);
+pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, owner: &Owner) -> Vec<Loss> {
+    let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, owner), owner);
+    let found = Observed::new(observed.version, staged.clone(), owner);
     let mut losses = Vec::new();
     for name in plan.edits.keys() {
         let same =
@@ -55,38 +57,16 @@ pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, mark
             losses.push(if same(false) { Loss::Gate(name.clone()) } else { Loss::Planned(name.clone()) });
         }
     }
-    if observed.foreign() != found.foreign() {
-        losses.push(Loss::Line);
-    }
-    let left = comments(&found);
-    let lost = comments(observed).into_iter().filter(|(comment, n)| left.get(comment) < Some(n));
-    losses.extend(lost.map(|(comment, _)| Loss::Comment(comment)));
+    losses.extend(harm(observed, &found).into_iter().map(Loss::Foreign));
+    losses.extend(lost_comments(observed, &found).into_iter().map(Loss::Comment));
     losses
-}
-
-/// The comments that stand in no section of ours, each as often as it is there. A renderer that keeps one
-/// that precedes a section with the section above it drops it with that; no recording shows what the API does.
-fn comments(observed: &Observed) -> BTreeMap<String, usize> {
-    let ours: Vec<_> = observed.backends.values().filter(|backend| backend.is_ours()).collect();
-    let mut comments = BTreeMap::new();
-    for (at, line) in observed.text.lines().iter().enumerate() {
-        // Metadata stays with its line, and a rule of dashes says nothing.
-        let says = |comment: &String| comment.contains(char::is_alphanumeric) && !comment.starts_with(['_', '{']);
-        let comment = Directive::parse(line).comment.filter(says);
-        if let Some(comment) = comment
-            && !ours.iter().any(|backend| backend.section.lines.contains(&at))
-        {
-            *comments.entry(comment).or_default() += 1;
-        }
-    }
-    comments
 }
 
 /// What of a backend is ours, whatever the order of its lines; with or without its gates.
 fn ours(
     backend: &ObservedBackend,
     gates: bool,
-) -> (Option<Settings>, BTreeMap<ServerName, Server>, BTreeSet<ServerName>) {
+) -> (Option<BackendSettings>, BTreeMap<ServerName, Server>, BTreeSet<ServerName>) {
     let seen = |server: &Server| Server { gated: server.gated && gates, ..server.clone() };
     let servers = backend.servers.iter().map(|server| (server.name.clone(), seen(server))).collect();
     (backend.settings.clone(), servers, backend.drifted.clone())
@@ -101,7 +81,7 @@ pub(super) fn managed(observed: &Observed) -> Vec<(BackendName, impl PartialEq)>
 mod tests {
     use super::*;
 
-    fn mark() -> Mark {
+    fn owner() -> Owner {
         "nomad".parse().expect("an owner")
     }
 
@@ -109,10 +89,10 @@ mod tests {
     fn a_comment_that_goes_with_the_section_above_it_is_missed() {
         let plan = Plan { edits: [("ours".parse().expect("a name"), plan::Edit::Delete)].into() };
         let text = "# --- ---\nbackend ours # gone with it\n  description nomad-haproxy:nomad\n  # ours, too\n  mode http\n# theirs\nbackend theirs # a\n";
-        let observed = Observed::new(1, ConfigText::new(text), &mark());
-        let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged), &mark());
+        let observed = Observed::new(1, ConfigText::new(text), &owner());
+        let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged), &owner());
         assert_eq!(losses("# _version=1\n# Dataplaneapi managed File\nbackend theirs # a\n  # theirs\n"), []);
-        assert_eq!(losses("backend theirs # a\n"), [Loss::Comment("theirs".into())]);
+        assert_eq!(losses("backend theirs # a\n"), [Loss::Comment("line 6: # theirs".into())]);
         let kept = "backend ours\n  description nomad-haproxy:nomad\n  mode http\nbackend theirs # a\n# theirs\n";
         assert_eq!(losses(kept), [Loss::Planned("ours".parse().expect("a name"))]);
     }

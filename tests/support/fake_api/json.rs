@@ -1,10 +1,9 @@
 //! Backends and servers between the API's JSON and the configuration text.
 
-use axum::http::StatusCode;
-use nomad_haproxy::haproxy::text::{ConfigText, Directive, Section};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, error, ok};
+use super::render::{Config, Line, Section};
+use super::{Answer, empty, error, ok};
 
 /// A word of a server line and its key, with how the value is written.
 #[derive(Clone, Copy)]
@@ -73,13 +72,13 @@ fn server_line(server: &Value) -> String {
     line + "\n"
 }
 
-fn backend_lines(backend: &Value, metadata: bool) -> Vec<String> {
+fn backend_text(backend: &Value) -> String {
     let text = |key: &str| backend[key].as_str();
     let mut header = format!("backend {}", text("name").unwrap());
     if let Some(from) = text("from") {
         header += &format!(" from {from}");
     }
-    if metadata && !backend["metadata"].is_null() {
+    if !backend["metadata"].is_null() {
         header += &format!(" # {}", backend["metadata"]);
     }
     let mut lines = vec![header];
@@ -94,6 +93,9 @@ fn backend_lines(backend: &Value, metadata: bool) -> Vec<String> {
             _ => String::new(),
         };
         lines.push(format!("  balance {algorithm}{argument}"));
+    }
+    if text("adv_check") == Some("tcp-check") {
+        lines.push("  option tcp-check".to_owned());
     }
     if text("adv_check") == Some("httpchk") {
         let params = &backend["httpchk_params"];
@@ -131,11 +133,11 @@ fn backend_lines(backend: &Value, metadata: bool) -> Vec<String> {
     if !backend["default_server"].is_null() {
         lines.push(format!("  default-server {}", options(&backend["default_server"]).join(" ")));
     }
-    let mut lines: Vec<String> = lines.into_iter().map(|line| line + "\n").collect();
+    let mut text = lines.join("\n") + "\n";
     // In the order of their names' numbers, as the real one keeps the order of what it is sent.
     let servers = backend["servers"].as_object().cloned().unwrap_or_default();
-    lines.extend(servers.values().map(server_line));
-    lines
+    text.extend(servers.values().map(server_line));
+    text
 }
 
 fn parse_options(words: &[String], server: &mut Value) {
@@ -160,44 +162,56 @@ fn parse_options(words: &[String], server: &mut Value) {
     }
 }
 
-fn metadata(directive: &Directive) -> Option<Value> {
-    serde_json::from_str(directive.comment.as_deref()?).ok()
+/// A comment that is no JSON is given as one with the key `comment`.
+fn metadata(comment: Option<&Vec<u8>>) -> Option<Value> {
+    let comment = comment?;
+    let text = || json!({"comment": String::from_utf8_lossy(comment)});
+    Some(serde_json::from_slice(comment).ok().filter(Value::is_object).unwrap_or_else(text))
 }
 
-fn server_json(directive: &Directive) -> Value {
-    let (address, port) = directive.words[2].rsplit_once(':').unwrap_or((&directive.words[2], ""));
-    let mut server = json!({"name": directive.words[1], "address": address.trim_matches(['[', ']'])});
+fn server_json(line: &Line) -> Value {
+    let (address, port) = line.words[2].rsplit_once(':').unwrap_or((&line.words[2], ""));
+    let mut server = json!({"name": line.words[1], "address": address.trim_matches(['[', ']'])});
     if let Ok(port) = port.parse::<u16>() {
         server["port"] = json!(port);
     }
-    parse_options(&directive.words[3..], &mut server);
-    if let Some(metadata) = metadata(directive) {
+    parse_options(&line.words[3..], &mut server);
+    if let Some(metadata) = metadata(line.comment.as_ref()) {
         server["metadata"] = metadata;
     }
     server
 }
 
-fn backend_json(text: &ConfigText, section: &Section) -> Value {
+fn bind_json(line: &Line) -> Value {
+    let (address, port) = line.words[1].rsplit_once(':').unwrap();
+    let name = line.words.iter().skip_while(|word| *word != "name").nth(1).unwrap_or(&line.words[1]);
+    json!({"name": name, "address": address, "port": port.parse::<u16>().unwrap()})
+}
+
+fn backend_json(section: &Section) -> Value {
     let mut backend = json!({"name": section.name});
     if let Some(from) = &section.from {
         backend["from"] = json!(from);
     }
-    let (mut servers, mut rules) = (Map::new(), Vec::new());
-    for (_, directive) in text.directives(section) {
-        let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
+    if let Some(metadata) = metadata(section.comment.as_ref()) {
+        backend["metadata"] = metadata;
+    }
+    let (mut servers, mut rules, mut acls) = (Map::new(), Vec::new(), Vec::new());
+    for line in section.lines() {
+        let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
         match words.as_slice() {
-            ["backend", ..] => {
-                if let Some(metadata) = metadata(&directive) {
-                    backend["metadata"] = metadata;
-                }
-            }
             ["description", rest @ ..] => backend["description"] = json!(rest.join(" ")),
             ["mode", mode] => backend["mode"] = json!(mode),
             ["balance", algorithm] => backend["balance"] = json!({"algorithm": algorithm}),
+            ["fullconn", n] => backend["fullconn"] = json!(n.parse::<u64>().unwrap()),
+            ["acl", name, criterion, value @ ..] => {
+                acls.push(json!({"acl_name": name, "criterion": criterion, "value": value.join(" ")}));
+            }
             ["retries", n] => backend["retries"] = json!(n.parse::<u64>().unwrap()),
             ["option", "redispatch", n] => {
                 backend["redispatch"] = json!({"enabled": "enabled", "interval": n.parse::<u64>().unwrap()});
             }
+            ["option", "tcp-check"] => backend["adv_check"] = json!("tcp-check"),
             ["option", "httpchk", rest @ ..] => {
                 backend["adv_check"] = json!("httpchk");
                 let keys = ["method", "uri", "version"].iter().zip(rest);
@@ -218,14 +232,17 @@ fn backend_json(text: &ConfigText, section: &Section) -> Value {
             }
             ["default-server", ..] => {
                 let mut server = json!({});
-                parse_options(&directive.words[1..], &mut server);
+                parse_options(&line.words[1..], &mut server);
                 backend["default_server"] = server;
             }
             ["server", name, ..] => {
-                servers.insert((*name).to_owned(), server_json(&directive));
+                servers.insert((*name).to_owned(), server_json(line));
             }
             _ => {}
         }
+    }
+    if !acls.is_empty() {
+        backend["acl_list"] = json!(acls);
     }
     if !rules.is_empty() {
         backend["http_check_list"] = json!(rules);
@@ -236,38 +253,34 @@ fn backend_json(text: &ConfigText, section: &Section) -> Value {
     backend
 }
 
-fn find(text: &ConfigText, name: &str) -> Option<Section> {
-    text.sections().into_iter().find(|section| section.kind == "backend" && section.name == name)
-}
-
-/// A section with the comments behind it, which go where it goes: the worst that the real one may do, as no
-/// recording has any.
-fn whole(text: &ConfigText, section: &Section) -> std::ops::Range<usize> {
-    let next = text.sections().into_iter().map(|next| next.lines.start).find(|start| *start > section.lines.start);
-    section.lines.start..next.unwrap_or(text.lines().len())
-}
-
-/// A GET of backends, a backend, or its servers.
-pub fn read(text: &ConfigText, path: &[&str]) -> Answer {
-    let Some((name, rest)) = path.split_first() else {
-        let sections = text.sections();
-        let backends = sections.iter().filter(|section| section.kind == "backend");
-        return ok(200, backends.map(|section| backend_json(text, section)).collect());
-    };
-    match (find(text, name), rest) {
-        (None, _) => error(404, format!("missing object: Backend {name} does not exist")),
-        (Some(section), []) => ok(200, backend_json(text, &section)),
-        (Some(section), _) => {
-            let servers = backend_json(text, &section)["servers"].as_object().cloned().unwrap_or_default();
-            ok(200, servers.values().cloned().collect())
+/// A GET of backends, a backend or its servers, or of a frontend's listeners.
+pub fn read(config: &Config, kind: &str, path: &[&str]) -> Answer {
+    match (kind, path) {
+        ("backends", []) => ok(200, config.sections("backend").map(backend_json).collect()),
+        ("backends", [name, rest @ ..]) => match config.section("backend", name).map(backend_json) {
+            None => error(404, format!("missing object: Backend {name} does not exist")),
+            Some(backend) if rest.is_empty() => ok(200, backend),
+            Some(backend) => {
+                let servers = backend["servers"].as_object().cloned().unwrap_or_default();
+                ok(200, servers.values().cloned().collect())
+            }
+        },
+        ("frontends", [name, "binds"]) => {
+            let lines = config.section("frontend", name).into_iter().flat_map(Section::lines);
+            ok(200, lines.filter(|line| line.words[0] == "bind").map(bind_json).collect())
         }
+        _ => error(405, "method not allowed"),
     }
 }
 
-/// A POST, PUT or DELETE of a backend or a server.
-pub fn edit(text: &mut ConfigText, method: &str, path: &[&str], body: Value, metadata: bool) -> Answer {
-    match (method, path) {
-        ("POST", []) => {
+/// A POST, PUT or DELETE of a backend or a server, or a POST of a listener.
+pub fn edit(config: &mut Config, method: &str, kind: &str, path: &[&str], mut body: Value) -> Answer {
+    // 3.0 knows no metadata of a backend.
+    if kind == "backends" && path.len() < 2 && !config.has_header_comments() && body.is_object() {
+        body.as_object_mut().unwrap().remove("metadata");
+    }
+    match (method, kind, path) {
+        ("POST", "backends", []) => {
             let name = body["name"].as_str().unwrap_or("");
             if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:".contains(c)) || name.is_empty() {
                 return invalid(605, "name in body should match '^[A-Za-z0-9-_.:]+$'");
@@ -275,57 +288,57 @@ pub fn edit(text: &mut ConfigText, method: &str, path: &[&str], body: Value, met
             if !["http", "tcp", "log"].contains(&body["mode"].as_str().unwrap_or("http")) {
                 return invalid(606, "mode in body should be one of [http tcp log]");
             }
-            if find(text, name).is_some() {
+            if config.section("backend", name).is_some() {
                 return error(404, format!("missing object: backend {name} already exist"));
             }
-            text.append(backend_lines(&body, metadata));
+            config.insert(&backend_text(&body));
         }
-        ("PUT", [name]) => {
-            let Some(section) = find(text, name) else {
-                return error(404, format!("missing object: backend {name} does not exist"));
+        (_, "backends", [name, ..]) if config.section("backend", name).is_none() => {
+            return error(404, format!("missing object: backend {name} does not exist"));
+        }
+        ("PUT", "backends", [_]) => config.insert(&backend_text(&body)),
+        ("DELETE", "backends", [name]) => {
+            config.remove("backend", name);
+            return empty(202);
+        }
+        (_, "backends", [name, "servers", rest @ ..]) => {
+            return edit_server(config.section_mut("backend", name).unwrap(), method, rest, body);
+        }
+        ("POST", "frontends", [name, "binds"]) => {
+            let Some(frontend) = config.section_mut("frontend", name) else {
+                return error(404, format!("missing object: frontend {name} does not exist"));
             };
-            let whole = whole(text, &section);
-            text.splice(whole, backend_lines(&body, metadata));
+            let (address, name) = (body["address"].as_str().unwrap(), body["name"].as_str().unwrap());
+            frontend.push(format!("bind {address}:{} name {name}", body["port"]).as_bytes());
         }
-        ("DELETE", [name]) => {
-            let Some(section) = find(text, name) else {
-                return error(404, format!("missing object: backend {name} does not exist"));
-            };
-            let whole = whole(text, &section);
-            text.splice(whole, []);
-            return (StatusCode::ACCEPTED, None);
-        }
-        (_, [name, "servers", rest @ ..]) => return edit_server(text, method, name, rest, body),
         _ => return error(405, "method not allowed"),
     }
-    let mut echo = body;
-    if !metadata {
-        echo.as_object_mut().unwrap().remove("metadata");
-    }
-    ok(202, echo)
+    ok(202, body)
 }
 
 fn invalid(code: u16, message: &str) -> Answer {
-    (StatusCode::UNPROCESSABLE_ENTITY, Some(json!({"code": code, "message": message})))
+    ok(422, json!({"code": code, "message": message}))
 }
 
-fn edit_server(text: &mut ConfigText, method: &str, backend: &str, path: &[&str], body: Value) -> Answer {
-    let Some(section) = find(text, backend) else {
-        return error(404, format!("missing object: backend {backend} does not exist"));
-    };
+fn edit_server(backend: &mut Section, method: &str, path: &[&str], body: Value) -> Answer {
     let name = path.first().copied().or(body["name"].as_str()).unwrap_or("").to_owned();
-    let line = text.directives(&section).find(|(_, d)| d.keyword() == "server" && d.words[1] == name).map(|(at, _)| at);
-    match (method, line) {
-        ("POST", None) => text.splice(section.lines.end..section.lines.end, [server_line(&body)]),
-        ("POST", Some(_)) => {
-            return error(409, format!("object already exists: server {name} already exists in {backend} backend"));
+    let exists = backend.lines().any(|line| line.words[0] == "server" && line.words[1] == name);
+    match method {
+        "POST" if exists => {
+            let message = format!("object already exists: server {name} already exists in {} backend", backend.name);
+            return error(409, message);
         }
-        ("PUT", Some(at)) => text.splice(at..at + 1, [server_line(&body)]),
-        ("DELETE", Some(at)) => {
-            text.splice(at..at + 1, []);
-            return (StatusCode::ACCEPTED, None);
+        "POST" => backend.push(server_line(&body).as_bytes()),
+        _ if !exists => {
+            let message = format!("missing object: server {name} does not exist in {} backend", backend.name);
+            return error(404, message);
         }
-        _ => return error(404, format!("missing object: server {name} does not exist in {backend} backend")),
+        "PUT" => backend.replace_server(&name, server_line(&body).as_bytes()),
+        "DELETE" => {
+            backend.remove_server(&name);
+            return empty(202);
+        }
+        _ => return error(405, "method not allowed"),
     }
     ok(202, body)
 }

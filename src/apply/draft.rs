@@ -1,0 +1,66 @@
+//! A plan with what it comes to: computed alike for a pass, for a dry run, and offline. Pure.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::desired::build::Built;
+use crate::desired::{BackendName, Note};
+use crate::haproxy::text::ConfigText;
+use crate::observed::Observed;
+use crate::plan::display::Summary;
+use crate::plan::{self, Conflict, Options, Plan, Waiting};
+
+/// A plan, and the configuration that it leads to.
+#[derive(Debug)]
+pub struct Draft {
+    /// The plan.
+    pub plan: Plan,
+    /// The part of it that was taken out, to wait for a reload.
+    pub waiting: Waiting,
+    /// The configuration after the plan.
+    pub after: Observed,
+    /// What there is to know about services.
+    pub notes: Vec<Note>,
+    /// When there will be something to do though nothing changes, since 1970.
+    pub next: Option<Duration>,
+}
+
+impl Draft {
+    /// Computes it; `left_out` are backends that HAProxy refuses.
+    pub fn new(
+        built: &Built,
+        observed: &Observed,
+        options: &Options,
+        left_out: &BTreeSet<BackendName>,
+    ) -> Result<Self, Conflict> {
+        let plan::Planned { plan, notes, next } = Plan::new(built, observed, options, left_out)?;
+        let after = after(&plan, observed, options);
+        let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();
+        notes.sort();
+        Ok(Self { plan, waiting: Waiting::default(), after, notes, next })
+    }
+
+    /// The part that takes no reload; the rest waits.
+    #[must_use]
+    pub fn without_reload(self, built: &Built, observed: &Observed, options: &Options) -> Self {
+        let (plan, waiting) = self.plan.split(Plan::gone(built, observed, options.now));
+        Self { after: after(&plan, observed, options), plan, waiting, ..self }
+    }
+
+    /// The configuration without the instances that are gone, and nothing else changed.
+    pub fn gone(built: &Built, observed: &Observed, options: &Options) -> Observed {
+        after(&Plan::gone(built, observed, options.now), observed, options)
+    }
+
+    /// What a person or a program reads of it; `text` is what would be written.
+    pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
+        Summary::new(&self.plan, observed, text, self.notes.clone())
+    }
+}
+
+fn after(plan: &Plan, observed: &Observed, options: &Options) -> Observed {
+    if plan.is_empty() {
+        return observed.clone();
+    }
+    Observed::new(observed.version, plan::text::apply(plan, observed, &options.owner), &options.owner)
+}

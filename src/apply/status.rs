@@ -1,0 +1,191 @@
+//! What a pass came to. It is always complete: an error takes nothing away from it.
+
+use std::fmt;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use crate::catalog::SourceError;
+use crate::desired::Note;
+use crate::observed::Observed;
+use crate::plan::Conflict;
+use crate::plan::display::Summary;
+use crate::plane::{AccessError, Harm, WriteError};
+
+/// The stages of a pass, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Stage {
+    /// Asking HAProxy which it is, clearing up, and reading its configuration and process.
+    #[default]
+    Observe,
+    /// Reading the catalog.
+    Catalog,
+    /// Computing the difference.
+    Plan,
+    /// Telling the process who is gone, and writing the plan.
+    Apply,
+    /// Making the process agree with its file.
+    Repair,
+}
+
+impl Stage {
+    /// For logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Observe => "observe",
+            Self::Catalog => "catalog",
+            Self::Plan => "plan",
+            Self::Apply => "apply",
+            Self::Repair => "repair",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a pass did not do all that it should.
+#[derive(Debug, Error)]
+pub enum PassError {
+    /// HAProxy, or the way to it, gave no answer.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// HAProxy did not take a write.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The catalog.
+    #[error("the catalog cannot be read")]
+    Catalog(#[from] SourceError),
+    /// A name is taken (`fail_on_conflict`).
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The configuration is refused as it is, without any change of ours.
+    #[error("HAProxy refuses its own configuration file as it stands, so it is not written: {0}")]
+    Broken(String),
+    /// A write would harm what is not ours.
+    #[error(transparent)]
+    Harm(#[from] Harm),
+    /// The version moved since `plan` (`--expect-version`).
+    #[error("the configuration is at version {found}, not {expected}: somebody changed it since the plan was made")]
+    Moved {
+        /// What was asked for.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// It did not settle.
+    #[error("HAProxy was not in line after {rounds} attempts")]
+    Unsettled {
+        /// How many there were.
+        rounds: usize,
+        /// What came of the last one.
+        #[source]
+        last: Box<WriteError>,
+    },
+}
+
+/// What HAProxy has of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Backends that are ours or hold servers of ours.
+    pub backends: usize,
+    /// Slots with an instance.
+    pub seated: usize,
+    /// Slots without.
+    pub free: usize,
+}
+
+impl Counts {
+    pub(super) fn new(observed: &Observed) -> Self {
+        let mut counts = Self::default();
+        for (_, backend) in observed.managed() {
+            counts.backends += 1;
+            let seated = backend.servers.iter().filter(|server| server.is_enabled()).count();
+            counts.seated += seated;
+            counts.free += backend.servers.len() - seated;
+        }
+        counts
+    }
+}
+
+/// What a pass did, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// There was nothing to do.
+    Unchanged,
+    /// A plan was applied.
+    Applied,
+    /// Only the process was made to agree with its file.
+    Repaired,
+    /// It ended with an error, whatever it did before.
+    Failed,
+}
+
+impl Outcome {
+    /// For metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unchanged => "unchanged",
+            Self::Applied => "applied",
+            Self::Repaired => "repaired",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What one pass came to.
+#[derive(Debug, Default)]
+pub struct PassStatus {
+    /// The last stage that it came to; the one that failed, where there is an error.
+    pub stage: Stage,
+    /// The plans that were written, each in brief.
+    pub written: Vec<Summary>,
+    /// States and addresses that the process was told apart from a write: who is gone, and repairs.
+    pub told: usize,
+    /// Reloads that HAProxy made for it.
+    pub reloads: u32,
+    /// Reloads that HAProxy could not make.
+    pub failed_reloads: u32,
+    /// What there is to know about services, what HAProxy refused included. Sorted, each once.
+    pub notes: Vec<Note>,
+    /// The catalog's index; 0 before it was read.
+    pub index: u64,
+    /// The version of the configuration when it was last read.
+    pub version: u64,
+    /// What is managed.
+    pub counts: Counts,
+    /// When there will be something to do though nothing changes: a change that waits for
+    /// `reload.min_interval`, a drain that ends, a refused change that is due again.
+    pub next: Option<Instant>,
+    /// Why it did not do all that it should.
+    pub error: Option<PassError>,
+}
+
+impl PassStatus {
+    /// What it did.
+    pub fn outcome(&self) -> Outcome {
+        let Self { written, told, reloads, error, .. } = self;
+        match (error, written.is_empty()) {
+            (Some(_), _) => Outcome::Failed,
+            (None, false) => Outcome::Applied,
+            (None, true) if *told > 0 || *reloads > 0 => Outcome::Repaired,
+            (None, true) => Outcome::Unchanged,
+        }
+    }
+
+    /// What was done all the same, for the line that reports an error.
+    pub fn done(&self) -> String {
+        let Self { written, told, reloads, .. } = self;
+        if written.is_empty() && *told == 0 && *reloads == 0 {
+            return "HAProxy keeps what it has".to_owned();
+        }
+        format!("done before that: {} writes, {told} run-time changes, {reloads} reloads", written.len())
+    }
+
+    pub(super) fn wake_at(&mut self, at: Instant) {
+        self.next = self.next.into_iter().chain([at]).min();
+    }
+}

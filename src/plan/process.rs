@@ -1,0 +1,168 @@
+//! What the running process is to be told, so that it has what a configuration says.
+//!
+//! There is one computation for a planned change and for a repair: the servers as the process has them, the
+//! configuration from before (who sat where), and the one from after. After a pass that is sure of the
+//! process, [`Runtime::of`] the old configuration stands for the process.
+
+use std::collections::BTreeMap;
+
+use crate::desired::{Address, BackendName, Server, ServerName, State};
+use crate::observed::{Observed, ObservedBackend};
+use crate::plane::{Runtime, RuntimeServer, StateChange};
+
+use super::Action;
+
+/// What the process is told, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// First, before the file is written and whatever becomes of that: whoever is gone takes no more traffic.
+    pub out: Vec<StateChange>,
+    /// With the file: addresses, weights, and who comes in.
+    pub rest: Vec<Action>,
+    /// Servers that the file from before has and the process lacks: only a reload helps.
+    pub lacks: Vec<(BackendName, ServerName)>,
+}
+
+impl Changes {
+    /// Computes them. Checks and health are not looked at: those are HAProxy's to say.
+    pub fn new(process: &Runtime, before: &Observed, after: &Observed) -> Self {
+        let mut changes = Self::default();
+        for (name, section) in after.managed() {
+            let old = servers(before.backend(&name));
+            for server in &section.servers {
+                let known = old.get(&server.name).copied();
+                match process.server(&name, &server.name) {
+                    Some(running) => Seat { backend: &name, section, server, known, running }.changes(&mut changes),
+                    None if known.is_some() => changes.lacks.push((name.clone(), server.name.clone())),
+                    None => {}
+                }
+            }
+        }
+        for (name, section) in before.managed() {
+            let left = servers(after.backend(&name));
+            let ours = section.servers.iter().map(|server| &server.name).chain(&section.drifted);
+            for server in ours.filter(|server| !left.contains_key(server)) {
+                let running = process.server(&name, server).is_some_and(|running| running.state != State::Maint);
+                if running && after.backend(&name).is_none_or(|after| !after.drifted.contains(server)) {
+                    changes.out.push(StateChange {
+                        backend: name.clone(),
+                        server: server.clone(),
+                        state: State::Maint,
+                    });
+                }
+            }
+        }
+        changes
+    }
+
+    /// Takes those out of `out` whose place others take in the same change, where nobody else is in service: they
+    /// leave when the others are in, or when the write has failed. Whoever is gone with `shutdown_delay` answers
+    /// until then; without it there is nobody to send the requests to either way.
+    pub fn handed_over(&mut self, process: &Runtime, after: &Observed) -> Vec<StateChange> {
+        let comes_in = |name: &BackendName, server: &ServerName| {
+            self.rest
+                .iter()
+                .any(|action| matches!(action, Action::State(b, s, State::Ready) if (b, s) == (name, server)))
+        };
+        let is_handed_over = |change: &StateChange| {
+            let Some(section) = after.backend(&change.backend).filter(|section| section.foreign.is_empty()) else {
+                return false;
+            };
+            let is_new = |server: &&Server| comes_in(&change.backend, &server.name);
+            let stays = |server: &&Server| {
+                let running = process.server(&change.backend, &server.name);
+                server.is_enabled() && !is_new(server) && running.is_some_and(|running| running.state == State::Ready)
+            };
+            !comes_in(&change.backend, &change.server)
+                && section.servers.iter().any(|server| is_new(&server))
+                && !section.servers.iter().any(|server| stays(&server))
+        };
+        let (late, out) = self.out.iter().cloned().partition(is_handed_over);
+        self.out = out;
+        late
+    }
+
+    /// Whether the process has everything already.
+    pub fn is_empty(&self) -> bool {
+        let Self { out, rest, lacks } = self;
+        out.is_empty() && rest.is_empty() && lacks.is_empty()
+    }
+
+    /// All of it as actions, for a change that is made in one step.
+    pub fn actions(&self) -> Vec<Action> {
+        let out = self
+            .out
+            .iter()
+            .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
+        out.chain(self.rest.iter().cloned()).collect()
+    }
+}
+
+fn servers(backend: Option<&ObservedBackend>) -> BTreeMap<&ServerName, &Server> {
+    backend.into_iter().flat_map(|backend| &backend.servers).map(|server| (&server.name, server)).collect()
+}
+
+/// One server, as it shall be, as it was, and as the process has it.
+struct Seat<'a> {
+    backend: &'a BackendName,
+    section: &'a ObservedBackend,
+    server: &'a Server,
+    known: Option<&'a Server>,
+    running: &'a RuntimeServer,
+}
+
+impl Seat<'_> {
+    fn changes(&self, changes: &mut Changes) {
+        let Self { backend, section, server, known, running } = *self;
+        let wanted = server.state();
+        // Another instance does not inherit the health of the one before: out, and in when all is set.
+        let moved_in = known.is_none_or(|known| known.tenant.id() != server.tenant.id());
+        let own_business = !moved_in && wanted == State::Ready && self.is_its_own_business();
+        let leaves = if wanted == State::Ready { State::Maint } else { wanted };
+        let is_out = running.state == leaves || running.state == State::Maint;
+        let name = || (backend.clone(), server.name.clone());
+        let is_drained_by_agent = section.agent_check && running.state == State::Drain;
+        let stays = wanted != State::Ready && running.state != wanted && !is_drained_by_agent;
+        if (wanted == State::Ready && moved_in && !is_out) || stays {
+            let (backend, server) = name();
+            // The end of a drain takes nobody out, and the API drops it as a single state: it reads 12 (drain,
+            // disabled in the file) as maintenance already (seen on 3.0, 3.2 and 3.4).
+            if running.state == State::Drain && wanted == State::Maint {
+                changes.rest.push(Action::State(backend, server, State::Maint));
+            } else {
+                changes.out.push(StateChange { backend, server, state: leaves });
+            }
+        }
+        if let Address::Ip(ip) = server.address
+            && (running.address, running.port) != (Some(ip), server.port)
+        {
+            let (backend, server_name) = name();
+            changes.rest.push(Action::Address(backend, server_name, ip, server.port));
+        }
+        if let Some(weight) = server.options.weight.filter(|weight| self.weighs_otherwise(*weight))
+            && (!section.agent_check || moved_in)
+        {
+            let (backend, server) = name();
+            changes.rest.push(Action::Weight(backend, server, weight));
+        }
+        if wanted == State::Ready && (moved_in || running.state != State::Ready) && !own_business {
+            let (backend, server) = name();
+            changes.rest.push(Action::State(backend, server, State::Ready));
+        }
+    }
+
+    /// The process may be right where it differs: an agent check sets states, and a host name that does not
+    /// resolve puts its server in maintenance, which the Data Plane API shows as any other.
+    fn is_its_own_business(&self) -> bool {
+        self.section.agent_check || matches!(self.server.address, Address::Host(_))
+    }
+
+    fn weighs_otherwise(&self, weight: u16) -> bool {
+        match (self.running.weight, self.known) {
+            (Some(running), _) => running != weight,
+            // This plane does not say.
+            (None, Some(known)) => known.options.weight != Some(weight),
+            (None, None) => true,
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Gone means out: an instance that left takes no more traffic at once, whatever else is wrong; and one that
+//! drains does so until its time is over, whoever reloads in the meantime.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+#[macro_use]
+mod support;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::api::{Rig, Way};
+use support::controller::{Controller, apply, apply_failing, registration, run, stderr, stdout, write_catalog};
+use support::haproxy::{has_backend, matrix};
+use support::wait_for;
+
+everywhere!(an_invalid_file_keeps_nobody_in_service, out::invalid);
+everywhere!(a_sibling_with_a_bad_address_keeps_nobody_in_service, out::bad_sibling);
+everywhere!(a_reload_that_waits_keeps_nobody_in_service, out::waits);
+everywhere!(a_reload_that_failed_keeps_nobody_in_service, out::failed);
+everywhere!(a_backend_of_theirs_that_is_no_longer_compatible_keeps_nobody_in_service, out::incompatible);
+everywhere!(a_reload_for_another_service_leaves_a_drain_as_it_is, drains::reload);
+everywhere!(a_server_that_drains_is_not_removed, drains::rewrite);
+everywhere!(a_reload_of_somebody_else_s_is_followed_by_the_drain, drains::foreign_reload);
+
+/// An instance on a port, which is its ID as well.
+fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
+    let tags: Vec<&str> = ["enable=true", "check.disabled"].iter().chain(tags).copied().collect();
+    registration(service, &port.to_string(), u64::from(port), port, &tags)
+}
+
+fn api(ports: &[u16]) -> Vec<Value> {
+    ports.iter().map(|port| instance("api", *port, &[])).collect()
+}
+
+fn running(rig: &Rig, more: &[(&str, &str)]) -> Controller {
+    Controller::start(&rig.env_with(more), &["--catalog", &rig.catalog().display().to_string()])
+}
+
+/// The line of a server.
+fn line(rig: &Rig, server: &str) -> String {
+    let text = rig.haproxy.text();
+    let line = text.lines().find(|line| line.trim_start().starts_with(&format!("server {server} ")));
+    line.unwrap_or_else(|| panic!("no {server} in:\n{text}")).to_owned()
+}
+
+mod out {
+    use super::*;
+
+    pub async fn invalid(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &api(&[2001, 2002]));
+        apply(&rig.env(), &rig.catalog()).await;
+        let reloads = rig.haproxy.reloads().await;
+        rig.edit_by_hand(|text| text.replacen("acl is_shop", "frobnicate yes\n    acl is_shop", 1)).await;
+        let edited = rig.haproxy.bytes();
+
+        write_catalog(&rig.catalog(), &api(&[2002]));
+        let said = apply_failing(&rig.env(), &rig.catalog()).await;
+        assert!(said.contains("refuses its own configuration") && said.contains("frobnicate"), "{said}");
+        assert_eq!(rig.haproxy.state("api/api_1").await, "maint");
+        assert_eq!(rig.haproxy.state("api/api_2").await, "ready", "who is still there stays");
+        assert_eq!(rig.haproxy.bytes(), edited, "nothing is written");
+
+        rig.edit_by_hand(|text| text.replacen("frobnicate yes", "", 1)).await;
+        apply(&rig.env(), &rig.catalog()).await;
+        rig.agrees().await;
+        assert!(line(&rig, "api_1").contains(" disabled"));
+        assert_eq!(rig.haproxy.reloads().await, reloads);
+    }
+
+    pub async fn bad_sibling(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &api(&[2001, 2002]));
+        apply(&rig.env(), &rig.catalog()).await;
+        let mut bad = instance("api", 2003, &[]);
+        bad["Address"] = "no.such.host.invalid".into();
+        write_catalog(&rig.catalog(), &[instance("api", 2002, &[]), bad]);
+        let said = apply_failing(&rig.env(), &rig.catalog()).await;
+        assert!(said.contains("no.such.host.invalid"), "{said}");
+        assert_eq!(rig.haproxy.state("api/api_1").await, "maint");
+        assert!(line(&rig, "api_1").contains(" disabled"), "{}", line(&rig, "api_1"));
+        assert_eq!(rig.haproxy.state("api/api_2").await, "ready");
+        rig.agrees().await;
+        assert_eq!(rig.haproxy.reloads().await, 1);
+    }
+
+    /// What cannot go without a reload goes out of service without one: a service's last instance, one where
+    /// there are no slots, and one whose slot somebody with other settings takes.
+    fn before() -> Vec<Value> {
+        vec![
+            instance("last", 2001, &[]),
+            instance("bare", 2002, &["slots=0"]),
+            instance("bare", 2003, &["slots=0"]),
+            instance("taken", 2004, &["slots=1"]),
+            instance("taken", 2005, &["slots=1"]),
+            instance("grows", 2006, &["slots=1"]),
+        ]
+    }
+
+    fn after() -> Vec<Value> {
+        let mut after = vec![
+            instance("new", 2010, &[]),
+            instance("bare", 2003, &["slots=0"]),
+            instance("taken", 2005, &["slots=1"]),
+        ];
+        after.extend((2011..2015).map(|port| instance("taken", port, &["slots=1", "maxconn=7"])));
+        after.extend((2021..2025).map(|port| instance("grows", port, &["slots=1"])));
+        after
+    }
+
+    const GONE: [&str; 3] = ["last/last_1", "bare/bare_1", "taken/taken_1"];
+
+    pub async fn waits(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &[]);
+        let controller =
+            running(&rig, &[("NOMAD_HAPROXY_RELOAD_MIN_INTERVAL", "1h"), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")]);
+        controller.wait_until_ready().await;
+        write_catalog(&rig.catalog(), &before());
+        wait_for("the first", Duration::from_secs(15), async || {
+            (rig.haproxy.state("last/last_1").await == "ready").then_some(())
+        })
+        .await;
+        write_catalog(&rig.catalog(), &after());
+        for gone in GONE {
+            rig.haproxy.wait_for_state(gone, "maint").await;
+        }
+        // The file says so, too: else the next look at the process would take it for somebody's mistake.
+        controller.wait_for_resyncs(2).await;
+        for gone in GONE {
+            assert_eq!(rig.haproxy.state(gone).await, "maint", "{gone}");
+        }
+        for stays in ["bare/bare_2", "taken/taken_2"] {
+            assert_eq!(rig.haproxy.state(stays).await, "ready", "{stays}");
+        }
+        let running = rig.haproxy.running().await;
+        assert!(!running.values().any(|server| server.address.ends_with(":2006")), "its slot has another instance");
+        rig.agrees().await;
+        assert!(!has_backend(&rig.haproxy.text(), "new"));
+        assert_eq!(rig.haproxy.reloads().await, 1);
+    }
+
+    pub async fn failed(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &before());
+        apply(&rig.env(), &rig.catalog()).await;
+        let (taken, bind) = taken_port();
+        rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
+        write_catalog(&rig.catalog(), &after());
+        let said = apply_failing(&rig.env(), &rig.catalog()).await;
+        assert!(said.contains("could not load"), "{said}");
+        for gone in GONE {
+            assert_eq!(rig.haproxy.state(gone).await, "maint", "{gone}");
+        }
+        let running = rig.haproxy.running().await;
+        assert!(!running.values().any(|server| server.address.ends_with(":2006")), "its slot has another instance");
+        rig.agrees().await;
+        assert!(!has_backend(&rig.haproxy.text(), "new"));
+        drop(taken);
+        apply(&rig.env(), &rig.catalog()).await;
+        rig.agrees().await;
+        assert!(has_backend(&rig.haproxy.text(), "new") && !has_backend(&rig.haproxy.text(), "last"));
+    }
+
+    /// A port that is taken, and a listener on it to stand where `acl is_shop` stood: valid, but it cannot be
+    /// loaded.
+    fn taken_port() -> (std::net::TcpListener, String) {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
+        (taken, bind)
+    }
+
+    pub async fn incompatible(rig: Rig, _way: Way) {
+        let shop = |ports: &[u16]| ports.iter().map(|port| instance("shop", *port, &[])).collect::<Vec<_>>();
+        write_catalog(&rig.catalog(), &shop(&[2001, 2002]));
+        apply(&rig.env(), &rig.catalog()).await;
+        rig.edit(|text| text.replacen("balance roundrobin\n", "balance leastconn\n", 1)).await;
+        write_catalog(&rig.catalog(), &shop(&[2002]));
+        let said = apply_failing(&rig.env(), &rig.catalog()).await;
+        assert!(said.contains("balance leastconn in the way"), "{said}");
+        assert_eq!(rig.haproxy.state("shop/shop_1").await, "maint");
+        assert!(line(&rig, "shop_1").contains(" disabled"));
+        rig.agrees().await;
+        assert_eq!(rig.haproxy.reloads().await, 1);
+    }
+}
+
+/// The Data Plane API tears conditional blocks apart, so such a file is not written through it. Whoever is gone
+/// is out all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_conditionals_keeps_nobody_in_service() {
+    const BLOCK: &str = "\n.if defined(NEVER)\nbackend extra\n    server a 127.0.0.1:9\n.endif\n";
+    for series in matrix() {
+        for write in ["auto", "transaction", "text"] {
+            let rig = Rig::start(Way::Api, series).await;
+            let env = rig.env_with(&[("HAPROXY_WRITE", write)]);
+            write_catalog(&rig.catalog(), &api(&[2001, 2002, 2003, 2004, 2005]));
+            apply(&env, &rig.catalog()).await;
+            let adopted = rig.haproxy.text();
+            for (slot, block) in (1..).zip([BLOCK, "\n.elif defined(A)\n", "\n.else\n", "\n.endif\n"]) {
+                rig.edit_by_hand(|_| adopted.clone() + block).await;
+                let edited = rig.haproxy.bytes();
+                // The real API has torn the block apart already, as it writes what it reads.
+                let text = rig.haproxy.text();
+                let mut lines = (1..).zip(text.lines().map(str::trim_start));
+                let (line, word) = lines.find(|(_, line)| line.starts_with('.')).unwrap();
+                let place = format!("line {line} has `{}", word.split(' ').next().unwrap());
+                write_catalog(&rig.catalog(), &api(&(2001 + slot..2006).collect::<Vec<_>>()));
+                let planned = run(&env, &["plan", "--catalog", &rig.catalog().display().to_string()]).await;
+                let planned = stdout(&planned) + &stderr(&planned);
+                assert!(planned.contains(&place), "HAProxy {series}, write={write}: {place} in: {planned}");
+                let said = apply_failing(&env, &rig.catalog()).await;
+                assert!(said.contains(&place), "HAProxy {series}, write={write}: {place} in: {said}");
+                assert_eq!(rig.haproxy.state(&format!("api/api_{slot}")).await, "maint", "{word}");
+                assert_eq!(rig.haproxy.state("api/api_5").await, "ready");
+                assert_eq!(rig.haproxy.bytes(), edited, "HAProxy {series}, write={write}: nothing is written");
+            }
+            assert_eq!(rig.haproxy.reloads().await, 1);
+        }
+    }
+}
+
+mod drains {
+    use super::*;
+
+    const LONG: &str = "drain=1h";
+
+    /// Two instances, of which the first is draining.
+    async fn draining(rig: &Rig, tags: &[&str]) -> Vec<Value> {
+        let tags: Vec<&str> = [LONG].iter().chain(tags).copied().collect();
+        let one = |port| instance("api", port, &tags);
+        write_catalog(&rig.catalog(), &[one(2001), one(2002)]);
+        apply(&rig.env(), &rig.catalog()).await;
+        write_catalog(&rig.catalog(), &[one(2002)]);
+        apply(&rig.env(), &rig.catalog()).await;
+        assert_eq!(rig.haproxy.state("api/api_1").await, "drain");
+        vec![one(2002)]
+    }
+
+    pub async fn reload(rig: Rig, _way: Way) {
+        let mut left = draining(&rig, &[]).await;
+        let (worker, reloads) = (rig.haproxy.worker().await, rig.haproxy.reloads().await);
+        left.push(instance("new", 2009, &[]));
+        write_catalog(&rig.catalog(), &left);
+        apply(&rig.env(), &rig.catalog()).await;
+        assert_ne!(rig.haproxy.worker().await, worker);
+        assert_eq!(rig.haproxy.state("api/api_1").await, "drain");
+        rig.agrees().await;
+        // And where the service goes as a whole.
+        write_catalog(&rig.catalog(), &[instance("other", 2010, &[])]);
+        apply(&rig.env(), &rig.catalog()).await;
+        for server in ["api/api_1", "api/api_2"] {
+            assert_eq!(rig.haproxy.state(server).await, "drain", "{server}");
+        }
+        rig.agrees().await;
+        assert_eq!(rig.haproxy.reloads().await, reloads + 2);
+    }
+
+    pub async fn rewrite(rig: Rig, _way: Way) {
+        // Ten spares: one instance is given two, so the rewrite takes them away.
+        draining(&rig, &["slots=10"]).await;
+        let servers = || rig.haproxy.text().lines().filter(|line| line.trim_start().starts_with("server api_")).count();
+        assert_eq!(servers(), 12);
+        for (tags, left) in [(["slots=2", "balance=leastconn"], 3), (["slots=0", "balance=first"], 2)] {
+            let tags: Vec<&str> = [LONG].iter().chain(&tags).copied().collect();
+            write_catalog(&rig.catalog(), &[instance("api", 2002, &tags)]);
+            apply(&rig.env(), &rig.catalog()).await;
+            assert!(rig.haproxy.text().contains(tags[2].replace('=', " ").as_str()), "{}", rig.haproxy.text());
+            assert_eq!((servers(), rig.haproxy.state("api/api_1").await), (left, "drain"), "{tags:?}");
+            rig.agrees().await;
+        }
+    }
+
+    pub async fn foreign_reload(rig: Rig, _way: Way) {
+        draining(&rig, &[]).await;
+        let worker = rig.haproxy.worker().await;
+        let answer = rig.haproxy.command("reload").await;
+        assert!(answer.starts_with("Success=1"), "{answer}");
+        assert_ne!(rig.haproxy.worker().await, worker);
+        assert_eq!(rig.haproxy.state("api/api_1").await, "maint", "the file cannot say that it drains");
+        let (reloads, text) = (rig.haproxy.reloads().await, rig.haproxy.bytes());
+        let said = apply(&rig.env(), &rig.catalog()).await;
+        assert!(said.contains("Repaired") && said.contains("no reload"), "{said}");
+        assert_eq!(rig.haproxy.state("api/api_1").await, "drain");
+        assert_eq!((rig.haproxy.reloads().await, rig.haproxy.bytes()), (reloads, text));
+        rig.agrees().await;
+    }
+}

@@ -1,0 +1,190 @@
+//! A case: a configuration file, settings, and what happens step by step.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use nomad_haproxy::catalog::{Catalog, Registration};
+use nomad_haproxy::desired::build;
+use nomad_haproxy::desired::{BackendName, Owner, ServiceKey, SlotPolicy};
+use nomad_haproxy::plan::{self, Strategy as Taken};
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::hand::{self, Edit};
+use super::{catalog, config, validate};
+
+/// The first step's time, since 1970.
+const START: Duration = Duration::from_secs(1_750_000_000);
+
+#[derive(Clone)]
+pub struct Case {
+    pub file: Vec<u8>,
+    pub settings: Settings,
+    pub steps: Vec<Step>,
+    /// The HAProxy that is asked about it, if one is.
+    pub haproxy: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub taken: Taken,
+    pub linger: Duration,
+    pub slots: SlotPolicy,
+    pub init_state: bool,
+}
+
+/// One pass, and what a person did before it.
+#[derive(Clone)]
+pub struct Step {
+    pub hand: Vec<Edit>,
+    /// Since the step before; below 0 where somebody put the clock back.
+    pub milliseconds: i64,
+    pub registrations: Vec<Registration>,
+    pub unreadable: Vec<ServiceKey>,
+    /// A backend that HAProxy refuses.
+    pub refused: Vec<BackendName>,
+}
+
+impl Step {
+    pub fn catalog(&self) -> Catalog {
+        catalog_of(self.registrations.iter(), &self.unreadable)
+    }
+
+    /// The same, as another answer of Nomad's may list it.
+    pub fn reversed(&self) -> Catalog {
+        catalog_of(self.registrations.iter().rev(), &self.unreadable)
+    }
+
+    pub fn refused(&self) -> BTreeSet<BackendName> {
+        self.refused.iter().cloned().collect()
+    }
+}
+
+fn catalog_of<'a>(list: impl Iterator<Item = &'a Registration>, unreadable: &[ServiceKey]) -> Catalog {
+    let mut catalog = Catalog { index: 1, unreadable: unreadable.iter().cloned().collect(), ..Catalog::default() };
+    for one in list {
+        catalog.services.entry(one.service()).or_default().push(one.clone());
+    }
+    catalog
+}
+
+impl Settings {
+    pub fn owner() -> Owner {
+        "nomad".parse().expect("an owner")
+    }
+
+    pub fn build(&self) -> build::Options {
+        let Self { slots, init_state, .. } = *self;
+        build::Options { prefix: "haproxy.".to_owned(), owner: Self::owner(), slots, init_state }
+    }
+
+    pub fn plan(&self, now: Duration) -> plan::Options {
+        plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now }
+    }
+}
+
+/// The clock, moved.
+pub fn moved(now: Option<Duration>, milliseconds: i64) -> Duration {
+    let Some(now) = now else { return START };
+    let by = Duration::from_millis(milliseconds.unsigned_abs());
+    if milliseconds < 0 { now.saturating_sub(by) } else { now + by }
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let taken =
+        prop_oneof![6 => Just(Taken::UseExisting), 1 => Just(Taken::CreateNew), 1 => Just(Taken::FailOnConflict)];
+    let linger = select(&[0, 0, 60, 600, u64::MAX][..]).prop_map(Duration::from_secs);
+    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>()).prop_map(
+        |(taken, linger, min_free, max, init_state)| Settings {
+            taken,
+            linger,
+            slots: SlotPolicy { min_free, max },
+            init_state,
+        },
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let times = &[0, 1, 500, 1000, 30_000, 60_000, 90_000_000, -10_000][..];
+    let unreadable = prop_oneof![
+        20 => Just(Vec::new()),
+        1 => select(&["api", "shop", "a/b"][..])
+            .prop_map(|name| vec![ServiceKey { namespace: "default".to_owned(), name: name.to_owned() }]),
+    ];
+    let refused = prop_oneof![
+        20 => Just(Vec::new()),
+        1 => select(&["api", "shop", "theirs"][..]).prop_map(|name| vec![name.parse().expect("a name")]),
+    ];
+    (hand::edits(), select(times), catalog::registrations(), unreadable, refused).prop_map(
+        |(hand, milliseconds, registrations, unreadable, refused)| Step {
+            hand,
+            milliseconds,
+            registrations,
+            unreadable,
+            refused,
+        },
+    )
+}
+
+/// Cases, of which HAProxy is asked about one in `sample`.
+pub fn cases(sample: u32) -> impl Strategy<Value = Case> {
+    let series = validate::series().len();
+    let haproxy = match (sample, series) {
+        (0, _) | (_, 0) => Just(None).boxed(),
+        (1, _) => any::<Index>().prop_map(move |at| Some(at.index(series))).boxed(),
+        _ => prop_oneof![
+            sample - 1 => Just(None),
+            1 => any::<Index>().prop_map(move |at| Some(at.index(series))),
+        ]
+        .boxed(),
+    };
+    (config::files(), settings(), prop::collection::vec(step(), 1..=5), haproxy).prop_map(
+        |(file, mut settings, steps, haproxy)| {
+            settings.init_state &= haproxy.is_none_or(validate::has_init_state);
+            Case { file, settings, steps, haproxy }
+        },
+    )
+}
+
+/// As short as a person can read it, and complete enough to write a test from it.
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, settings, steps, haproxy } = self;
+        writeln!(f, "\nfile:\n{}", shown(file))?;
+        writeln!(f, "{settings:?}")?;
+        if let Some(at) = haproxy {
+            writeln!(f, "HAProxy {}", validate::series()[*at].0)?;
+        }
+        for (number, step) in steps.iter().enumerate() {
+            writeln!(f, "step {number}: {step:?}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hand, milliseconds, registrations, unreadable, refused } = self;
+        write!(f, "{milliseconds} ms later")?;
+        let mut list = |what: &str, text: String, is_empty: bool| {
+            if is_empty { Ok(()) } else { write!(f, "; {what} {text}") }
+        };
+        list("by hand", format!("{hand:?}"), hand.is_empty())?;
+        list("unreadable", format!("{unreadable:?}"), unreadable.is_empty())?;
+        list("refused", format!("{refused:?}"), refused.is_empty())?;
+        for Registration { id, service_name, namespace, alloc_id, tags, address, port, create_index, .. } in
+            registrations
+        {
+            write!(f, "\n  {namespace:?}/{service_name:?} {id:?} of {alloc_id:?} at {address:?}:{port}, ")?;
+            write!(f, "created {create_index}, {tags:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes with what cannot be seen escaped, line by line.
+pub fn shown(bytes: &[u8]) -> String {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    lines.map(|line| format!("  | {}\n", line.escape_ascii())).collect()
+}

@@ -1,0 +1,321 @@
+//! What must hold of every case.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use nomad_haproxy::desired::build::{Built, build};
+use nomad_haproxy::desired::{Address, Backend, BackendKind, BackendName, Instance, InstanceId, Severity, Tenant};
+use nomad_haproxy::haproxy::text::{ConfigText, Section};
+use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
+use nomad_haproxy::plan::display::Summary;
+use nomad_haproxy::plan::{self, Changes, Conflict, Plan, Planned, text};
+use nomad_haproxy::plane::Runtime;
+
+use super::case::{Case, Settings, Step, moved, shown};
+use super::tally::Tally;
+use super::validate::Haproxy;
+use super::{foreign, hand};
+
+/// How a property is broken.
+pub type Broken = String;
+
+/// A condition, or what is broken.
+macro_rules! hold {
+    ($condition:expr, $($words:tt)*) => {
+        if !$condition {
+            return Err(format!($($words)*));
+        }
+    };
+}
+
+/// Goes through a case.
+pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
+    let mut run = Run::new(case, tally);
+    let mut now = None;
+    for step in &case.steps {
+        now = Some(moved(now, step.milliseconds));
+        run.step(step, &case.settings, now.unwrap_or_default())?;
+    }
+    // Nothing is left when nobody asks for anything. Drains end first, the longest after a day.
+    let settings = Settings { linger: Duration::ZERO, ..case.settings.clone() };
+    for _ in 0..2 {
+        now = Some(moved(now, 100_000_000));
+        let nothing = Step {
+            hand: Vec::new(),
+            milliseconds: 0,
+            registrations: Vec::new(),
+            unreadable: Vec::new(),
+            refused: Vec::new(),
+        };
+        run.step(&nothing, &settings, now.unwrap_or_default())?;
+    }
+    if run.untouched {
+        let (was, is) = (foreign::body(&case.file), foreign::body(&run.file));
+        hold!(was == is, "the file is not what it was:\n{}instead of\n{}", shown(&is), shown(&was));
+    }
+    Ok(())
+}
+
+struct Run<'a> {
+    tally: &'a Tally,
+    file: Vec<u8>,
+    /// Whether only we wrote to it, and nothing in it was ours before.
+    untouched: bool,
+    is_edited: bool,
+    original: &'a [u8],
+    haproxy: Option<Haproxy>,
+    /// Whether HAProxy takes the file as it is.
+    taken: bool,
+}
+
+impl<'a> Run<'a> {
+    fn new(case: &'a Case, tally: &'a Tally) -> Self {
+        let haproxy = case.haproxy.map(Haproxy::new);
+        let taken = haproxy.as_ref().is_some_and(|haproxy| haproxy.refusal(&case.file).is_none());
+        tally.asked(haproxy.is_some(), taken);
+        let untouched = !foreign::has_marks(&case.file);
+        Self { tally, file: case.file.clone(), untouched, is_edited: false, original: &case.file, haproxy, taken }
+    }
+
+    fn step(&mut self, step: &Step, settings: &Settings, now: Duration) -> Result<(), Broken> {
+        if !step.hand.is_empty() {
+            self.file = hand::edited(&self.file, &step.hand);
+            (self.untouched, self.is_edited) = (false, true);
+            self.taken = self.haproxy.as_ref().is_some_and(|haproxy| haproxy.refusal(&self.file).is_none());
+        }
+        let before = observed(&self.file);
+        hold!(before.text.to_bytes() == self.file, "reading the file changes it");
+        let mut built = build(&step.catalog(), &settings.build());
+        hold!(same(&built, &build(&step.reversed(), &settings.build())), "the order of the list matters: {built:?}");
+        if self.haproxy.is_some() {
+            resolvable(&mut built);
+        }
+        let is_edited = self.is_edited;
+        let pass = Pass { built: &built, is_edited, options: settings.plan(now), refused: step.refused() };
+        let planned = match pass.plan(&before) {
+            Ok(planned) => planned,
+            Err(conflict) => {
+                self.tally.conflict(&conflict);
+                return Ok(());
+            }
+        };
+        self.tally.plan(&planned.plan);
+        let after = pass.applied(&planned.plan, &before);
+        pass.holds(&planned, &before, &after)
+            .map_err(|broken| format!("{broken}\nfrom\n{}to\n{}", shown(&self.file), shown(&after.text.to_bytes())))?;
+        if !planned.plan.is_empty() {
+            self.file = after.text.clone().with_version(before.text.version().unwrap_or(0) + 1).to_bytes();
+            self.is_taken(&planned.plan)?;
+        }
+        if self.untouched {
+            let (was, is) = (foreign::body(self.original), foreign::body(&self.file));
+            hold!(foreign::is_within(&was, &is), "a line is lost:\n{}instead of\n{}", shown(&is), shown(&was));
+        }
+        Ok(())
+    }
+
+    fn is_taken(&mut self, plan: &Plan) -> Result<(), Broken> {
+        let Some(haproxy) = self.haproxy.as_ref().filter(|_| self.taken) else { return Ok(()) };
+        let Some(refusal) = haproxy.refusal(&self.file) else { return Ok(()) };
+        // HAProxy 3.3 and newer refuse a backend that is called like a frontend or a `defaults` section. The plan
+        // does not know of versions; the pass finds the backend, and leaves it out.
+        if refusal.contains("has the same name as") {
+            self.taken = false;
+            return Ok(());
+        }
+        Err(format!("HAProxy refuses it:\n{refusal}\n{}{plan:?}", shown(&self.file)))
+    }
+}
+
+fn observed(file: &[u8]) -> Observed {
+    Observed::new(1, ConfigText::from_bytes(file), &Settings::owner())
+}
+
+/// Whether every line is known to begin a section or not. Of a kind that we do not know that is a guess by how
+/// the section above is indented, which a line of ours may decide.
+fn is_certain(observed: &Observed) -> bool {
+    observed.text.sections().iter().all(Section::is_known)
+}
+
+/// The same but for the order of instances, which has no meaning.
+fn same(one: &Built, other: &Built) -> bool {
+    let sorted = |built: &Built| {
+        let mut built = built.clone();
+        for backend in built.desired.backends.values_mut() {
+            backend.instances.sort_by(|a, b| a.id.cmp(&b.id));
+        }
+        built
+    };
+    sorted(one) == sorted(other)
+}
+
+/// HAProxy resolves host names when it reads a file, and here there are none but this one.
+fn resolvable(built: &mut Built) {
+    let instances = built.desired.backends.values_mut().flat_map(|backend| &mut backend.instances);
+    for instance in instances.filter(|instance| matches!(instance.address, Address::Host(_))) {
+        instance.address = Address::Host("localhost".to_owned());
+    }
+}
+
+/// One pass over one state.
+struct Pass<'a> {
+    built: &'a Built,
+    /// Whether somebody may have torn a word apart that says that a secret follows.
+    is_edited: bool,
+    options: plan::Options,
+    refused: BTreeSet<BackendName>,
+}
+
+impl Pass<'_> {
+    fn plan(&self, observed: &Observed) -> Result<Planned, Conflict> {
+        Plan::new(self.built, observed, &self.options, &self.refused)
+    }
+
+    fn applied(&self, plan: &Plan, before: &Observed) -> Observed {
+        let text = text::apply(plan, before, &self.options.owner);
+        Observed::new(before.version, text, &self.options.owner)
+    }
+
+    fn holds(&self, planned: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        self.converges(planned, before, after)?;
+        self.keeps_what_is_not_ours(planned, before, after)?;
+        self.splits(&planned.plan, before, after)?;
+        self.tells(&planned.plan, before, after)?;
+        self.reads_back(planned, before, after)
+    }
+
+    fn converges(&self, first: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        if first.plan.is_empty() {
+            hold!(before == after, "a plan of nothing changes something");
+        }
+        let again = self.plan(after).map_err(|conflict| format!("now there is a conflict: {conflict}"))?;
+        if !again.plan.is_empty() && !is_certain(before) {
+            let third = self.plan(&self.applied(&again.plan, after)).map_err(|conflict| conflict.to_string())?;
+            hold!(third.plan.is_empty(), "there is still more to do: {:?}\nafter\n{:?}", third.plan, again.plan);
+            return Ok(());
+        }
+        hold!(again.plan.is_empty(), "there is more to do: {:?}\nafter\n{:?}", again.plan, first.plan);
+        Ok(())
+    }
+
+    fn keeps_what_is_not_ours(&self, planned: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        let owner = &self.options.owner;
+        if is_certain(before) {
+            let (was, is) = (foreign::lines(before, owner), foreign::lines(after, owner));
+            hold!(foreign::is_kept(&was, &is), "foreign lines changed: {was:#?}\nbecame\n{is:#?}");
+        } else {
+            // What is ours may turn out not to be, or the other way round, when one of our lines goes.
+            let unknown = foreign::unknown(before, owner);
+            let kept =
+                foreign::is_within(&unknown.concat().into_bytes(), &(after.text.lines().concat() + "\n").into_bytes());
+            hold!(kept, "a section of an unknown kind is changed: {unknown:#?}");
+        }
+        // Conditional lines at the end of a section belong to nobody, and that end moves with our own lines. Where
+        // a section of an unknown kind begins is told by the section above it, which may be ours.
+        let dotted = before.text.lines().iter().any(|line| line.trim_start().starts_with('.'));
+        let is_plain = !dotted && is_certain(before);
+        let harm = if is_plain { harm(before, after) } else { Vec::new() };
+        hold!(harm.is_empty(), "harm is seen: {harm:?}");
+        let lost = lost_comments(before, after);
+        hold!(lost.is_empty(), "comments are lost: {lost:?}");
+        let summary = Summary::new(&planned.plan, before, &after.text, planned.notes.clone());
+        hold!(summary.changes != planned.plan.is_empty(), "the summary is wrong: {summary}");
+        let ended = before.text.lines().last().is_none_or(|last| last.ends_with('\n'));
+        hold!(!ended || summary.rerendered_lines == 0, "lines are counted as rendered: {summary}");
+        hold!(self.is_edited || !summary.to_string().contains("s3cr3t"), "a secret is printed: {summary}");
+        let _ = serde_json::to_string(&summary).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn splits(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        let (live, waiting) = plan.clone().split(Plan::default());
+        hold!(live.is_live(), "the live part takes a reload: {live:?}");
+        hold!(plan.is_live() == waiting.is_empty(), "what waits is not what takes a reload: {waiting:?} of {plan:?}");
+        if self.keeps_the_gone(&live, before) || !is_certain(before) {
+            return Ok(());
+        }
+        let between = self.applied(&live, before);
+        let then = self.plan(&between).map_err(|conflict| conflict.to_string())?.plan;
+        let (again, left) = then.clone().split(Plan::default());
+        hold!(again.is_empty(), "more is live: {again:?}\nafter\n{live:?}\nof\n{plan:?}");
+        hold!(left == waiting, "what is left is {left:?}\ninstead of\n{waiting:?}\nof\n{plan:?}");
+        let (one, two) = (after.text.to_bytes(), self.applied(&then, &between).text.to_bytes());
+        hold!(one == two, "in two steps it comes to\n{}instead of\n{}", shown(&two), shown(&one));
+        Ok(())
+    }
+
+    /// Whether the live part leaves somebody in service who is gone: a slot that is removed, or that somebody
+    /// takes by a reload, is not freed before that.
+    fn keeps_the_gone(&self, live: &Plan, before: &Observed) -> bool {
+        let between = self.applied(live, before);
+        let mut managed = between.managed();
+        managed.any(|(name, backend)| {
+            let desired = self.built.desired.backends.get(&name);
+            let stays = |id: &InstanceId| desired.is_some_and(|desired| desired.instances.iter().any(|i| i.id == *id));
+            backend.servers.iter().filter_map(|server| server.tenant.id()).any(|id| !stays(id))
+        })
+    }
+
+    fn tells(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        let changes = Changes::new(&Runtime::of(before), before, after);
+        let _ = Changes::new(&Runtime::loaded(after), after, after);
+        hold!(changes.lacks.is_empty(), "the process lacks {:?}", changes.lacks);
+        hold!(!plan.is_empty() || changes.is_empty(), "a plan of nothing tells {changes:?}");
+        let done = Changes::new(&Runtime::of(after), after, after);
+        hold!(done.is_empty(), "there is more to tell: {done:?}");
+        Ok(())
+    }
+
+    /// What was written is what was asked for, and who is gone is out.
+    fn reads_back(&self, planned: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        for (name, desired) in &self.built.desired.backends {
+            let errors = |text: &str| text.starts_with("not routed") || text.contains("exists and is not ours");
+            let is_concerned = |note: &nomad_haproxy::desired::Note| {
+                note.severity == Severity::Error && desired.services.contains(&note.service) && errors(&note.text)
+            };
+            if planned.notes.iter().any(is_concerned) || self.refused.contains(name) {
+                continue;
+            }
+            let Some(found) = after.backend(name) else { return Err(format!("{name} is not there")) };
+            if desired.kind == BackendKind::Dynamic && found.is_ours() {
+                hold!(
+                    found.settings.as_ref() == Some(&desired.settings),
+                    "{:?} in {name}: {:?}",
+                    desired,
+                    found.settings
+                );
+            }
+            let weight = before.backend(name).map_or(before.default_weight, |backend| backend.default_weight);
+            has_instances(name, desired, found, weight)?;
+        }
+        for (name, found) in after.managed() {
+            let desired = self.built.desired.backends.get(&name);
+            let seated = found.servers.iter().filter_map(|server| server.tenant.id());
+            let wanted: BTreeSet<&InstanceId> = desired.into_iter().flat_map(|d| &d.instances).map(|i| &i.id).collect();
+            let gone: Vec<_> = seated.filter(|id| !wanted.contains(id)).collect();
+            let may_hold = desired.is_none() && !self.built.held.is_empty();
+            hold!(gone.is_empty() || may_hold, "{gone:?} are gone, and in service in {name}");
+        }
+        Ok(())
+    }
+}
+
+fn has_instances(name: &BackendName, desired: &Backend, found: &ObservedBackend, weight: u16) -> Result<(), Broken> {
+    let mut wanted: BTreeMap<&InstanceId, Vec<&Instance>> = BTreeMap::new();
+    for instance in &desired.instances {
+        wanted.entry(&instance.id).or_default().push(instance);
+    }
+    for server in &found.servers {
+        let Tenant::Instance { id, alloc, drain } = &server.tenant else { continue };
+        let Some(instances) = wanted.remove(id) else { return Err(format!("{id:?} is twice in {name}")) };
+        let is_as_asked = instances.iter().any(|instance| {
+            let options = (instance.options.weight.or(Some(weight)), instance.options.maxconn, instance.options.backup);
+            let written = (server.options.weight, server.options.maxconn, server.options.backup);
+            (&instance.address, instance.port, &instance.alloc, &instance.drain, options)
+                == (&server.address, server.port, alloc, drain, written)
+        });
+        hold!(is_as_asked, "{server:?} is none of {instances:?}");
+    }
+    hold!(wanted.is_empty(), "{name} lacks {wanted:?}");
+    Ok(())
+}
