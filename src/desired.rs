@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod build;
+mod held;
 mod name;
 mod note;
 mod owner;
@@ -14,7 +15,8 @@ pub mod tags;
 pub use backend::{
     Backend, BackendKind, BackendSettings, Balance, Check, Desired, HttpCheck, Mode, SlotPolicy, Timing,
 };
+pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
-pub use note::{Note, Severity};
+pub use note::{Code, Note, Severity};
 pub use owner::{Owner, encode};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};

@@ -127,14 +127,8 @@ impl Observed {
     /// The namespaces of the services that HAProxy serves by us: a list of Nomad's that leaves one out
     /// may have been shortened by missing rights.
     pub fn namespaces(&self) -> BTreeSet<String> {
-        self.backends
-            .values()
-            .filter_map(|backend| match &backend.ownership {
-                Ownership::Ours(services) => Some(services.iter().map(|service| service.namespace.clone())),
-                Ownership::Foreign => None,
-            })
-            .flatten()
-            .collect()
+        let services = self.backends.values().flat_map(ObservedBackend::services);
+        services.map(|service| service.namespace.clone()).collect()
     }
 
     /// When the first of the drains ends, in seconds since 1970.
@@ -179,6 +173,28 @@ impl ObservedBackend {
         let names = servers.chain(std::mem::take(&mut self.drifted)).map(|name| name.to_string());
         self.foreign.extend(names);
         self.our_lines.clear();
+    }
+
+    /// Lines of 0.1 do not say which service they are of; in a backend of one service it is that.
+    fn name_the_service(&mut self) {
+        let Ownership::Ours(services) = &self.ownership else { return };
+        let mut services = services.iter();
+        let (Some(only), None) = (services.next(), services.next()) else { return };
+        for server in &mut self.servers {
+            if let Tenant::Instance { service: service @ None, .. } = &mut server.tenant {
+                *service = Some(only.clone());
+            }
+        }
+    }
+
+    /// The services that it is made for, and those that servers of ours in it are of.
+    fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+        let made_for = match &self.ownership {
+            Ownership::Ours(services) => Some(services),
+            Ownership::Foreign => None,
+        };
+        let tenants = self.servers.iter().map(|server| &server.tenant);
+        made_for.into_iter().flatten().chain(tenants.filter_map(Tenant::service))
     }
 
     /// HAProxy refuses a file with two servers of one name, so whose name is there twice is written again.
@@ -303,6 +319,7 @@ fn observed_backend(
     if backend.is_ours() && all_unconditional {
         backend.settings = parse::settings(unconditional);
     }
+    backend.name_the_service();
     backend.disown_copies();
     backend
 }

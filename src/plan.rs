@@ -19,8 +19,8 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Note, Owner, Server, ServerName, ServerOptions,
-    ServiceKey, Severity, SlotPolicy, State,
+    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Owner, Server, ServerName,
+    ServerOptions, Severity, SlotPolicy, State, Tenant,
 };
 use crate::observed::{Observed, ObservedBackend, Ownership};
 pub use process::Changes;
@@ -150,11 +150,13 @@ impl Plan {
         options: &Options,
         excluded: &BTreeSet<BackendName>,
     ) -> Result<Planned, Conflict> {
-        let mut planner = Planner { observed, options, notes: Vec::new() };
+        let mut planner = Planner { observed, held: &built.held, options, notes: Vec::new() };
         let (mut plan, mut next) = (Plan::default(), None);
         for (name, backend) in &built.desired.backends {
             let edit = if excluded.contains(name) {
-                observed.backend(name).and_then(|observed| without_the_gone(backend, observed, options.now))
+                observed
+                    .backend(name)
+                    .and_then(|observed| without_the_gone(backend, observed, &built.held, options.now))
             } else {
                 planner.backend(name, backend)?
             };
@@ -162,10 +164,11 @@ impl Plan {
         }
         let mut idle = BTreeMap::new();
         for (name, backend) in observed.managed() {
-            if built.desired.backends.contains_key(&name) || is_held(backend, &built.held) {
+            if built.desired.backends.contains_key(&name) {
                 continue;
             }
-            let removal = removal(backend, options, excluded.contains(&name));
+            let stays = excluded.contains(&name) || is_held(backend, &built.held);
+            let removal = removal(backend, &built.held, options, stays);
             plan.edits.extend(removal.now.map(|edit| (name.clone(), edit)));
             if let Some(until) = removal.lingers_until {
                 next = next.into_iter().chain([until]).min();
@@ -184,9 +187,8 @@ impl Plan {
     /// holds whatever becomes of the rest.
     pub fn gone(built: &Built, observed: &Observed, now: Duration) -> Self {
         let edit = |name: &BackendName, section: &ObservedBackend| match built.desired.backends.get(name) {
-            Some(desired) => without_the_gone(desired, section, now),
-            None if is_held(section, &built.held) => None,
-            None => vacated(section, &slots::vacate(&section.servers, |_| false, now)),
+            Some(desired) => without_the_gone(desired, section, &built.held, now),
+            None => vacated(section, &slots::vacate(&section.servers, |tenant| built.held.keeps(tenant), now)),
         };
         let edits = observed.managed().filter_map(|(name, section)| Some((name.clone(), edit(&name, section)?)));
         Self { edits: edits.collect() }
@@ -304,6 +306,7 @@ impl ServerEdit {
 
 struct Planner<'a> {
     observed: &'a Observed,
+    held: &'a Held,
     options: &'a Options,
     notes: Vec<Note>,
 }
@@ -317,11 +320,8 @@ impl Planner<'_> {
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
             (None, BackendKind::Custom) => {
-                self.note(
-                    Severity::Error,
-                    desired,
-                    &format!("not routed: HAProxy has no backend {name}, and backend=custom makes none"),
-                );
+                let text = format!("not routed: HAProxy has no backend {name}, and backend=custom makes none");
+                self.note(Severity::Error, Code::MissingBackend, desired, &text);
                 Ok(None)
             }
             (Some(observed), _) if observed.section.kind == "listen" => {
@@ -347,10 +347,11 @@ impl Planner<'_> {
         }
     }
 
-    fn note(&mut self, severity: Severity, desired: &Backend, text: &str) {
+    fn note(&mut self, severity: Severity, code: Code, desired: &Backend, text: &str) {
         self.notes.extend(desired.services.iter().map(|service| Note {
             severity,
             service: service.clone(),
+            code,
             text: text.to_owned(),
         }));
     }
@@ -358,10 +359,10 @@ impl Planner<'_> {
     /// The backend stays as it is, but for servers of ours whose instances are gone: it may have been ours until
     /// somebody changed it.
     fn taken(&mut self, desired: &Backend, observed: &ObservedBackend, text: &str) -> Result<Option<Edit>, Conflict> {
-        self.note(Severity::Error, desired, text);
+        self.note(Severity::Error, Code::BackendInTheWay, desired, text);
         match (self.options.strategy, self.notes.last()) {
             (Strategy::FailOnConflict, Some(note)) => Err(Conflict(note.clone())),
-            _ => Ok(without_the_gone(desired, observed, self.options.now)),
+            _ => Ok(without_the_gone(desired, observed, self.held, self.options.now)),
         }
     }
 
@@ -379,8 +380,8 @@ impl Planner<'_> {
                 "not routed: the backend {name} exists, is not ours, and has {directive} in the way; \
                  with backend=custom its servers are added all the same"
             );
-            self.note(Severity::Error, desired, &text);
-            return without_the_gone(desired, observed, self.options.now);
+            self.note(Severity::Error, Code::BackendInTheWay, desired, &text);
+            return without_the_gone(desired, observed, self.held, self.options.now);
         }
         self.servers(name, desired, observed)
     }
@@ -389,7 +390,8 @@ impl Planner<'_> {
     fn servers(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         if !desired.tags.is_empty() {
             let tags = desired.tags.join(", ");
-            self.note(Severity::Warning, desired, &format!("ignored, as the backend {name} is not ours: {tags}"));
+            let text = format!("ignored, as the backend {name} is not ours: {tags}");
+            self.note(Severity::Warning, Code::IgnoredTag, desired, &text);
         }
         self.say_what_agents_cost(name, desired, Some(observed));
         only_servers(observed, &self.seat(name, desired, Some(observed), false))
@@ -425,6 +427,7 @@ impl Planner<'_> {
             servers: observed.map_or(&[], |observed| &observed.servers),
             foreign: observed.map_or(&none, |observed| &observed.foreign),
             instances: &desired.instances,
+            held: self.held,
             policy: if self.has_agents(observed) { spare } else { desired.slots },
             weight: observed.map_or(self.observed.default_weight, |observed| observed.default_weight),
             check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
@@ -446,7 +449,7 @@ impl Planner<'_> {
                 "the backend {name} has no spare servers, so every change of its instances takes a reload: \
                  `agent-check` is on there, and an agent puts a spare server into service"
             );
-            self.note(Severity::Warning, desired, &text);
+            self.note(Severity::Warning, Code::AgentCheck, desired, &text);
         }
     }
 }
@@ -461,12 +464,13 @@ struct Removal {
 
 /// It is emptied at once, and deleted when it has been empty for a while or when a reload comes along: so a
 /// service of one instance that is rolled, or stopped and started, costs no reload. A server that somebody
-/// put into our backend keeps it alive, one that drains keeps it until the drain is over. `refused`: HAProxy
-/// refuses to lose it, as a frontend names it, so it stays without its instances.
-fn removal(observed: &ObservedBackend, options: &Options, refused: bool) -> Removal {
-    let freed = slots::vacate(&observed.servers, |_| false, options.now);
+/// put into our backend keeps it alive, one that drains keeps it until the drain is over. `stays`: HAProxy
+/// refuses to lose it, as a frontend names it, or a service of it is held, so it stays without the instances that
+/// are gone.
+fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bool) -> Removal {
+    let freed = slots::vacate(&observed.servers, |tenant| held.keeps(tenant), options.now);
     let emptied = vacated(observed, &freed);
-    if refused || freed.iter().any(|server| server.state() == State::Drain) {
+    if stays || freed.iter().any(|server| server.state() != State::Maint) {
         return Removal { now: emptied, lingers_until: None };
     }
     if !observed.is_ours() || !observed.foreign.is_empty() {
@@ -483,9 +487,10 @@ fn removal(observed: &ObservedBackend, options: &Options, refused: bool) -> Remo
 
 /// A backend that is left as it is, but for the instances that are gone: nobody stays in service because
 /// HAProxy refuses something else.
-fn without_the_gone(desired: &Backend, observed: &ObservedBackend, now: Duration) -> Option<Edit> {
+fn without_the_gone(desired: &Backend, observed: &ObservedBackend, held: &Held, now: Duration) -> Option<Edit> {
     let present: BTreeSet<_> = desired.instances.iter().map(|instance| &instance.id).collect();
-    vacated(observed, &slots::vacate(&observed.servers, |id| present.contains(id), now))
+    let stays = |tenant: &Tenant| tenant.id().is_some_and(|id| present.contains(id)) || held.keeps(tenant);
+    vacated(observed, &slots::vacate(&observed.servers, stays, now))
 }
 
 /// The edits that free slots, and no others: a line that somebody changed stays for another time.
@@ -495,12 +500,11 @@ fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
-/// Whether it is, or may be, of a service that can't be read.
-fn is_held(observed: &ObservedBackend, held: &BTreeSet<ServiceKey>) -> bool {
+/// Whether it is of a service that is held, whether an instance of that sits there or not.
+fn is_held(observed: &ObservedBackend, held: &Held) -> bool {
     match &observed.ownership {
-        Ownership::Ours(services) => !services.is_disjoint(held),
-        // A server in somebody's backend does not say which service it is of.
-        Ownership::Foreign => !held.is_empty(),
+        Ownership::Ours(services) => services.iter().any(|service| held.holds(service)),
+        Ownership::Foreign => false,
     }
 }
 

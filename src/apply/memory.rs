@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Backend, BackendName, Desired, Note, ServerName, ServiceKey, Severity};
+use crate::desired::{Backend, BackendName, Code, Desired, Note, ServerName, ServiceKey, Severity};
 use crate::observed::{Foreign, Observed};
 use crate::plan::{Action, Waiting};
 
@@ -268,22 +268,26 @@ impl Memory {
                 Some(_) => format!("left as it was: HAProxy refuses the backend {name}: {message}"),
                 None => format!("its backend {name} stays, without instances: HAProxy refuses to lose it: {message}"),
             };
-            errors(services, text)
+            errors(services, Code::Refused, text)
         });
         let unloadable = self.unloadable.iter().flat_map(|known| {
             let text = format!("left as it was: HAProxy could not load the change: {}", known.message);
-            errors(&known.services, text)
+            errors(&known.services, Code::NotLoaded, text)
         });
         let unhelped = self.unhelped.iter().flat_map(|known| {
             let text = format!("the process differs from its file, and a reload does not help: {}", known.finding);
-            errors(&known.services, text)
+            errors(&known.services, Code::ProcessDiffers, text)
         });
         refused.chain(unloadable).chain(unhelped).collect()
     }
 }
 
-fn errors(services: &BTreeSet<ServiceKey>, text: String) -> impl Iterator<Item = Note> + '_ {
-    let note =
-        move |service: &ServiceKey| Note { severity: Severity::Error, service: service.clone(), text: text.clone() };
+fn errors(services: &BTreeSet<ServiceKey>, code: Code, text: String) -> impl Iterator<Item = Note> + '_ {
+    let note = move |service: &ServiceKey| Note {
+        severity: Severity::Error,
+        service: service.clone(),
+        code,
+        text: text.clone(),
+    };
     services.iter().map(note)
 }

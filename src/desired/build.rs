@@ -6,8 +6,8 @@ use crate::catalog::{Catalog, Registration};
 
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
 use super::{
-    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Desired, HttpCheck, Instance, InstanceId, Mode,
-    Note, Owner, ServiceKey, Severity, SlotPolicy,
+    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Held, HttpCheck, Instance,
+    InstanceId, Mode, Note, Owner, ServiceKey, Severity, SlotPolicy,
 };
 
 /// What the settings say about building.
@@ -28,8 +28,8 @@ pub struct Options {
 pub struct Built {
     /// What HAProxy should have.
     pub desired: Desired,
-    /// Services of which it can't be told what they want: what HAProxy has of them stays.
-    pub held: BTreeSet<ServiceKey>,
+    /// What HAProxy has of these stays.
+    pub held: Held,
     /// Sorted, each once.
     pub notes: Vec<Note>,
 }
@@ -55,16 +55,16 @@ pub fn build(catalog: &Catalog, options: &Options) -> Built {
         match builder.service(registrations) {
             Wanted::Nothing => {}
             Wanted::Unclear => {
-                built.held.insert(service.clone());
+                built.held.services.insert(service.clone());
             }
             Wanted::Backend(candidate) => candidates.push(*candidate),
         }
         built.notes.append(&mut builder.notes);
     }
     for service in &catalog.unreadable {
-        built.held.insert(service.clone());
+        built.held.services.insert(service.clone());
         let text = "Nomad cannot be asked for a service of this name; what HAProxy has of it stays".to_owned();
-        built.notes.push(Note { severity: Severity::Error, service: service.clone(), text });
+        built.notes.push(Note { severity: Severity::Error, service: service.clone(), code: Code::Unreadable, text });
     }
     settle_names(candidates, options, &mut built);
     built.notes.sort();
@@ -97,7 +97,7 @@ fn settle_names(candidates: Vec<Candidate>, options: &Options, built: &mut Built
                  give one of them another name with {}backend.name",
                 options.prefix
             );
-            built.notes.push(Note { severity: Severity::Error, service, text });
+            built.notes.push(Note { severity: Severity::Error, service, code: Code::NameConflict, text });
         }
         let newest = members.iter().map(|member| member.newest).max();
         let Some(mut backend) = members.iter().find(|m| Some(m.newest) == newest).map(|m| m.backend.clone()) else {
@@ -123,8 +123,8 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn note(&mut self, severity: Severity, text: String) {
-        self.notes.push(Note { severity, service: self.service.clone(), text });
+    fn note(&mut self, severity: Severity, code: Code, text: String) {
+        self.notes.push(Note { severity, service: self.service.clone(), code, text });
     }
 
     fn service(&mut self, registrations: &[Registration]) -> Wanted {
@@ -135,7 +135,7 @@ impl Builder<'_> {
                 continue;
             }
             for complaint in complaints {
-                self.note(Severity::Warning, complaint.0);
+                self.note(Severity::Warning, Code::BadTag, complaint.0);
             }
             read.push((registration, intent));
         }
@@ -145,7 +145,7 @@ impl Builder<'_> {
         if read.iter().all(|(_, intent)| intent.enable == Enable::Unclear) {
             let text =
                 format!("it is unclear whether {}enable is on; nothing is added or removed", self.options.prefix);
-            self.note(Severity::Error, text);
+            self.note(Severity::Error, Code::UnclearEnable, text);
             return Wanted::Unclear;
         }
         // Backend-level settings come from the newest registration: during a deployment that is the
@@ -173,7 +173,8 @@ impl Builder<'_> {
         read.reverse();
         for id in copies {
             let id: String = id.chars().take(200).collect();
-            self.note(Severity::Warning, format!("instance {id:?} is registered several times; the newest counts"));
+            let text = format!("instance {id:?} is registered several times; the newest counts");
+            self.note(Severity::Warning, Code::DuplicateInstance, text);
         }
     }
 
@@ -191,7 +192,7 @@ impl Builder<'_> {
         let name = match self.backend_name(intent) {
             Ok(name) => name,
             Err(text) => {
-                self.note(Severity::Error, text);
+                self.note(Severity::Error, Code::BadName, text);
                 return Wanted::Unclear;
             }
         };
@@ -237,13 +238,13 @@ impl Builder<'_> {
         let address = match registration.address.parse() {
             Ok(address) => address,
             Err(error) => {
-                self.note(Severity::Error, format!("instance {id:?} is not routed: {error}"));
+                self.note(Severity::Error, Code::BadAddress, format!("instance {id:?} is not routed: {error}"));
                 return None;
             }
         };
         let Some(port) = u16::try_from(registration.port).ok().filter(|port| *port > 0) else {
             let text = format!("instance {id:?} is not routed: {} is no port, 1 to 65535 is", registration.port);
-            self.note(Severity::Error, text);
+            self.note(Severity::Error, Code::BadPort, text);
             return None;
         };
         Some(Instance {
@@ -267,7 +268,7 @@ impl Builder<'_> {
         if *gated == Some(true) && !self.options.init_state {
             let prefix = &self.options.prefix;
             let text = format!("{prefix}check.init=down needs HAProxy 3.1 or newer; a server that is added starts up");
-            self.note(Severity::Warning, text);
+            self.note(Severity::Warning, Code::UnsupportedByHaproxy, text);
         }
         let http_asked = path.is_some() || method.is_some() || host.is_some() || status.is_some();
         match kind {
@@ -276,7 +277,7 @@ impl Builder<'_> {
                     "{p}check.path, method, host and status are ignored: {p}check.type is tcp",
                     p = self.options.prefix
                 );
-                self.note(Severity::Warning, text);
+                self.note(Severity::Warning, Code::IgnoredTag, text);
                 Check::Tcp(timing)
             }
             Some(CheckType::Tcp) => Check::Tcp(timing),
@@ -422,7 +423,7 @@ mod tests {
     #[test]
     fn a_service_that_may_or_may_not_be_enabled_is_held() {
         let built = built(vec![registration("api", "a", 1, &["enable=tru"])]);
-        assert_eq!((built.desired.backends.len(), built.held.len()), (0, 1));
+        assert_eq!((built.desired.backends.len(), built.held.services.len()), (0, 1));
         assert!(built.notes.iter().any(|note| note.severity == Severity::Error));
     }
 

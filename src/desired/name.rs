@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::owner::{decode, encode};
+
 /// A value that may not stand in a configuration.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[error("{value:?} is no {what}: {rule}")]
@@ -89,6 +91,19 @@ pub struct ServiceKey {
     pub namespace: String,
     /// The service's name.
     pub name: String,
+}
+
+impl ServiceKey {
+    /// As one word of plain characters: `namespace/name`, what is not plain as `%XX`.
+    pub fn to_word(&self) -> String {
+        format!("{}/{}", encode(&self.namespace), encode(&self.name))
+    }
+
+    /// Takes the word back; `None`: it is none.
+    pub fn from_word(word: &str) -> Option<Self> {
+        let (namespace, name) = word.split_once('/')?;
+        Some(Self { namespace: decode(namespace), name: decode(name) })
+    }
 }
 
 impl fmt::Display for ServiceKey {

@@ -26,6 +26,44 @@ impl Severity {
     }
 }
 
+/// What a note is about, for programs: a word that stays the same when the text changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// A tag with the prefix that is unknown, has a bad value, or is there twice.
+    BadTag,
+    /// A tag that has no effect here.
+    IgnoredTag,
+    /// It is unclear whether the service asks to be routed.
+    UnclearEnable,
+    /// The service's name makes no backend's name.
+    BadName,
+    /// Another service holds the backend's name.
+    NameConflict,
+    /// An instance's address.
+    BadAddress,
+    /// An instance's port.
+    BadPort,
+    /// One ID is registered several times.
+    DuplicateInstance,
+    /// Nomad could not be asked for the service.
+    Unreadable,
+    /// This HAProxy lacks something that was asked for.
+    UnsupportedByHaproxy,
+    /// A backend that should exist does not.
+    MissingBackend,
+    /// A backend that exists cannot be used.
+    BackendInTheWay,
+    /// `agent-check` leaves no room for spare servers.
+    AgentCheck,
+    /// HAProxy refuses the change.
+    Refused,
+    /// HAProxy could not load the change.
+    NotLoaded,
+    /// The process differs from its file, and a reload does not help.
+    ProcessDiffers,
+}
+
 /// What a person should know about one service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Note {
@@ -33,6 +71,8 @@ pub struct Note {
     pub severity: Severity,
     /// The service.
     pub service: ServiceKey,
+    /// What it is about, for programs.
+    pub code: Code,
     /// What, why, and what to do.
     pub text: String,
 }

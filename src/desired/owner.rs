@@ -37,9 +37,7 @@ impl Owner {
         let mut text = format!("{}{}", Self::PREFIX, self.0);
         for (number, service) in services.into_iter().enumerate() {
             text.push(if number < Self::WORDS { ' ' } else { ',' });
-            text.push_str(&encode(&service.namespace));
-            text.push('/');
-            text.push_str(&encode(&service.name));
+            text.push_str(&service.to_word());
         }
         text
     }
@@ -50,11 +48,7 @@ impl Owner {
         if words.next()?.strip_prefix(Self::PREFIX)? != self.0 {
             return None;
         }
-        let service = |word: &str| {
-            let (namespace, name) = word.split_once('/')?;
-            Some(ServiceKey { namespace: decode(namespace), name: decode(name) })
-        };
-        Some(words.filter_map(service).collect())
+        Some(words.filter_map(ServiceKey::from_word).collect())
     }
 }
 
@@ -65,7 +59,7 @@ pub fn encode(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 

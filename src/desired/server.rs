@@ -71,6 +71,9 @@ pub enum Tenant {
         id: InstanceId,
         /// Its allocation.
         alloc: String,
+        /// The service that it is an instance of. `None` only where a line that was read does not say, as
+        /// lines of 0.1 did not.
+        service: Option<ServiceKey>,
         /// How long it drains when it is gone.
         drain: Option<Duration>,
     },
@@ -106,6 +109,14 @@ impl State {
 }
 
 impl Tenant {
+    /// The service of who sits there, where that is known.
+    pub fn service(&self) -> Option<&ServiceKey> {
+        match self {
+            Self::Instance { service, .. } => service.as_ref(),
+            Self::Free { .. } => None,
+        }
+    }
+
     /// The registration that sits there.
     pub fn id(&self) -> Option<&InstanceId> {
         match self {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::desired::tags::LONGEST;
 use crate::desired::{
-    BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions, Tenant,
-    Timing,
+    BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions, ServiceKey,
+    Tenant, Timing,
 };
 
 use super::render::{REDISPATCH_INTERVAL, RETRIES};
@@ -89,7 +89,8 @@ fn tenant(data: &serde_json::Value) -> Option<Tenant> {
         None => None,
     };
     let alloc = field("alloc").unwrap_or_default().to_owned();
-    Some(Tenant::Instance { id: InstanceId::from_metadata(id), alloc, drain })
+    let service = field("service").and_then(ServiceKey::from_word);
+    Some(Tenant::Instance { id: InstanceId::from_metadata(id), alloc, service, drain })
 }
 
 /// Reads the directives of a section with our owner, its servers left out; `None`: they say something
@@ -316,12 +317,12 @@ mod tests {
 
         #[test]
         fn servers_are_read_back_as_they_were_written(
-            id in ".{1,60}", v6: bool, port: u16, check: bool, backup: bool,
+            id in ".{1,60}", namespace in ".{1,20}", service in ".{1,20}", v6: bool, port: u16, check: bool, backup: bool,
             weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed in 0..=LAST_SECOND * 1000, drain in prop::option::of(1u64..100_000),
         ) {
             let address: Address = if v6 { "2001:db8::5" } else { "10.1.2.3" }.parse().expect("an address");
             let tenant = if free { Tenant::Free { freed, drain_until: drain } } else {
-                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), drain: drain.map(Duration::from_millis) }
+                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), service: Some(ServiceKey { namespace, name: service }), drain: drain.map(Duration::from_millis) }
             };
             let name: ServerName = "api_1".parse().expect("a name");
             let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, tenant };

@@ -103,8 +103,11 @@ pub fn server(server: &Server, owner: &Owner) -> String {
 pub fn metadata(server: &Server, owner: &Owner) -> serde_json::Value {
     let owner = owner.name();
     match &server.tenant {
-        Tenant::Instance { id, alloc, drain } => {
+        Tenant::Instance { id, alloc, service, drain } => {
             let mut data = serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner});
+            if let Some(service) = service {
+                data["service"] = service.to_word().into();
+            }
             if let Some(drain) = drain {
                 data["drain"] = time(*drain).into();
             }

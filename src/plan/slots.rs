@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::desired::{Address, BackendName, Instance, InstanceId, Server, ServerOptions, SlotPolicy, State, Tenant};
+use crate::desired::{
+    Address, BackendName, Held, Instance, InstanceId, Server, ServerOptions, SlotPolicy, State, Tenant,
+};
 
 /// What a backend has, and what it should hold.
 pub struct Seating<'a> {
@@ -20,6 +22,8 @@ pub struct Seating<'a> {
     pub foreign: &'a BTreeSet<String>,
     /// The instances.
     pub instances: &'a [Instance],
+    /// Who stays though it is not among them.
+    pub held: &'a Held,
     /// How many spares.
     pub policy: SlotPolicy,
     /// The weight of a server whose instance asks for none. It is always written: a line that does not state
@@ -77,7 +81,7 @@ impl Seating<'_> {
         for server in slots.values_mut() {
             if let Some(instance) = server.tenant.id().and_then(|id| by_id.remove(id)) {
                 self.sit(server, instance);
-            } else if free(server, &mut last, self.now) {
+            } else if !self.held.keeps(&server.tenant) && free(server, &mut last, self.now) {
                 server.gated = self.gated;
             }
         }
@@ -91,8 +95,12 @@ impl Seating<'_> {
             ServerOptions { weight: Some(instance.options.weight.unwrap_or(self.weight)), ..instance.options };
         server.check = self.check;
         server.gated = false;
-        server.tenant =
-            Tenant::Instance { id: instance.id.clone(), alloc: instance.alloc.clone(), drain: instance.drain };
+        server.tenant = Tenant::Instance {
+            id: instance.id.clone(),
+            alloc: instance.alloc.clone(),
+            service: Some(instance.service.clone()),
+            drain: instance.drain,
+        };
     }
 
     fn fill(&self, slots: &mut BTreeMap<u32, Server>, waiting: Vec<&Instance>) {
@@ -174,10 +182,10 @@ impl Seating<'_> {
 }
 
 /// The servers with the slots of those freed who do not stay. Nobody else moves.
-pub fn vacate(servers: &[Server], stays: impl Fn(&InstanceId) -> bool, now: Duration) -> Vec<Server> {
+pub fn vacate(servers: &[Server], stays: impl Fn(&Tenant) -> bool, now: Duration) -> Vec<Server> {
     let mut servers = servers.to_vec();
     let mut last = servers.iter().filter_map(Server::freed).max().unwrap_or(0);
-    for server in servers.iter_mut().filter(|server| !server.tenant.id().is_some_and(&stays)) {
+    for server in servers.iter_mut().filter(|server| !stays(&server.tenant)) {
         free(server, &mut last, now);
     }
     servers
@@ -237,6 +245,7 @@ mod tests {
             servers,
             foreign: &foreign,
             instances: &instances,
+            held: &Held::default(),
             policy,
             weight: 1,
             check: false,
@@ -283,6 +292,7 @@ mod tests {
                 servers,
                 foreign: &foreign,
                 instances,
+                held: &Held::default(),
                 policy,
                 weight,
                 check,
@@ -329,6 +339,7 @@ mod tests {
             servers: &[],
             foreign: &foreign,
             instances: &instances,
+            held: &Held::default(),
             policy: POLICY,
             weight: 1,
             check: true,
@@ -358,6 +369,7 @@ mod tests {
             servers: &drained,
             foreign: &foreign,
             instances: &instances,
+            held: &Held::default(),
             policy: POLICY,
             weight: 1,
             check: false,

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::catalog::{Catalog, Registration};
-use crate::desired::SlotPolicy;
 use crate::desired::build::{self, build};
+use crate::desired::{InstanceId, ServiceKey, SlotPolicy};
 use crate::haproxy::text::ConfigText;
 use crate::plane::Runtime;
 
@@ -423,4 +423,53 @@ fn a_weight_that_no_tag_gives_is_the_inherited_one_and_is_written() {
     assert_eq!(weight(&["enable"], ""), Some(1));
     let drifted = "backend shop\n  description nomad-haproxy:nomad default/shop\n  default-server weight 9\n";
     assert_eq!(weight(&["enable"], drifted), Some(1), "of our own backend, which is written without it");
+}
+
+#[test]
+fn who_is_held_stays_and_nobody_else_does() {
+    let key = |name: &str| ServiceKey { namespace: "default".into(), name: name.into() };
+    // Two services share a backend of ours, and two share one of somebody's.
+    let services: [(&str, &[&str]); 4] = [
+        ("blue", &["enable", "backend.name=shop"]),
+        ("green", &["enable", "backend.name=shop"]),
+        ("red", &["enable", "backend=custom", "backend.name=plain"]),
+        ("grey", &["enable", "backend=custom", "backend.name=plain"]),
+    ];
+    let before = after(&services, THEIRS);
+    let mut nobody = built(&[]);
+    nobody.held.services.extend([key("blue"), key("red")]);
+    let planned = plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan;
+    let after = applied(&planned, &before);
+    let seated = |name: &str| {
+        let tenants = after.backends[name].servers.iter().filter_map(|server| server.tenant.service());
+        tenants.map(|service| service.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((seated("shop"), seated("plain")), (vec!["blue".to_owned()], vec!["red".to_owned()]));
+    // A namespace that could not be read holds all of it, a single instance only itself.
+    nobody.held = Held { namespaces: ["default".to_owned()].into(), ..Held::default() };
+    assert!(plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan.is_empty());
+    nobody.held = Held { instances: [InstanceId::new("green-1")].into(), ..Held::default() };
+    let planned = plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan;
+    assert_eq!(applied(&planned, &before).backends["shop"].servers.iter().filter(|s| s.is_enabled()).count(), 1);
+}
+
+/// Lines of 0.1 do not say which service they are of.
+#[test]
+fn a_line_of_0_1_is_of_the_only_service_of_its_backend_and_is_not_written_for_that() {
+    let services: [(&str, &[&str]); 2] =
+        [("api", &["enable"]), ("red", &["enable", "backend=custom", "backend.name=plain"])];
+    let new = after(&services, THEIRS);
+    let old = observed(&new.text.lines().concat().replace(",\"service\":\"default/api\"", ""));
+    assert_ne!(old.text, new.text);
+    assert_eq!(old.backends["api"], new.backends["api"]);
+    assert!(plan(&built(&services), &old, Strategy::UseExisting).expect("no conflict").plan.is_empty());
+    // In somebody's backend it is written out, which takes no reload; until then it stays while anything is held.
+    let old = observed(&new.text.lines().concat().replace(",\"service\":\"default/red\"", ""));
+    let planned = plan(&built(&services), &old, Strategy::UseExisting).expect("no conflict").plan;
+    assert!(!planned.is_empty() && planned.is_live());
+    assert_eq!(old.namespaces(), ["default".to_owned()].into());
+    let mut nobody = built(&[]);
+    nobody.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
+    let planned = plan(&nobody, &old, Strategy::UseExisting).expect("no conflict").plan;
+    assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
 }

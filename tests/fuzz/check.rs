@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use nomad_haproxy::desired::build::{Built, build};
-use nomad_haproxy::desired::{Address, Backend, BackendKind, BackendName, Instance, InstanceId, Severity, Tenant};
+use nomad_haproxy::desired::{
+    Address, Backend, BackendKind, BackendName, Held, Instance, InstanceId, Severity, Tenant,
+};
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
 use nomad_haproxy::plan::display::Summary;
@@ -252,7 +254,8 @@ impl Pass<'_> {
         managed.any(|(name, backend)| {
             let desired = self.built.desired.backends.get(&name);
             let stays = |id: &InstanceId| desired.is_some_and(|desired| desired.instances.iter().any(|i| i.id == *id));
-            backend.servers.iter().filter_map(|server| server.tenant.id()).any(|id| !stays(id))
+            let tenants = backend.servers.iter().map(|server| &server.tenant);
+            tenants.filter(|tenant| !self.built.held.keeps(tenant)).filter_map(Tenant::id).any(|id| !stays(id))
         })
     }
 
@@ -286,33 +289,43 @@ impl Pass<'_> {
                 );
             }
             let weight = before.backend(name).map_or(before.default_weight, |backend| backend.default_weight);
-            has_instances(name, desired, found, weight)?;
+            has_instances(name, desired, found, &self.built.held, weight)?;
         }
         for (name, found) in after.managed() {
             let desired = self.built.desired.backends.get(&name);
-            let seated = found.servers.iter().filter_map(|server| server.tenant.id());
+            let tenants = found.servers.iter().map(|server| &server.tenant);
+            let seated = tenants.filter(|tenant| !self.built.held.keeps(tenant)).filter_map(Tenant::id);
             let wanted: BTreeSet<&InstanceId> = desired.into_iter().flat_map(|d| &d.instances).map(|i| &i.id).collect();
             let gone: Vec<_> = seated.filter(|id| !wanted.contains(id)).collect();
-            let may_hold = desired.is_none() && !self.built.held.is_empty();
-            hold!(gone.is_empty() || may_hold, "{gone:?} are gone, and in service in {name}");
+            hold!(gone.is_empty(), "{gone:?} are gone, and in service in {name}");
         }
         Ok(())
     }
 }
 
-fn has_instances(name: &BackendName, desired: &Backend, found: &ObservedBackend, weight: u16) -> Result<(), Broken> {
+fn has_instances(
+    name: &BackendName,
+    desired: &Backend,
+    found: &ObservedBackend,
+    held: &Held,
+    weight: u16,
+) -> Result<(), Broken> {
     let mut wanted: BTreeMap<&InstanceId, Vec<&Instance>> = BTreeMap::new();
     for instance in &desired.instances {
         wanted.entry(&instance.id).or_default().push(instance);
     }
     for server in &found.servers {
-        let Tenant::Instance { id, alloc, drain } = &server.tenant else { continue };
-        let Some(instances) = wanted.remove(id) else { return Err(format!("{id:?} is twice in {name}")) };
+        let Tenant::Instance { id, alloc, service, drain } = &server.tenant else { continue };
+        let Some(instances) = wanted.remove(id) else {
+            hold!(held.keeps(&server.tenant), "{id:?} is twice in {name}");
+            continue;
+        };
         let is_as_asked = instances.iter().any(|instance| {
             let options = (instance.options.weight.or(Some(weight)), instance.options.maxconn, instance.options.backup);
             let written = (server.options.weight, server.options.maxconn, server.options.backup);
             (&instance.address, instance.port, &instance.alloc, &instance.drain, options)
                 == (&server.address, server.port, alloc, drain, written)
+                && service.as_ref() == Some(&instance.service)
         });
         hold!(is_as_asked, "{server:?} is none of {instances:?}");
     }
