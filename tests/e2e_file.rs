@@ -50,6 +50,32 @@ async fn a_file_with_conditionals_is_never_written_through_the_api() {
     }
 }
 
+/// The API writes out which `defaults` the sections of a file inherit from; a new backend names it too, as HAProxy
+/// warns about a file that does both, and `zero-warning` makes that an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_warnings_has_none_after_a_new_backend() {
+    let config = |folder: &Path, port: u16| {
+        let global =
+            format!("global\n    zero-warning\n    stats socket {}/stats.sock level admin\n", folder.display());
+        let rest = "defaults\n    mode http\n    timeout connect 1s\n    timeout client 30s\n    timeout server 30s\nfrontend web\n";
+        format!("{global}{rest}    bind 127.0.0.1:{port}\n    default_backend shop\nbackend shop\n    server a 127.0.0.1:9\n").into_bytes()
+    };
+    for series in matrix() {
+        for write in ["transaction", "text"] {
+            let rig = Rig::with(Way::Api, series, Haproxy::start_with(series, config).await).await;
+            write_catalog(&rig.catalog(), &api(&[2001]));
+            let env = rig.env_with(&[("HAPROXY_WRITE", write)]);
+            apply(&env, &rig.catalog()).await;
+            write_catalog(
+                &rig.catalog(),
+                &[api(&[2001]), vec![registration("b", "b", 1, 2002, &["enable=true"])]].concat(),
+            );
+            apply(&env, &rig.catalog()).await;
+            assert!(has_backend(&rig.haproxy.text(), "b"), "HAProxy {series}, {write}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_the_api_would_change_keeps_it_from_writing() {
     // A byte that is not UTF-8, in a word.

@@ -80,8 +80,9 @@ impl Dataplane {
         observed: &Observed,
         plan: &Plan,
     ) -> Result<Result<ConfigText, Loss>, WriteError> {
+        let defaults = self.defaults(transaction, observed, plan).await?;
         for (name, edit) in &plan.edits {
-            self.edit(transaction, observed, name, edit).await?;
+            self.edit(transaction, observed, defaults.as_deref(), name, edit).await?;
         }
         let text = self.staged_text(transaction).await?;
         for loss in meaning::losses(observed, plan, &text, &self.owner) {
@@ -93,10 +94,28 @@ impl Dataplane {
         Ok(Ok(text))
     }
 
+    /// The `defaults` section that a new backend names. Where the sections of the file name none, the API names
+    /// it for each of them in its first transaction (seen on 3.0, 3.2 and 3.4), and HAProxy warns about a file
+    /// that does both, which is an error with `zero-warning`.
+    async fn defaults(
+        &self,
+        transaction: &str,
+        observed: &Observed,
+        plan: &Plan,
+    ) -> Result<Option<String>, AccessError> {
+        let creates = plan.edits.values().any(|edit| matches!(edit, Edit::Create { .. }));
+        if observed.defaults.is_some() || !creates {
+            return Ok(observed.defaults.clone());
+        }
+        let rendered = self.staged_text(transaction).await?;
+        Ok(Observed::new(observed.version, rendered, &self.owner).defaults)
+    }
+
     async fn edit(
         &self,
         transaction: &str,
         observed: &Observed,
+        defaults: Option<&str>,
         name: &BackendName,
         edit: &Edit,
     ) -> Result<(), WriteError> {
@@ -104,8 +123,7 @@ impl Dataplane {
         let before = observed.backend(name);
         match edit {
             Edit::Create { settings, servers } => {
-                let from = observed.defaults.as_deref();
-                let body = json::backend(name, from, settings, servers, Map::new(), &self.owner);
+                let body = json::backend(name, defaults, settings, servers, Map::new(), &self.owner);
                 self.write(Method::POST, BACKENDS, transaction, Some(body)).await
             }
             Edit::Change { settings, servers, .. } => {
