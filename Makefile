@@ -18,7 +18,7 @@ tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, and Nomad, under target/tools
 	@scripts/haproxy.sh 3.4 >/dev/null || echo "going on without HAProxy 3.4" >&2
 	@scripts/haproxy.sh 2.6 >/dev/null || echo "going on without HAProxy 2.6" >&2
 	@scripts/nomad.sh >/dev/null
-	@scripts/system.sh mariadb-server-core mariadb-client-core
+	@scripts/system.sh mariadb-server-core mariadb-client-core openssl
 	@if [ -n "$${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then scripts/system.sh socat; fi
 
 demo: system ## Show it: Nomad, HAProxy, a job that scales, rolls and stops (ONCE=1, CATALOG=file)

@@ -48,11 +48,7 @@ impl Bench {
         let rig = Rig::start(Way::Api, series).await;
         let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
         let owner: Owner = "nomad".parse().unwrap();
-        let settings = DataplaneConfig {
-            url: url.parse().unwrap(),
-            username: "admin".into(),
-            password: "secret".to_owned().into(),
-        };
+        let settings = DataplaneConfig::new(url, "admin", "secret".to_owned().into());
         let build = build::Options {
             prefix: "haproxy.".into(),
             owner: owner.clone(),

@@ -21,6 +21,7 @@ use crate::desired::{BackendName, ServerName, ServiceKey, State};
 use crate::errors::chain;
 use crate::observed::{Observed, Ownership};
 use crate::plan::display::Summary;
+use crate::plan::review::{Permit, Review};
 use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
 use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
 pub use draft::Draft;
@@ -67,6 +68,17 @@ pub struct Options {
     pub reload_min_interval: Duration,
 }
 
+/// What a pass would do.
+#[derive(Debug)]
+pub struct DryRun {
+    /// For a person or a program to read.
+    pub summary: Summary,
+    /// The version of the configuration that it was computed from.
+    pub version: u64,
+    /// For [`Controller::pass`], once it was reviewed.
+    pub review: Review,
+}
+
 /// What a controller does for one HAProxy, however often.
 #[derive(Debug)]
 pub struct Controller<P> {
@@ -100,10 +112,10 @@ impl<P: Plane> Controller<P> {
         Self { plane, source, options, memory: Memory::default() }
     }
 
-    /// One pass. With `expect`, only on that version of the configuration.
-    pub async fn pass(&mut self, moment: Moment, expect: Option<u64>) -> PassStatus {
+    /// One pass. With `review`, only if it does what was reviewed.
+    pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
-        let result = self.rounds(moment, expect, &mut status).await;
+        let result = self.rounds(moment, review, &mut status).await;
         if let Err(error) = result {
             status.error = Some(error);
         }
@@ -120,7 +132,18 @@ impl<P: Plane> Controller<P> {
         status
     }
 
-    async fn rounds(&mut self, moment: Moment, expect: Option<u64>, status: &mut PassStatus) -> Result<(), PassError> {
+    async fn rounds(
+        &mut self,
+        moment: Moment,
+        review: Option<&Review>,
+        status: &mut PassStatus,
+    ) -> Result<(), PassError> {
+        if review.is_some() {
+            // What HAProxy refuses is learnt before anything is done: it was left out of the review, too.
+            self.dry_run(moment).await?;
+        }
+        let owner = self.options.plan.owner.clone();
+        let mut permit = review.map(|review| Permit::new(review, &owner));
         let info = self.plane.info().await?;
         self.memory.meet(info.pid, moment.everything);
         if !self.memory.is_clean() {
@@ -131,15 +154,20 @@ impl<P: Plane> Controller<P> {
         loop {
             rounds += 1;
             let seen = self.look(info, moment, &mut catalog, status).await?;
-            if let Some(expected) = expect.filter(|expected| *expected != seen.observed.version && rounds == 1) {
-                return Err(PassError::Moved { expected, found: seen.observed.version });
-            }
-            match self.round(seen, status).await? {
+            match self.round(seen, permit.as_mut(), status).await? {
                 Round::Done => return Ok(()),
+                // The next round would do something else.
+                Round::Again(why @ WriteError::ReloadFailed { .. }) if permit.is_some() => return Err(why.into()),
                 Round::Again(last) if rounds == ROUNDS => {
                     return Err(PassError::Unsettled { rounds, last: Box::new(last) });
                 }
-                Round::Again(why) => tracing::warn!(error = %chain(&why), "the pass goes round again"),
+                Round::Again(why) => {
+                    if let WriteError::HalfLive { .. } = why {
+                        // What was reviewed is in the file: the rest is repair.
+                        permit = None;
+                    }
+                    tracing::warn!(error = %chain(&why), "the pass goes round again");
+                }
             }
         }
     }
@@ -174,7 +202,12 @@ impl<P: Plane> Controller<P> {
         Ok(Seen { info, moment, observed, built, process, looked: known == Process::Unknown })
     }
 
-    async fn round(&mut self, seen: Seen, status: &mut PassStatus) -> Result<Round, PassError> {
+    async fn round(
+        &mut self,
+        seen: Seen,
+        mut permit: Option<&mut Permit<'_>>,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
         loop {
             status.stage = Stage::Plan;
             let draft = match self.draft(&seen, status) {
@@ -184,6 +217,9 @@ impl<P: Plane> Controller<P> {
                     return Err(conflict.into());
                 }
             };
+            if let Some(permit) = &mut permit {
+                permit.check(&draft.plan, &seen.observed)?;
+            }
             let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after);
             let late = changes.handed_over(&seen.process, &draft.after);
             status.stage = Stage::Apply;
@@ -481,22 +517,24 @@ impl<P: Plane> Controller<P> {
     }
 
     /// Plans, has HAProxy validate the plan, and drops it again.
-    pub async fn dry_run(&mut self, moment: Moment) -> Result<(Summary, u64), PassError> {
+    pub async fn dry_run(&mut self, moment: Moment) -> Result<DryRun, PassError> {
         let mut status = PassStatus::default();
         let info = self.plane.info().await?;
         let seen = self.look(info, moment, &mut None, &mut status).await?;
-        let version = seen.observed.version;
+        let owner = self.options.plan.owner.clone();
         loop {
             let mut draft = self.draft(&seen, &mut status)?;
+            let review = Review::new(&draft.plan, &seen.observed, &owner, moment.clock);
+            let done = |summary| Ok(DryRun { summary, version: seen.observed.version, review });
             draft.notes.extend(self.memory.notes());
             draft.notes.sort();
             let offline = draft.summary(&seen.observed, &draft.after.text);
             if draft.plan.is_empty() {
-                return Ok((offline, version));
+                return done(offline);
             }
             match self.survey(&seen.observed).await {
                 Err(PassError::Harm(harm)) => {
-                    return Ok((Summary { blocked: Some(harm.to_string()), ..offline }, version));
+                    return done(Summary { blocked: Some(harm.to_string()), ..offline });
                 }
                 Ok(Some(moved)) => return Err(moved.into()),
                 other => other.map(drop)?,
@@ -506,7 +544,7 @@ impl<P: Plane> Controller<P> {
             let summary = draft.summary(&seen.observed, &staged.text);
             self.plane.abort(staged).await?;
             match verdict? {
-                Verdict::Valid => return Ok((summary, version)),
+                Verdict::Valid => return done(summary),
                 Verdict::Refused(message) => self.leave_out(&seen, &draft.plan, message).await?,
             }
         }

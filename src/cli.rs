@@ -1,15 +1,18 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use tokio_util::task::TaskTracker;
 
-use crate::apply::{self, Controller, Moment, Outcome, PassStatus};
+use crate::apply::{self, Controller, DryRun, Moment, Outcome, PassStatus};
 use crate::catalog;
 use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
@@ -17,6 +20,7 @@ use crate::config::{Config, PlaneSettings, Settings};
 use crate::desired::Severity;
 use crate::desired::build;
 use crate::haproxy::text::ConfigText;
+use crate::haproxy::version::Version;
 use crate::health::Health;
 use crate::http;
 use crate::metrics::Metrics;
@@ -24,6 +28,7 @@ use crate::nomad::Nomad;
 use crate::observed::Observed;
 use crate::plan;
 use crate::plan::display::Summary;
+use crate::plan::review::Review;
 use crate::plane::Plane;
 use crate::plane::dataplane::Dataplane;
 use crate::plane::local::Local;
@@ -44,6 +49,33 @@ pub struct Cli {
     pub settings: Settings,
 }
 
+impl Cli {
+    /// Reads the command line, then the environment. Where there is nothing to run (a wrong usage, no command, the
+    /// help), what there is to say is printed, and the error is the exit code: 1, but 0 for what was asked for.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ExitCode> {
+        // Shells, systemd and compose files make empty variables of what is not set.
+        let set = |arg: clap::Arg| {
+            let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+            if is_empty { arg.env(None) } else { arg }
+        };
+        let mut command = Self::command().mut_args(set);
+        let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| {
+            let mut cli = Self::from_arg_matches(&matches)?;
+            cli.settings.prefer_flags(|id| matches.value_source(id) == Some(ValueSource::CommandLine));
+            Ok(cli)
+        });
+        parsed.map_err(|answer| {
+            match answer.kind() {
+                // clap gives the help only where no variable is set either.
+                ErrorKind::MissingSubcommand => eprint!("{}", command.render_help()),
+                _ => drop(answer.print()),
+            }
+            // clap's own code for a wrong usage is 2, which is a plan's for changes.
+            if answer.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        })
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -61,21 +93,30 @@ pub enum Command {
         /// Work offline, on this configuration file (with --catalog)
         #[arg(long = "haproxy-config", value_name = "FILE", requires = "catalog")]
         haproxy_config: Option<PathBuf>,
+        /// With it: the HAProxy that the configuration is for, 3.0 or newer [default: the newest]
+        #[arg(long, value_name = "X.Y", value_parser = Version::gate, requires = "haproxy_config")]
+        haproxy_version: Option<Version>,
         /// Exit with 0 if nothing changes, 2 if something does, 1 after an error
         #[arg(long)]
         detailed_exitcode: bool,
         /// How to print it
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
+        /// Keep the plan in this file, for `apply --plan FILE`
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Run one pass
     Apply {
         /// Read the catalog from a file instead of Nomad
         #[arg(long, value_name = "FILE")]
         catalog: Option<PathBuf>,
-        /// Only on this version of HAProxy's configuration, as `plan --output json` gives it
-        #[arg(long, value_name = "VERSION")]
-        expect_version: Option<u64>,
+        /// Only what `plan --out FILE` kept: nothing, if the configuration or what would be written differs
+        #[arg(long, value_name = "FILE")]
+        plan: Option<PathBuf>,
+        /// Exit with 1 also if a service, or an instance of one, is not routed as asked
+        #[arg(long)]
+        strict: bool,
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
@@ -100,10 +141,17 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     telemetry::start(&settings.log)?;
     let config = Config::try_from(settings)?;
     match command {
-        Command::Plan { catalog: Some(catalog), haproxy_config: Some(file), detailed_exitcode, output } => {
-            let (summary, version) = offline(&config, &catalog, &file)?;
-            print_plan(&summary, version, output)?;
-            Ok(exit_code(&summary, detailed_exitcode))
+        Command::Plan {
+            catalog: Some(catalog),
+            haproxy_config: Some(file),
+            haproxy_version,
+            detailed_exitcode,
+            output,
+            out,
+        } => {
+            let plan = offline(&config, &catalog, &file, haproxy_version)?;
+            show(&plan, output, out.as_deref())?;
+            Ok(exit_code(&plan.summary, detailed_exitcode))
         }
         Command::Catalog => {
             let read = source(&config, None)?.read(&std::collections::BTreeSet::new()).await?;
@@ -126,21 +174,30 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane: P) -> anyhow::Result<ExitCode> {
-    let controller = |catalog: Option<PathBuf>| {
+    let controller = |options: apply::Options, catalog: Option<PathBuf>| {
         let source = source(config, catalog)?;
-        anyhow::Ok((Controller::new(plane, source.clone(), options(config)), source))
+        anyhow::Ok((Controller::new(plane, source.clone(), options), source))
     };
     match command {
         Command::Run { catalog } => {
-            let (controller, source) = controller(catalog)?;
+            let (controller, source) = controller(options(config), catalog)?;
             serve(controller, source, config).await
         }
-        Command::Plan { catalog, detailed_exitcode, output, haproxy_config: _ } => {
-            let (summary, version) = controller(catalog)?.0.dry_run(Moment::now(true)).await?;
-            print_plan(&summary, version, output)?;
-            Ok(exit_code(&summary, detailed_exitcode))
+        Command::Plan { catalog, detailed_exitcode, output, out, haproxy_config: _, haproxy_version: _ } => {
+            let plan = controller(options(config), catalog)?.0.dry_run(Moment::now(true)).await?;
+            show(&plan, output, out.as_deref())?;
+            Ok(exit_code(&plan.summary, detailed_exitcode))
         }
-        Command::Apply { catalog, expect_version } => apply(controller(catalog)?.0, expect_version).await,
+        Command::Apply { catalog, plan, strict } => {
+            let (review, mut options) = (plan.as_deref().map(reviewed).transpose()?, options(config));
+            if let Some(review) = &review
+                && !options.plan.linger.is_zero()
+            {
+                // A backend that was to stay when the plan was made still does.
+                options.plan.linger = options.plan.linger.saturating_add(review.age(options.plan.now));
+            }
+            apply(controller(options, catalog)?.0, review.as_ref(), strict).await
+        }
         Command::Catalog => unreachable!("the catalog needs no plane"),
     }
 }
@@ -191,8 +248,12 @@ async fn serve<P: Plane + 'static>(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> anyhow::Result<ExitCode> {
-    let status = controller.pass(Moment::now(true), expect).await;
+async fn apply<P: Plane>(
+    mut controller: Controller<P>,
+    review: Option<&Review>,
+    strict: bool,
+) -> anyhow::Result<ExitCode> {
+    let status = controller.pass(Moment::now(true), review).await;
     let PassStatus { written, notes, told, reloads, version, next, .. } = &status;
     let mut text = match written.as_slice() {
         [] => notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
@@ -221,32 +282,66 @@ async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> 
     if let Some(error) = status.error {
         return Err(error.into());
     }
-    // Whoever runs one pass wants to know that a service is not routed as asked.
     let errors = status.notes.iter().any(|note| note.severity == Severity::Error);
-    Ok(if errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if strict && errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Reads a plan file.
+fn reviewed(path: &Path) -> anyhow::Result<Review> {
+    let wrong = || format!("cannot read the plan {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(wrong)?;
+    Review::read(&text).with_context(wrong)
+}
+
+/// Writes a plan file, in one step. It is for its owner alone: digests can be guessed at.
+fn keep(review: &Review, path: &Path) -> anyhow::Result<()> {
+    let wrong = || format!("cannot write the plan {}", path.display());
+    if std::fs::metadata(path).is_ok_and(|known| !known.is_file()) {
+        return Err(anyhow::anyhow!("it is not a regular file").context(wrong()));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Its mode is 0600 (tempfile, "Security").
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(wrong)?;
+    file.write_all(review.to_json()?.as_bytes()).with_context(wrong)?;
+    file.persist(path).with_context(wrong)?;
+    Ok(())
 }
 
 /// A plan from two files: no Nomad, no HAProxy.
-fn offline(config: &Config, catalog: &std::path::Path, file: &std::path::Path) -> anyhow::Result<(Summary, u64)> {
+fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version>) -> anyhow::Result<DryRun> {
     let catalog = catalog::file::read(catalog)?;
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = ConfigText::from_bytes(&text);
     let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
-    let apply::Options { build, plan, .. } = options(config);
+    let apply::Options { mut build, plan, .. } = options(config);
+    build.init_state = version.is_none_or(Version::has_init_state);
     let built = build::build(&catalog, &build);
     let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
-    Ok((draft.summary(&observed, &draft.after.text), observed.version))
+    Ok(DryRun {
+        summary: draft.summary(&observed, &draft.after.text),
+        version: observed.version,
+        review: Review::new(&draft.plan, &observed, &config.owner, plan.now),
+    })
 }
 
-fn print_plan(summary: &Summary, version: u64, output: Output) -> anyhow::Result<()> {
+/// Prints a plan and keeps it, if it can be applied.
+fn show(plan: &DryRun, output: Output, out: Option<&Path>) -> anyhow::Result<()> {
+    let DryRun { summary, version, review } = plan;
     match output {
-        Output::Text => print(&coloured(&summary.to_string())),
+        Output::Text => print(&coloured(&summary.to_string()))?,
         Output::Json => {
             let mut json = serde_json::to_value(summary)?;
-            json["version"] = version.into();
-            print(&(serde_json::to_string_pretty(&json)? + "\n"))
+            json["version"] = (*version).into();
+            print(&(serde_json::to_string_pretty(&json)? + "\n"))?;
         }
     }
+    let Some(path) = out.filter(|_| summary.blocked.is_none()) else { return Ok(()) };
+    keep(review, path)?;
+    if output == Output::Text {
+        let path = path.display();
+        print(&format!("The plan is kept in {path}: `nomad-haproxy apply --plan {path}` applies just that.\n"))?;
+    }
+    Ok(())
 }
 
 fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
@@ -262,13 +357,25 @@ fn coloured(text: &str) -> String {
     if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
         return text.to_owned();
     }
-    let paint = |line: &str| match line.as_bytes().first() {
-        Some(b'+') => format!("\x1b[32m{line}\x1b[0m\n"),
-        Some(b'-') => format!("\x1b[31m{line}\x1b[0m\n"),
-        Some(b'@') => format!("\x1b[36m{line}\x1b[0m\n"),
-        _ => format!("{line}\n"),
+    text.lines().map(painted).collect()
+}
+
+/// A line of a diff for a terminal. What we note behind a server is dimmed: it is for the controller.
+fn painted(line: &str) -> String {
+    let colour = match line.as_bytes().first() {
+        Some(b'+') => "\x1b[32m",
+        Some(b'-') => "\x1b[31m",
+        Some(b'@') => "\x1b[36m",
+        _ => "",
     };
-    text.lines().map(paint).collect()
+    let is_server = line.get(1..).is_some_and(|line| line.trim_start().starts_with("server "));
+    let (words, metadata) = match line.find(" # {").filter(|_| is_server) {
+        Some(at) => line.split_at(at),
+        None => (line, ""),
+    };
+    let dim = if metadata.is_empty() { "" } else { "\x1b[2m" };
+    let end = if colour.is_empty() && dim.is_empty() { "" } else { "\x1b[0m" };
+    format!("{colour}{words}{dim}{metadata}{end}\n")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -276,5 +383,23 @@ fn print(text: &str) -> anyhow::Result<()> {
         // `nomad-haproxy plan | head` is no error.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_a_terminal_changes_have_colours_and_metadata_is_dimmed() {
+        assert_eq!(painted("Plan: nothing"), "Plan: nothing\n");
+        assert_eq!(painted("+  mode http # {mine}"), "\x1b[32m+  mode http # {mine}\x1b[0m\n");
+        let server = "  server api_1 10.0.0.1:80";
+        assert_eq!(
+            painted(&format!("-{server} # {{\"id\":\"1\"}}")),
+            format!("\x1b[31m-{server}\x1b[2m # {{\"id\":\"1\"}}\x1b[0m\n")
+        );
+        assert_eq!(painted(&format!(" {server} # {{}}")), format!(" {server}\x1b[2m # {{}}\x1b[0m\n"));
+        assert_eq!(painted(&format!(" {server}")), format!(" {server}\n"));
     }
 }

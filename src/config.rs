@@ -14,8 +14,9 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::desired::{Invalid, Owner, SlotPolicy};
+use crate::endpoint::Identity;
 use crate::plan::Strategy;
-use crate::plane::dataplane::Write;
+use crate::plane::dataplane::{Password, Write};
 use crate::{nomad, plane};
 
 /// Where Nomad listens by default.
@@ -80,7 +81,7 @@ macro_rules! settings {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, Args, Deserialize)]
         #[serde(default, deny_unknown_fields)]
-        pub struct $name { $($(#[$field_doc])* #[arg(global = true)] pub $field: Option<$type>,)* }
+        pub struct $name { $($(#[$field_doc])* #[arg(global = true, hide_short_help = true)] pub $field: Option<$type>,)* }
 
         impl $name {
             fn or(self, weaker: Self) -> Self {
@@ -123,7 +124,7 @@ settings! {
 settings! {
     /// How HAProxy is reached, and what is done there.
     HaproxySettings {
-        /// The Data Plane API's address, version 3
+        /// The address of the Data Plane API, version 3: http://, https:// or unix://
         #[arg(long = "haproxy-address", env = "HAPROXY_DATAPLANE_URL", value_name = "URL")]
         address: String,
         /// User of the Data Plane API [default: admin]
@@ -132,9 +133,18 @@ settings! {
         /// Password of the Data Plane API
         #[arg(long = "haproxy-password", env = "HAPROXY_PASSWORD", hide_env_values = true, value_parser = secret, value_name = "PASSWORD")]
         password: SecretString,
-        /// File with the password
+        /// File with the password, read again for each request
         #[arg(long = "haproxy-password-file", env = "HAPROXY_PASSWORD_FILE", value_name = "FILE")]
         password_file: PathBuf,
+        /// CA certificate of the Data Plane API to trust, PEM
+        #[arg(id = "haproxy-ca-file", long = "haproxy-ca-file", env = "HAPROXY_CA_FILE", value_name = "FILE")]
+        ca_file: PathBuf,
+        /// Client certificate for the Data Plane API, PEM
+        #[arg(id = "haproxy-cert-file", long = "haproxy-cert-file", env = "HAPROXY_CERT_FILE", value_name = "FILE")]
+        cert_file: PathBuf,
+        /// Key of the client certificate, PEM
+        #[arg(id = "haproxy-key-file", long = "haproxy-key-file", env = "HAPROXY_KEY_FILE", value_name = "FILE")]
+        key_file: PathBuf,
         /// Without the Data Plane API: the configuration file of a HAProxy on this machine
         #[arg(long = "haproxy-config-file", env = "HAPROXY_CONFIG_FILE", value_name = "FILE")]
         config_file: PathBuf,
@@ -325,9 +335,16 @@ impl Settings {
         serde_json::from_str(&text).map_err(|error| ConfigError::Form { path: path.to_owned(), message: form(&error) })
     }
 
-    /// What this source gives, over what a weaker one gives.
+    /// What this source gives, over what a weaker one gives. A secret and the file that holds it are one setting:
+    /// where this source gives either of them, the weaker one gives neither.
     #[must_use]
-    pub fn or(self, weaker: Self) -> Self {
+    pub fn or(self, mut weaker: Self) -> Self {
+        if self.nomad.token.is_some() || self.nomad.token_file.is_some() {
+            (weaker.nomad.token, weaker.nomad.token_file) = (None, None);
+        }
+        if self.haproxy.password.is_some() || self.haproxy.password_file.is_some() {
+            (weaker.haproxy.password, weaker.haproxy.password_file) = (None, None);
+        }
         let Self { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
@@ -340,6 +357,25 @@ impl Settings {
             http: http.or(weaker.http),
             log: log.or(weaker.log),
         }
+    }
+}
+
+impl Settings {
+    /// The same between flags and environment, which clap gives as one source: of a secret and its file the flag
+    /// wins. `is_flag` says of an argument's ID whether it was given on the command line.
+    pub fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) {
+        let Self { nomad, haproxy, .. } = self;
+        prefer("nomad-token", &mut nomad.token, "nomad-token-file", &mut nomad.token_file, &is_flag);
+        prefer("password", &mut haproxy.password, "password_file", &mut haproxy.password_file, &is_flag);
+    }
+}
+
+fn prefer<A, B>(a: &str, inline: &mut Option<A>, b: &str, file: &mut Option<B>, is_flag: impl Fn(&str) -> bool) {
+    match (is_flag(a), is_flag(b)) {
+        (true, false) => *file = None,
+        (false, true) => *inline = None,
+        // Both from one source: that is for validation to refuse.
+        (true, true) | (false, false) => {}
     }
 }
 
@@ -468,13 +504,7 @@ fn timings(settings: &ReconcileSettings) -> Result<Timings, ConfigError> {
 fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigError> {
     const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
     let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
-    match address.strip_prefix("unix://") {
-        Some(path) if path.starts_with('/') => {}
-        Some(_) => return Err(wrong(ADDRESS, "a unix socket is named by its full path, unix:///…")),
-        None => {
-            url(ADDRESS, &address)?;
-        }
-    }
+    check_address(ADDRESS, &address)?;
     // An empty token is none, as in the seeds' file and in a shell's empty variable.
     let token = settings.token.filter(|token| !token.expose_secret().is_empty());
     let token = match (token, settings.token_file) {
@@ -483,24 +513,36 @@ fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigE
         (None, Some(path)) => nomad::Token::File(path),
         (None, None) => nomad::Token::None,
     };
-    let identity = match (settings.cert_file, settings.key_file) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => return Err(wrong("nomad.cert_file and nomad.key_file", "one is of no use without the other")),
-    };
+    let identity = identity("nomad.cert_file and nomad.key_file", settings.cert_file, settings.key_file)?;
     Ok(nomad::NomadConfig { address, token, region: settings.region, ca_file: settings.ca_file, identity })
 }
 
-fn url(name: &'static str, text: &str) -> Result<reqwest::Url, ConfigError> {
+fn identity(
+    names: &'static str,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<Identity>, ConfigError> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        _ => Err(wrong(names, "one is of no use without the other")),
+    }
+}
+
+fn check_address(name: &'static str, text: &str) -> Result<(), ConfigError> {
+    if let Some(path) = text.strip_prefix("unix://") {
+        let why = "a unix socket is named by its full path, unix:///…";
+        return if path.starts_with('/') { Ok(()) } else { Err(wrong(name, why)) };
+    }
     let url =
         reqwest::Url::parse(text).map_err(|error| wrong(name, format!("{error}; it should be http://HOST:PORT")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        return Err(wrong(name, "it should be http://HOST:PORT or https://HOST:PORT"));
+        return Err(wrong(name, "it should be http://HOST:PORT, https://HOST:PORT or unix:///…"));
     }
     if url.password().is_some() {
         return Err(wrong(name, "no password in an address, which ends up in logs: it has a setting of its own"));
     }
-    Ok(url)
+    Ok(())
 }
 
 fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, ConfigError> {
@@ -515,13 +557,8 @@ fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, Co
                 (Some(_), Some(_)) => {
                     return Err(wrong("haproxy.password", "give the password or haproxy.password_file, not both"));
                 }
-                (Some(password), None) => password,
-                (None, Some(path)) => {
-                    let text = std::fs::read_to_string(&path);
-                    let text = text
-                        .map_err(|e| wrong("haproxy.password_file", format!("cannot read {}: {e}", path.display())))?;
-                    SecretString::from(text.trim())
-                }
+                (Some(password), None) => Password::Inline(password),
+                (None, Some(path)) => Password::File(path),
                 (None, None) => {
                     return Err(wrong(
                         "haproxy.password (HAPROXY_PASSWORD)",
@@ -529,9 +566,14 @@ fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, Co
                     ));
                 }
             };
-            let url = url("haproxy.address (HAPROXY_DATAPLANE_URL)", &address)?;
-            let username = settings.username.unwrap_or_else(|| "admin".to_owned());
-            let settings_ = plane::dataplane::DataplaneConfig { url, username, password };
+            check_address("haproxy.address (HAPROXY_DATAPLANE_URL)", &address)?;
+            let settings_ = plane::dataplane::DataplaneConfig {
+                address,
+                username: settings.username.unwrap_or_else(|| "admin".to_owned()),
+                password,
+                ca_file: settings.ca_file,
+                identity: identity("haproxy.cert_file and haproxy.key_file", settings.cert_file, settings.key_file)?,
+            };
             Ok(Some(PlaneSettings::Dataplane(settings_, settings.write.unwrap_or_default())))
         }
         (None, Some(config_file)) => {

@@ -31,10 +31,11 @@
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
 //! - [`observed`]: that text in the words of [`desired`]; what of it is not ours, in meaning.
 //! - [`plan`]: the difference; [`plan::slots`] seats instances, [`plan::text`] is the plan as an edit of
-//!   the text, [`plan::Changes`] what the process is set to, [`plan::display`] what people read of it.
+//!   the text, [`plan::Changes`] what the process is set to, [`plan::display`] what people read of it,
+//!   [`plan::review`] what they agreed to.
 //! - [`plane`]: the way to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it.
-//! - [`errors`]: how errors are printed.
+//! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
 //! - [`config`], [`cli`], [`health`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: what people and
 //!   programs see.
 
@@ -43,6 +44,7 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod desired;
+pub mod endpoint;
 pub mod errors;
 pub mod haproxy;
 pub mod health;

@@ -2,12 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use nomad_haproxy::cli::{self, Cli};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match cli::run(Cli::parse()).await {
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    match cli::run(cli).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", nomad_haproxy::errors::chain(error.as_ref()));

@@ -8,10 +8,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::endpoint::{self, EndpointError};
+
 /// For one answer of a read that does not block. Without a leader Nomad answers after 5 s (seen).
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// For a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a blocking query may take beyond its `wait`: Nomad adds up to a sixteenth, and through a client
 /// agent whose server froze it never ended by itself (seen: 345 s for `wait=10s`).
 const BLOCKING_SLACK: Duration = Duration::from_secs(10);
@@ -116,36 +116,13 @@ pub struct Nomad {
 impl Nomad {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: NomadConfig) -> Result<Self, NomadError> {
-        let wrong =
-            |what: String, source: Box<dyn std::error::Error + Send + Sync>| NomadError::Settings { what, source };
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| wrong(format!("cannot read {}", path.display()), source.into()))
-        };
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            // The token stays with the host that it was given for.
-            .redirect(reqwest::redirect::Policy::none());
-        if let Some(path) = &settings.ca_file {
-            let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
-                .map_err(|source| wrong(format!("{} holds no PEM certificate", path.display()), source.into()))?;
-            builder = certificates.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
-        }
-        if let Some((certificate, key)) = &settings.identity {
-            let pem = [read(certificate)?, read(key)?].concat();
-            let identity = reqwest::Identity::from_pem(&pem).map_err(|source| {
-                wrong(format!("{} and {} are no PEM pair", certificate.display(), key.display()), source.into())
-            })?;
-            builder = builder.identity(identity);
-        }
-        let base = if let Some(path) = settings.address.strip_prefix("unix://") {
-            builder = builder.unix_socket(path);
-            "http://localhost".to_owned()
-        } else {
-            settings.address.trim_end_matches('/').to_owned()
-        };
-        let http = builder
-            .build()
-            .map_err(|source| wrong("cannot set up an HTTP client for Nomad".to_owned(), source.into()))?;
+        let NomadConfig { address, ca_file, identity, .. } = &settings;
+        let (builder, base) = endpoint::client(address, ca_file.as_deref(), identity.as_ref())
+            .map_err(|EndpointError { what, source }| NomadError::Settings { what, source })?;
+        let http = builder.build().map_err(|source| NomadError::Settings {
+            what: "cannot set up an HTTP client for Nomad".to_owned(),
+            source: source.into(),
+        })?;
         Ok(Self { http, base, settings })
     }
 
@@ -218,8 +195,8 @@ impl Nomad {
         match &self.settings.token {
             Token::None => Ok(None),
             Token::Inline(token) => Ok(Some(token.clone())),
-            Token::File(path) => match std::fs::read_to_string(path) {
-                Ok(token) => Ok(Some(SecretString::from(token.trim()))),
+            Token::File(path) => match endpoint::read_secret(path) {
+                Ok(token) => Ok(Some(token)),
                 Err(source) => Err(NomadError::Settings {
                     what: format!("cannot read the token file {}", path.display()),
                     source: source.into(),

@@ -5,6 +5,8 @@
 
 pub mod display;
 mod process;
+pub mod review;
+pub mod servers;
 pub mod slots;
 pub mod text;
 

@@ -5,11 +5,13 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::api::{Rig, Way};
+use support::controller::{registration, write_catalog};
 use support::nomad::{self, Nomad, job};
 use support::{root, wait_for};
 
@@ -109,11 +111,102 @@ fn the_example_has_every_setting() {
             assert!(readme.contains(&format!("`{section}.{key}`")), "the README does not tell of {section}.{key}");
         }
     }
-    // As it stands it is whole: only the files that it names are not here.
-    let mut settings = settings;
-    settings.haproxy.password_file = None;
-    settings.haproxy.password = Some("x".to_owned().into());
-    nomad_haproxy::config::Config::try_from(settings).unwrap();
+}
+
+/// As they are shipped, the examples get past validation: what they name is only looked for when it is needed.
+#[test]
+fn the_examples_start_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (catalog, config) = (folder.path().join("catalog.json"), folder.path().join("haproxy.cfg"));
+    write_catalog(&catalog, &[registration("api", "1", 1, 80, &["enable=true"])]);
+    std::fs::write(&config, "defaults\n  mode http\n").unwrap();
+    let plan = |example: &str, arguments: &[&str]| {
+        let mut command = Command::new(support::controller::binary());
+        command.env_clear().args(["plan", "--config"]).arg(root().join("deploy").join(example));
+        command.arg("--catalog").arg(&catalog).args(arguments).output().unwrap()
+    };
+    let said = |example: &str, more: &[&str]| String::from_utf8(plan(example, more).stderr).unwrap();
+    for example in ["config.example.json", "config.local.example.json"] {
+        let output = plan(example, &["--haproxy-config", config.to_str().unwrap()]);
+        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let api = said("config.example.json", &["--haproxy-address", "http://127.0.0.1:1"]);
+    assert!(api.contains("the Data Plane API at http://127.0.0.1:1 does not answer"), "{api}");
+    let socket = folder.path().join("no.sock");
+    let local = said("config.local.example.json", &["--haproxy-master-socket", socket.to_str().unwrap()]);
+    assert!(local.contains("HAProxy does not answer"), "{local}");
+}
+
+/// The image is built from exactly the files that the Dockerfile copies.
+#[test]
+fn the_dockerfile_copies_all_that_the_build_needs() {
+    let dockerfile = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
+    // Always the same place, so that cargo builds what has changed and no more.
+    let folder = root().join("target/image");
+    let _ = std::fs::remove_dir_all(&folder);
+    let copies: Vec<Vec<&str>> = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|arguments| !arguments.starts_with("--from"))
+        .map(|arguments| arguments.split_whitespace().collect())
+        .collect();
+    assert!(copies.len() > 1, "{copies:?}");
+    for arguments in copies {
+        let (to, from) = arguments.split_last().unwrap();
+        for name in from {
+            assert!(!ignored.lines().any(|line| line == *name), ".dockerignore leaves {name} out");
+            let to = if from.len() > 1 || *to == "./" { folder.join(to).join(name) } else { folder.join(to) };
+            copy(&root().join(name), &to);
+        }
+    }
+    let build = dockerfile.lines().find_map(|line| line.strip_prefix("RUN cargo build --release ")).unwrap();
+    // With the bench, so that the dependencies have the features that `cargo clippy --all-targets` has built.
+    let mut check = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    check.args(["check", "--quiet", "--offline", "--benches"]).args(build.split_whitespace()).current_dir(&folder);
+    let output = check.env("CARGO_TARGET_DIR", root().join("target")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy(&from.join(&name), &to.join(&name));
+        }
+        return;
+    }
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    std::fs::copy(from, to).unwrap();
+    let changed = std::fs::metadata(from).unwrap().modified().unwrap();
+    std::fs::File::options().write(true).open(to).unwrap().set_modified(changed).unwrap();
+}
+
+#[test]
+fn the_unit_is_in_form_and_needs_no_root() {
+    let unit = std::fs::read_to_string(root().join("deploy/nomad-haproxy.service")).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap_or("");
+    assert!(!["", "root", "0"].contains(&value("User")), "it has a user of its own");
+    assert_eq!(value("SupplementaryGroups"), "haproxy");
+    let paths: Vec<&str> = value("ReadWritePaths").split(' ').collect();
+    let text = std::fs::read_to_string(root().join("deploy/config.local.example.json")).unwrap();
+    let example: Value = serde_json::from_str(&text).unwrap();
+    let folder = |key: &str| Path::new(example["haproxy"][key].as_str().unwrap()).parent().unwrap().to_owned();
+    assert_eq!(paths[0], folder("config_file").to_str().unwrap());
+    // The unit starts where HAProxy has not made the folder of its socket yet.
+    assert_eq!(paths[1].strip_prefix('-').unwrap(), folder("master_socket").to_str().unwrap());
+
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no systemd-analyze here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nomad-haproxy.service");
+    let here = support::controller::binary().display().to_string();
+    std::fs::write(&file, unit.replace("/usr/local/bin/nomad-haproxy", &here)).unwrap();
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("nomad-haproxy.service"), "{said}");
 }
 
 #[test]

@@ -370,8 +370,8 @@ async fn a_redirect_is_not_followed_with_credentials() {
 /// A controller in this process, whose passes run at whatever time the test says.
 fn controller(rig: &Rig) -> Controller<Dataplane> {
     let owner: nomad_haproxy::desired::Owner = "nomad".parse().unwrap();
-    let url = rig.api.as_ref().unwrap().url.parse().unwrap();
-    let config = DataplaneConfig { url, username: "admin".into(), password: "secret".to_owned().into() };
+    let url = &rig.api.as_ref().unwrap().url;
+    let config = DataplaneConfig::new(url, "admin", "secret".to_owned().into());
     let plane = Dataplane::new(config, owner.clone(), Write::Auto).unwrap();
     let options = Options {
         build: build::Options {

@@ -112,11 +112,8 @@ async fn structured_edits_say_the_same_as_the_text() {
     let mut runner = TestRunner::deterministic();
     for series in matrix() {
         let rig = Rig::start(Way::Api, series).await;
-        let settings = || DataplaneConfig {
-            url: rig.api.as_ref().unwrap().url.parse().unwrap(),
-            username: "admin".into(),
-            password: "secret".to_owned().into(),
-        };
+        let url = &rig.api.as_ref().unwrap().url;
+        let settings = || DataplaneConfig::new(url, "admin", "secret".to_owned().into());
         let plane = |write| Dataplane::new(settings(), owner(), write).unwrap();
         let (structured, text) = (plane(Write::Transaction), plane(Write::Text));
         let mut compared = 0;

@@ -10,6 +10,7 @@ use crate::desired::Note;
 use crate::observed::Observed;
 use crate::plan::Conflict;
 use crate::plan::display::Summary;
+use crate::plan::review::Difference;
 use crate::plane::{AccessError, Harm, WriteError};
 
 /// The stages of a pass, in their order.
@@ -68,14 +69,9 @@ pub enum PassError {
     /// A write would harm what is not ours.
     #[error(transparent)]
     Harm(#[from] Harm),
-    /// The version moved since `plan` (`--expect-version`).
-    #[error("the configuration is at version {found}, not {expected}: somebody changed it since the plan was made")]
-    Moved {
-        /// What was asked for.
-        expected: u64,
-        /// What is there.
-        found: u64,
-    },
+    /// It is not what was reviewed (`apply --plan`): nothing was written.
+    #[error(transparent)]
+    Reviewed(#[from] Difference),
     /// It did not settle.
     #[error("HAProxy was not in line after {rounds} attempts")]
     Unsettled {

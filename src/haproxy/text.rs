@@ -180,6 +180,11 @@ impl ConfigText {
         self
     }
 
+    /// The lines (from 0) of the header that the Data Plane API and the local plane keep: version and hash.
+    pub fn api_header(&self) -> impl Iterator<Item = usize> + '_ {
+        ["# _version=", "# _md5hash="].into_iter().filter_map(|prefix| self.header_line(prefix))
+    }
+
     fn header_line(&self, prefix: &str) -> Option<usize> {
         let header = self.lines.iter().take_while(|line| line.starts_with('#') || is_blank(line));
         header.zip(0..).find(|(line, _)| line.starts_with(prefix)).map(|(_, at)| at)

@@ -10,6 +10,7 @@ use crate::haproxy::bytes;
 use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::Observed;
 
+use super::servers::{self, ServerSummary};
 use super::{Edit, Plan, ServerEdit};
 
 /// What happens to one backend.
@@ -25,6 +26,8 @@ pub struct BackendSummary {
     pub instances_removed: usize,
     /// Servers that stay, with something changed (an address, a weight).
     pub servers_changed: usize,
+    /// Each server that changes.
+    pub servers: Vec<ServerSummary>,
 }
 
 /// A plan in brief.
@@ -62,6 +65,7 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
         instances_added: 0,
         instances_removed: 0,
         servers_changed: 0,
+        servers: servers::servers(edit, observed.backend(name)),
     };
     let seated = || {
         let servers = observed.backend(name).map_or(&[][..], |backend| &backend.servers);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::review::{Permit, Review};
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
@@ -472,4 +473,65 @@ fn a_line_of_0_1_is_of_the_only_service_of_its_backend_and_is_not_written_for_th
     nobody.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
     let planned = plan(&nobody, &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
+}
+
+/// Whether a plan that was reviewed at one time is let through at another.
+fn permitted(reviewed: (&Planned, &Observed), now: (&Planned, &Observed)) -> Result<(), String> {
+    let review = Review::new(&reviewed.0.plan, reviewed.1, &owner(), Duration::from_secs(100));
+    let review = Review::read(&review.to_json().expect("it is JSON")).expect("what was written is read");
+    Permit::new(&review, &owner()).check(&now.0.plan, now.1).map_err(|difference| difference.to_string())
+}
+
+#[test]
+fn what_was_reviewed_does_not_depend_on_the_time() {
+    let services: [(&str, &[&str]); 2] = [("api", &["enable", "drain=5s"]), ("web", &["enable"])];
+    let before = after(&services, THEIRS);
+    let at = |built: &Built, observed: &Observed, seconds| {
+        plan_at(built, observed, Strategy::UseExisting, Duration::from_secs(seconds)).expect("no conflict")
+    };
+    let gone = built(&[]);
+    let (then, now) = (at(&gone, &before, 100), at(&gone, &before, 130));
+    assert_ne!(then.plan, now.plan, "the stamps differ");
+    assert_eq!(permitted((&then, &before), (&now, &before)), Ok(()));
+
+    // A drain that is over by then.
+    let draining = applied(&then.plan, &before);
+    let more = built(&[("new", &["enable"])]);
+    let mut held = more.clone();
+    held.desired.backends.insert(name("api"), built(&services).desired.backends[&name("api")].clone());
+    held.desired.backends.get_mut(&name("api")).expect("just put there").instances.clear();
+    let (then, now) = (at(&held, &draining, 101), at(&held, &draining, 110));
+    assert_ne!(then.plan.edits.len(), now.plan.edits.len());
+    assert_eq!(permitted((&then, &draining), (&now, &draining)), Ok(()));
+}
+
+#[test]
+fn what_differs_from_what_was_reviewed_is_named() {
+    let planned = |services: &[(&str, &[&str])], text: &Observed| {
+        plan(&built(services), text, Strategy::UseExisting).expect("no conflict")
+    };
+    let (api, moved) = ([("api", &["enable"][..])], [("api", &["enable", "weight=3"][..])]);
+    let before = observed(&format!("# _md5hash=1\n# _version=1\n{THEIRS}"));
+    let reviewed = planned(&api, &before);
+    let check = |now: &Planned, text: &Observed| permitted((&reviewed, &before), (now, text));
+    assert_eq!(check(&reviewed, &before), Ok(()));
+    let renumbered = observed(&format!("# _version=2\n{THEIRS}"));
+    assert_eq!(check(&planned(&api, &renumbered), &renumbered), Ok(()), "only the API's header");
+    for (edited, words) in [
+        (THEIRS.replace("127.0.0.1:1", "127.0.0.1:2"), "`backend plain`"),
+        (format!("# mine\n{THEIRS}"), "the lines outside of all sections"),
+        (
+            THEIRS.replace("backend picky\n  balance leastconn\n", "") + "backend picky\n  balance leastconn\n",
+            "the order",
+        ),
+    ] {
+        let edited = observed(&edited);
+        let said = check(&planned(&api, &edited), &edited).expect_err(words);
+        assert!(said.contains(words) && said.contains("plan --out"), "{words}: {said}");
+    }
+    let said = check(&planned(&moved, &before), &before).expect_err("another weight");
+    assert!(said.contains("`api`"), "{said}");
+    let done = applied(&reviewed.plan, &before);
+    let said = check(&planned(&api, &done), &done).expect_err("it was applied");
+    assert!(said.contains("applied already"), "{said}");
 }

@@ -29,8 +29,8 @@ use crate::observed::Observed;
 use crate::plan::{self, Action, Plan};
 
 use super::{AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Verdict, WriteError};
-pub use client::DataplaneConfig;
 use client::{Answer, Body, Client, refused, unavailable};
+pub use client::{DataplaneConfig, Password};
 use survey::Surveyed;
 
 const TRANSACTIONS: &str = "/v3/services/haproxy/transactions";

@@ -56,9 +56,9 @@ pub async fn apply(env: &Env, catalog: &Path) -> String {
     stdout(&output)
 }
 
-/// Runs one pass that must not end well; what it says.
+/// Runs one pass that must not end well, for HAProxy or for a service; what it says.
 pub async fn apply_failing(env: &Env, catalog: &Path) -> String {
-    let output = run(env, &["apply", "--catalog", catalog.to_str().unwrap()]).await;
+    let output = run(env, &["apply", "--strict", "--catalog", catalog.to_str().unwrap()]).await;
     assert!(!output.status.success(), "{}{}", stdout(&output), stderr(&output));
     stdout(&output) + &stderr(&output)
 }

@@ -1,29 +1,51 @@
 //! The HTTP of the Data Plane API: one request, one answer, one classifier of what went wrong.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
+use crate::endpoint::{self, EndpointError, Identity};
+use crate::errors::chain;
 use crate::haproxy::text::ConfigText;
 
 use super::super::{AccessError, WriteError};
 
 /// For one answer. A forced reload answers only when it is done, and a validation reads certificates.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// For a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the password comes from.
+#[derive(Debug, Clone)]
+pub enum Password {
+    /// As it was given.
+    Inline(SecretString),
+    /// A file that is read for each request, as passwords are rotated.
+    File(PathBuf),
+}
 
 /// How the API is reached.
 #[derive(Debug, Clone)]
 pub struct DataplaneConfig {
-    /// `http://127.0.0.1:5555`, with or without `/v3`.
-    pub url: reqwest::Url,
+    /// `http://…` or `https://…`, with or without `/v3`, or `unix:///…`.
+    pub address: String,
     /// Basic authentication.
     pub username: String,
     /// Never printed.
-    pub password: SecretString,
+    pub password: Password,
+    /// A CA to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A client certificate and its key.
+    pub identity: Option<Identity>,
+}
+
+impl DataplaneConfig {
+    /// Without TLS settings.
+    pub fn new(address: impl Into<String>, username: impl Into<String>, password: SecretString) -> Self {
+        let password = Password::Inline(password);
+        Self { address: address.into(), username: username.into(), password, ca_file: None, identity: None }
+    }
 }
 
 /// What the API answered, whatever the status.
@@ -86,6 +108,7 @@ struct Unexpected {
 pub(super) struct Client {
     settings: DataplaneConfig,
     http: reqwest::Client,
+    base: String,
 }
 
 /// A request, by what differs between them.
@@ -98,17 +121,45 @@ pub(super) struct Body {
 
 impl Client {
     pub(super) fn new(settings: DataplaneConfig) -> Result<Self, AccessError> {
-        let http = reqwest::Client::builder()
-            .timeout(TIMEOUT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            // A write that is redirected would count as done, and credentials would follow to another host.
-            .redirect(reqwest::redirect::Policy::none())
-            .build();
-        let http = http.map_err(|source| AccessError::Refused {
+        let DataplaneConfig { address, ca_file, identity, .. } = &settings;
+        let (builder, base) = endpoint::client(address, ca_file.as_deref(), identity.as_ref())
+            .map_err(|EndpointError { what, source }| AccessError::Refused { what, source: Some(source) })?;
+        // A header of run-time actions is larger than what HTTP/2 takes by default.
+        let http = builder.timeout(TIMEOUT).http1_only().build().map_err(|source| AccessError::Refused {
             what: "cannot set up an HTTP client for the Data Plane API".to_owned(),
             source: Some(source.into()),
         })?;
-        Ok(Self { settings, http })
+        let base = base.strip_suffix("/v3").unwrap_or(&base).to_owned();
+        Ok(Self { settings, http, base })
+    }
+
+    fn password(&self) -> Result<SecretString, AccessError> {
+        match &self.settings.password {
+            Password::Inline(password) => Ok(password.clone()),
+            Password::File(path) => endpoint::read_secret(path).map_err(|source| AccessError::Refused {
+                what: format!("cannot read the password file {} (`haproxy.password_file`)", path.display()),
+                source: Some(source.into()),
+            }),
+        }
+    }
+
+    /// Why there is no answer.
+    fn unanswered(&self, what: &str, source: reqwest::Error) -> AccessError {
+        let address = &self.settings.address;
+        let source = source.without_url();
+        let cause = chain(&source);
+        // The words of rustls: its error is inside of others, which do not give it out.
+        let setting = if cause.contains("invalid peer certificate") {
+            "shows a certificate that is not trusted: check `haproxy.ca_file` (HAPROXY_CA_FILE), and that the \
+             certificate is for this host"
+        } else if cause.contains("received fatal alert") {
+            "refuses the TLS connection: check `haproxy.cert_file` (HAPROXY_CERT_FILE) and `haproxy.key_file`, as it \
+             may ask for a client certificate"
+        } else {
+            let what = format!("the Data Plane API at {address} does not answer {what}");
+            return AccessError::Unavailable { what, source: source.into() };
+        };
+        AccessError::Refused { what: format!("the Data Plane API at {address} {setting}"), source: Some(source.into()) }
     }
 
     /// Sends a request and returns what came back, errors of the API included.
@@ -119,13 +170,12 @@ impl Client {
         query: &[(&str, &str)],
         body: Body,
     ) -> Result<Answer, AccessError> {
-        let base = self.settings.url.as_str().trim_end_matches('/');
-        let base = base.strip_suffix("/v3").unwrap_or(base);
+        let base = &self.base;
         let what = format!("{method} {path}");
         let mut request = self
             .http
             .request(method, format!("{base}{path}"))
-            .basic_auth(&self.settings.username, Some(self.settings.password.expose_secret()))
+            .basic_auth(&self.settings.username, Some(self.password()?.expose_secret()))
             .query(query);
         if let Some(json) = &body.json {
             request = request.json(json);
@@ -136,15 +186,12 @@ impl Client {
         if let Some(actions) = body.actions {
             request = request.header("X-Runtime-Actions", actions);
         }
-        let unavailable = |source: reqwest::Error| AccessError::Unavailable {
-            what: format!("the Data Plane API at {base} does not answer {what}"),
-            source: source.without_url().into(),
-        };
-        let response = request.send().await.map_err(unavailable)?;
+        let unanswered = |source| self.unanswered(&what, source);
+        let response = request.send().await.map_err(unanswered)?;
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, version, reload) =
             (response.status(), header("Configuration-Version").and_then(|v| v.parse().ok()), header("Reload-Id"));
-        let body = response.bytes().await.map_err(unavailable)?.to_vec();
+        let body = response.bytes().await.map_err(unanswered)?.to_vec();
         let answer = Answer { status, version, reload, body };
         tracing::debug!(request = %what, status = status.as_u16(), "data plane API");
         match status {

@@ -1,0 +1,128 @@
+//! What was reviewed is what is applied: `plan --out` and `apply --plan` as the steps of a pipeline, on every
+//! series, on both planes.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+#[macro_use]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use serde_json::Value;
+use support::api::{Rig, Way};
+use support::controller::{apply, registration, run, stderr, stdout, write_catalog};
+use support::haproxy::has_backend;
+
+everywhere!(a_pipeline_applies_what_was_reviewed_and_nothing_else, pipeline);
+everywhere!(what_haproxy_refuses_is_left_out_of_both, left_out);
+everywhere!(a_removal_that_was_reviewed_a_while_ago_is_applied, removal);
+
+fn file(rig: &Rig) -> PathBuf {
+    rig.haproxy.folder().join("reviewed.plan")
+}
+
+/// `plan --out`; what it prints.
+async fn review(rig: &Rig) -> String {
+    let (catalog, file) = (rig.catalog().display().to_string(), file(rig).display().to_string());
+    let output = run(&rig.env(), &["plan", "--catalog", &catalog, "--out", &file]).await;
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+/// `apply --plan`: whether it was applied, and what it says.
+async fn apply_reviewed(rig: &Rig) -> (bool, String) {
+    let (catalog, file) = (rig.catalog().display().to_string(), file(rig).display().to_string());
+    let output = run(&rig.env(), &["apply", "--catalog", &catalog, "--plan", &file]).await;
+    (output.status.success(), stdout(&output) + &stderr(&output))
+}
+
+/// `apply --plan` that must be refused, with these words, and change nothing.
+async fn refused(rig: &Rig, words: &[&str]) {
+    let before = (rig.haproxy.bytes(), rig.haproxy.reloads().await, rig.haproxy.running().await.len());
+    let (applied, said) = apply_reviewed(rig).await;
+    assert!(!applied, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} in:\n{said}");
+    }
+    assert_eq!((rig.haproxy.bytes(), rig.haproxy.reloads().await, rig.haproxy.running().await.len()), before, "{said}");
+}
+
+async fn pipeline(rig: Rig, _way: Way) {
+    let api = |ports: &[u16]| -> Vec<Value> {
+        ports.iter().map(|port| registration("api", &port.to_string(), 1, *port, &["enable=true"])).collect()
+    };
+    write_catalog(&rig.catalog(), &api(&[2001]));
+    let said = review(&rig).await;
+    assert!(said.contains("+backend api") && said.contains("apply --plan"), "{said}");
+    let kept = std::fs::read_to_string(file(&rig)).unwrap();
+    assert_eq!(std::fs::metadata(file(&rig)).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(kept.contains("\"format\": 1") && !kept.contains("is_shop"), "digests, not the text: {kept}");
+
+    // Somebody edits the file by hand. On the local plane that leaves its version as it was.
+    rig.edit_by_hand(|text| text.replacen("acl is_shop   path_beg /shop", "acl is_shop   path_beg /store", 1)).await;
+    refused(&rig, &["frontend web", "plan --out"]).await;
+    rig.edit_by_hand(|text| text.replacen("path_beg /store", "path_beg /shop", 1)).await;
+
+    // The catalog moves on.
+    review(&rig).await;
+    let mut more = api(&[2001]);
+    more.push(registration("new", "n", 2, 2009, &["enable=true"]));
+    write_catalog(&rig.catalog(), &more);
+    refused(&rig, &["`new`", "catalog", "plan --out"]).await;
+
+    // Nothing moves.
+    write_catalog(&rig.catalog(), &api(&[2001]));
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(applied && said.contains("Applied: one reload"), "{said}");
+    assert!(has_backend(&rig.haproxy.text(), "api") && rig.haproxy.reloads().await == 1);
+    rig.agrees().await;
+    refused(&rig, &["applied already"]).await;
+
+    // A live change, and a plan without one.
+    write_catalog(&rig.catalog(), &api(&[2001, 2002]));
+    assert!(review(&rig).await.contains("no reload"));
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(applied && said.contains("Applied: no reload"), "{said}");
+    rig.agrees().await;
+    assert!(review(&rig).await.contains("No changes"));
+    for _ in 0..2 {
+        let (applied, said) = apply_reviewed(&rig).await;
+        assert!(applied && said.contains("Nothing to do"), "{said}");
+    }
+
+    std::fs::write(file(&rig), kept.replace("\"format\": 1", "\"format\": 2")).unwrap();
+    refused(&rig, &["format 2", "reviewed.plan"]).await;
+    std::fs::write(file(&rig), "{}").unwrap();
+    refused(&rig, &["no plan file", "reviewed.plan"]).await;
+}
+
+/// HAProxy refuses one of two services when the plan is made, and again when it is applied.
+async fn left_out(rig: Rig, _way: Way) {
+    let mut bad = registration("bad", "1", 1, 80, &["enable=true"]);
+    bad["Address"] = "no.such.host.invalid".into();
+    write_catalog(&rig.catalog(), &[bad, registration("good", "2", 2, 2001, &["enable=true"])]);
+    let said = review(&rig).await;
+    assert!(said.contains("+backend good"), "{said}");
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(applied, "{said}");
+    assert!(has_backend(&rig.haproxy.text(), "good"));
+}
+
+/// A plan that frees slots, one of them to drain, says when: that time has moved on when it is applied.
+async fn removal(rig: Rig, _way: Way) {
+    let tags = ["enable=true", "drain=1m"];
+    let all = [
+        registration("api", "1", 1, 2001, &["enable=true"]),
+        registration("api", "2", 2, 2002, &tags),
+        registration("api", "3", 3, 2003, &["enable=true"]),
+    ];
+    write_catalog(&rig.catalog(), &all);
+    apply(&rig.env(), &rig.catalog()).await;
+    write_catalog(&rig.catalog(), &all[2..]);
+    review(&rig).await;
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(applied && said.contains("no reload"), "{said}");
+    rig.agrees().await;
+    assert_eq!((rig.haproxy.state("api/api_1").await, rig.haproxy.state("api/api_2").await), ("maint", "drain"));
+}
