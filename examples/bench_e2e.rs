@@ -58,6 +58,7 @@ impl Bench {
             owner: owner.clone(),
             slots: SlotPolicy { min_free, max: 256 },
             init_state: true,
+            lingers: false,
         };
         let plan = plan::Options {
             owner: owner.clone(),

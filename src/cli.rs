@@ -160,7 +160,13 @@ fn options(config: &Config) -> apply::Options {
     let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
-        build: build::Options { prefix: prefix.clone(), owner: owner.clone(), slots: *slots, init_state: true },
+        build: build::Options {
+            prefix: prefix.clone(),
+            owner: owner.clone(),
+            slots: *slots,
+            init_state: true,
+            lingers: !linger.is_zero(),
+        },
         plan: plan::Options {
             owner: owner.clone(),
             strategy: *strategy,
@@ -233,7 +239,7 @@ fn offline(config: &Config, catalog: &std::path::Path, file: &std::path::Path) -
     let text = ConfigText::from_bytes(&text);
     let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
     let apply::Options { build, plan, .. } = options(config);
-    let built = build::build(&catalog, &build);
+    let built = build::build(&catalog, &observed.present(), &build);
     let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
     Ok((draft.summary(&observed, &draft.after.text), observed.version))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
-use crate::desired::{InstanceId, ServiceKey, SlotPolicy};
+use crate::desired::{InstanceId, Present, ServiceKey, SlotPolicy};
 use crate::haproxy::text::ConfigText;
 use crate::plane::Runtime;
 
@@ -27,6 +27,10 @@ fn owner() -> Owner {
 }
 
 fn built(services: &[(&str, &[&str])]) -> Built {
+    built_over(&Present::default(), services)
+}
+
+fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     let mut catalog = Catalog::default();
     for (created, (service, tags)) in services.iter().enumerate() {
         let registration = Registration {
@@ -46,7 +50,8 @@ fn built(services: &[(&str, &[&str])]) -> Built {
         catalog.services.entry(registration.service()).or_default().push(registration);
     }
     let slots = SlotPolicy { min_free: 1, max: 8 };
-    build(&catalog, &build::Options { prefix: "haproxy.".into(), owner: owner(), slots, init_state: false })
+    let (prefix, owner) = ("haproxy.".into(), owner());
+    build(&catalog, present, &build::Options { prefix, owner, slots, init_state: false, lingers: true })
 }
 
 fn observed(text: &str) -> Observed {
@@ -472,4 +477,26 @@ fn a_line_of_0_1_is_of_the_only_service_of_its_backend_and_is_not_written_for_th
     nobody.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
     let planned = plan(&nobody, &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
+}
+
+#[test]
+fn an_instance_of_which_it_is_unclear_stays_in_its_slot_or_out() {
+    let before = after(&[("api", &["enable"]), ("api", &["enable"])], THEIRS);
+    let of = |tags: &[&str]| {
+        let built = built_over(&before.present(), &[("api", &["enable"]), ("api", tags)]);
+        plan(&built, &before, Strategy::UseExisting).expect("no conflict").plan
+    };
+    assert!(of(&["enable=flase", "weight=9"]).is_empty(), "it stays");
+    assert!(!of(&["enable=false"]).is_empty());
+    let new = built_over(&before.present(), &[("api", &["enable"]), ("api", &["enable"]), ("api", &["enable=yes"])]);
+    assert!(plan(&new, &before, Strategy::UseExisting).expect("no conflict").plan.is_empty(), "it is not added");
+}
+
+#[test]
+fn a_backend_whose_service_becomes_static_stays_as_it_is() {
+    let before = after(&[("api", &["enable", "balance=first"]), ("plain", &["enable"])], THEIRS);
+    let services: [(&str, &[&str]); 2] =
+        [("api", &["enable", "backend=static"]), ("plain", &["enable", "backend=static"])];
+    let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
+    assert!(planned.plan.is_empty(), "{:?}", planned.plan);
 }
