@@ -73,6 +73,7 @@ fn main() {
         owner: owner.clone(),
         slots: SlotPolicy { min_free: 4, max: 256 },
         init_state: true,
+        lingers: false,
     };
     let plan_options = plan::Options {
         owner: owner.clone(),
@@ -85,7 +86,7 @@ fn main() {
     let json = serde_json::to_string(&all).expect("a list");
     let none = std::collections::BTreeSet::default();
     let empty = Observed::new(1, ConfigText::new("defaults base\n  mode http\n"), &owner);
-    let built = build(&catalog, &options);
+    let built = build(&catalog, &empty.present(), &options);
     let from_nothing = Plan::new(&built, &empty, &plan_options, &none).expect("no conflict").plan;
     let text = plan::text::apply(&from_nothing, &empty, &owner).to_string();
     let converged = Observed::new(1, ConfigText::new(&text), &owner);
@@ -127,7 +128,7 @@ fn main() {
         "a pass of 1000 services of 5 with nothing to do, IO apart",
         || {
             let observed = Observed::new(1, ConfigText::new(&text), &owner);
-            let built = build(&catalog, &options);
+            let built = build(&catalog, &observed.present(), &options);
             drop(black_box(Plan::new(&built, &observed, &plan_options, &none)));
         },
         "decoding JSON and splitting lines, once each",

@@ -54,6 +54,7 @@ impl Bench {
             owner: owner.clone(),
             slots: SlotPolicy { min_free, max: 256 },
             init_state: true,
+            lingers: false,
         };
         let plan = plan::Options {
             owner: owner.clone(),

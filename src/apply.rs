@@ -19,7 +19,7 @@ use crate::catalog::{Catalog, Source};
 use crate::desired::build::{self, Built};
 use crate::desired::{BackendName, ServerName, ServiceKey, State};
 use crate::errors::chain;
-use crate::observed::{Observed, Ownership};
+use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::review::{Permit, Review};
 use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
@@ -197,7 +197,8 @@ impl<P: Plane> Controller<P> {
         };
         status.index = catalog.index;
         let init_state = info.version.has_init_state();
-        let built = build::build(catalog, &build::Options { init_state, ..self.options.build.clone() });
+        let built =
+            build::build(catalog, &observed.present(), &build::Options { init_state, ..self.options.build.clone() });
         self.memory.keep_refusals(&built.desired, &observed);
         Ok(Seen { info, moment, observed, built, process, looked: known == Process::Unknown })
     }
@@ -569,11 +570,12 @@ impl Seen {
     /// The services that a backend is, or was, made for.
     fn concerned(&self, name: &BackendName) -> BTreeSet<ServiceKey> {
         let Self { built, observed, .. } = self;
-        match (built.desired.backends.get(name), observed.backend(name).map(|backend| &backend.ownership)) {
-            (Some(backend), _) => backend.services.clone(),
-            (None, Some(Ownership::Ours(services))) => services.clone(),
-            (None, _) => BTreeSet::new(),
-        }
+        let services = match (built.desired.backends.get(name), observed.backend(name)) {
+            (Some(backend), _) => backend.services.as_slice(),
+            (None, Some(backend)) => backend.ownership.services(),
+            (None, None) => &[],
+        };
+        services.iter().cloned().collect()
     }
 }
 

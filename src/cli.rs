@@ -217,7 +217,13 @@ fn options(config: &Config) -> apply::Options {
     let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
-        build: build::Options { prefix: prefix.clone(), owner: owner.clone(), slots: *slots, init_state: true },
+        build: build::Options {
+            prefix: prefix.clone(),
+            owner: owner.clone(),
+            slots: *slots,
+            init_state: true,
+            lingers: !linger.is_zero(),
+        },
         plan: plan::Options {
             owner: owner.clone(),
             strategy: *strategy,
@@ -315,7 +321,7 @@ fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version
     let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
     let apply::Options { mut build, plan, .. } = options(config);
     build.init_state = version.is_none_or(Version::has_init_state);
-    let built = build::build(&catalog, &build);
+    let built = build::build(&catalog, &observed.present(), &build);
     let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
     Ok(DryRun {
         summary: draft.summary(&observed, &draft.after.text),

@@ -9,7 +9,9 @@ mod held;
 mod name;
 mod note;
 mod owner;
+mod present;
 mod server;
+mod settle;
 pub mod tags;
 
 pub use backend::{
@@ -19,4 +21,5 @@ pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
 pub use note::{Code, Note, Severity};
 pub use owner::{Owner, encode};
+pub use present::{Place, Present};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};

@@ -7,7 +7,9 @@ mod foreign;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::desired::{BackendName, BackendSettings, DEFAULT_WEIGHT, Owner, Server, ServerName, ServiceKey, Tenant};
+use crate::desired::{
+    BackendName, BackendSettings, DEFAULT_WEIGHT, Owner, Place, Present, Server, ServerName, ServiceKey, Tenant,
+};
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
@@ -16,10 +18,22 @@ pub use foreign::{Foreign, harm, lost_comments};
 /// Whose a backend is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ownership {
-    /// Ours, made for these services.
-    Ours(BTreeSet<ServiceKey>),
+    /// Ours, made for these services; the one that holds it first comes first.
+    Ours(Vec<ServiceKey>),
+    /// The same, but it is unclear where the section ends, so that only servers of ours in it are changed.
+    Unclear(Vec<ServiceKey>),
     /// A person's, or another controller's.
     Foreign,
+}
+
+impl Ownership {
+    /// The services that it was made for.
+    pub fn services(&self) -> &[ServiceKey] {
+        match self {
+            Self::Ours(services) | Self::Unclear(services) => services,
+            Self::Foreign => &[],
+        }
+    }
 }
 
 /// One backend of the configuration.
@@ -105,7 +119,7 @@ impl Observed {
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
                     if unclear {
-                        (backend.ownership, backend.settings) = (Ownership::Foreign, None);
+                        backend.is_unclear();
                     }
                     if backends.contains_key(&backend.section.name) {
                         backend.disown();
@@ -129,6 +143,13 @@ impl Observed {
     pub fn namespaces(&self) -> BTreeSet<String> {
         let services = self.backends.values().flat_map(ObservedBackend::services);
         services.map(|service| service.namespace.clone()).collect()
+    }
+
+    /// What the desired state depends on: who holds which backend's name.
+    pub fn present(&self) -> Present {
+        let place = |(name, backend): (&String, &ObservedBackend)| Some((name.parse().ok()?, backend.place()?));
+        let services = self.backends.values().flat_map(ObservedBackend::services).cloned().collect();
+        Present { backends: self.backends.iter().filter_map(place).collect(), services }
     }
 
     /// When the first of the drains ends, in seconds since 1970.
@@ -175,6 +196,27 @@ impl ObservedBackend {
         self.our_lines.clear();
     }
 
+    fn is_unclear(&mut self) {
+        self.settings = None;
+        if let Ownership::Ours(services) = &mut self.ownership {
+            self.ownership = Ownership::Unclear(std::mem::take(services));
+        }
+    }
+
+    /// `None`: nobody can hold the name.
+    fn place(&self) -> Option<Place> {
+        if self.is_repeated {
+            return None;
+        }
+        let is_theirs = self.ownership == Ownership::Foreign;
+        let seated: BTreeSet<_> = self.servers.iter().filter_map(|server| server.tenant.service()).collect();
+        let holders = match is_theirs {
+            true => seated.into_iter().cloned().collect(),
+            false => self.ownership.services().to_vec(),
+        };
+        Some(Place { is_theirs, holders, settings: self.settings.clone() })
+    }
+
     /// Lines of 0.1 do not say which service they are of; in a backend of one service it is that.
     fn name_the_service(&mut self) {
         let Ownership::Ours(services) = &self.ownership else { return };
@@ -189,12 +231,8 @@ impl ObservedBackend {
 
     /// The services that it is made for, and those that servers of ours in it are of.
     fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        let made_for = match &self.ownership {
-            Ownership::Ours(services) => Some(services),
-            Ownership::Foreign => None,
-        };
         let tenants = self.servers.iter().map(|server| &server.tenant);
-        made_for.into_iter().flatten().chain(tenants.filter_map(Tenant::service))
+        self.ownership.services().iter().chain(tenants.filter_map(Tenant::service))
     }
 
     /// HAProxy refuses a file with two servers of one name, so whose name is there twice is written again.

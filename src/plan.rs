@@ -24,7 +24,7 @@ use crate::desired::{
     Address, Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Owner, Server, ServerName,
     ServerOptions, Severity, SlotPolicy, State, Tenant,
 };
-use crate::observed::{Observed, ObservedBackend, Ownership};
+use crate::observed::{Observed, ObservedBackend};
 pub use process::Changes;
 use slots::Seating;
 
@@ -390,10 +390,10 @@ impl Planner<'_> {
 
     /// A backend of somebody's: only servers of ours.
     fn servers(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
-        if !desired.tags.is_empty() {
-            let tags = desired.tags.join(", ");
-            let text = format!("ignored, as the backend {name} is not ours: {tags}");
-            self.note(Severity::Warning, Code::IgnoredTag, desired, &text);
+        for (service, tags) in desired.tags.iter().filter(|(_, tags)| !tags.is_empty()) {
+            let text = format!("ignored, as the backend {name} is not ours: {}", tags.join(", "));
+            let (severity, service) = (Severity::Warning, service.clone());
+            self.notes.push(Note { severity, service, code: Code::IgnoredTag, text });
         }
         self.say_what_agents_cost(name, desired, Some(observed));
         only_servers(observed, &self.seat(name, desired, Some(observed), false))
@@ -504,10 +504,7 @@ fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
 
 /// Whether it is of a service that is held, whether an instance of that sits there or not.
 fn is_held(observed: &ObservedBackend, held: &Held) -> bool {
-    match &observed.ownership {
-        Ownership::Ours(services) => services.iter().any(|service| held.holds(service)),
-        Ownership::Foreign => false,
-    }
+    observed.ownership.services().iter().any(|service| held.holds(service))
 }
 
 fn only_servers(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {

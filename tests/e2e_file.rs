@@ -379,6 +379,7 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
             owner: owner.clone(),
             slots: SlotPolicy { min_free: 2, max: 16 },
             init_state: true,
+            lingers: false,
         },
         plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
         reload_min_interval: Duration::ZERO,

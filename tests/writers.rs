@@ -69,6 +69,7 @@ fn build_options() -> build::Options {
         owner: owner(),
         slots: SlotPolicy { min_free: 2, max: 16 },
         init_state: false,
+        lingers: false,
     }
 }
 
@@ -79,7 +80,9 @@ fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
         linger: Duration::ZERO,
         now: Duration::ZERO,
     };
-    Plan::new(&build(catalog, &build_options()), observed, &options, &BTreeSet::new()).unwrap().plan
+    Plan::new(&build(catalog, &observed.present(), &build_options()), observed, &options, &BTreeSet::new())
+        .unwrap()
+        .plan
 }
 
 fn hand_written() -> ConfigText {

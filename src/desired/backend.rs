@@ -1,6 +1,6 @@
 //! A backend: its settings, its health check, its instances.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -186,14 +186,14 @@ pub struct SlotPolicy {
 /// One backend that catalog and settings call for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
-    /// The services that come to it; one, unless several name the same backend.
-    pub services: BTreeSet<ServiceKey>,
+    /// The services that come to it, whoever holds it first; one, unless several name the same backend.
+    pub services: Vec<ServiceKey>,
     /// Whose it is.
     pub kind: BackendKind,
     /// Its settings; of a custom backend only what concerns servers counts.
     pub settings: BackendSettings,
-    /// The tags that its settings come from, which are in vain where the backend is somebody else's.
-    pub tags: Vec<String>,
+    /// The tags of each service that set up a backend, which have no effect where it is somebody else's.
+    pub tags: BTreeMap<ServiceKey, Vec<String>>,
     /// Its instances, in no order.
     pub instances: Vec<Instance>,
     /// Its spare servers.

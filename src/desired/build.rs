@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalog::{Catalog, Registration};
 
+use super::settle::{self, Candidate};
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
 use super::{
     Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Held, HttpCheck, Instance,
-    InstanceId, Mode, Note, Owner, ServiceKey, Severity, SlotPolicy,
+    InstanceId, Mode, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
 };
 
 /// What the settings say about building.
@@ -21,6 +22,8 @@ pub struct Options {
     pub slots: SlotPolicy,
     /// Whether HAProxy knows `init-state` (3.1).
     pub init_state: bool,
+    /// Whether a backend whose service is gone stays for a while (`backend.linger`), and keeps its name for it.
+    pub lingers: bool,
 }
 
 /// The desired state with what there is to say about it.
@@ -34,31 +37,21 @@ pub struct Built {
     pub notes: Vec<Note>,
 }
 
-/// One service's part in a backend, before it is known who gets the name.
-struct Candidate {
-    name: BackendName,
-    /// It named the backend itself, and so shares it with whoever does the same.
-    explicit: bool,
-    /// When its first instance was registered.
-    since: u64,
-    /// When the registration that its settings come from was made.
-    newest: u64,
-    backend: Backend,
-}
-
-/// Builds the desired state. Pure: the same catalog gives the same result, in whatever order it lists.
-pub fn build(catalog: &Catalog, options: &Options) -> Built {
+/// Builds the desired state. Pure: the same catalog over the same HAProxy gives the same result, in whatever order
+/// the catalog lists.
+pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     let mut built = Built::default();
     let mut candidates = Vec::new();
     for (service, registrations) in &catalog.services {
-        let mut builder = Builder { service, options, notes: Vec::new() };
+        let mut builder = Builder { service, present, options, held: BTreeSet::new(), notes: Vec::new() };
         match builder.service(registrations) {
             Wanted::Nothing => {}
-            Wanted::Unclear => {
+            Wanted::Held => {
                 built.held.services.insert(service.clone());
             }
             Wanted::Backend(candidate) => candidates.push(*candidate),
         }
+        built.held.instances.append(&mut builder.held);
         built.notes.append(&mut builder.notes);
     }
     for service in &catalog.unreadable {
@@ -66,59 +59,24 @@ pub fn build(catalog: &Catalog, options: &Options) -> Built {
         let text = "Nomad cannot be asked for a service of this name; what HAProxy has of it stays".to_owned();
         built.notes.push(Note { severity: Severity::Error, service: service.clone(), code: Code::Unreadable, text });
     }
-    settle_names(candidates, options, &mut built);
+    settle::names(candidates, catalog, present, options, &mut built);
     built.notes.sort();
     built.notes.dedup();
     built
 }
 
-/// Who gets a name: those that named the backend share it; else the service that was registered first.
-fn settle_names(candidates: Vec<Candidate>, options: &Options, built: &mut Built) {
-    let mut by_name: BTreeMap<BackendName, Vec<Candidate>> = BTreeMap::new();
-    for candidate in candidates {
-        by_name.entry(candidate.name.clone()).or_default().push(candidate);
-    }
-    for (name, mut claimants) in by_name {
-        claimants.sort_by(|a, b| (a.since, &a.backend.services).cmp(&(b.since, &b.backend.services)));
-        let sharing = claimants[0].explicit;
-        let kind = claimants[0].backend.kind;
-        let (members, losers): (Vec<_>, Vec<_>) = {
-            let first = claimants[0].backend.services.clone();
-            claimants.into_iter().partition(|claimant| {
-                claimant.backend.services == first || (sharing && claimant.explicit && claimant.backend.kind == kind)
-            })
-        };
-        let holder = members[0].backend.services.iter().next().cloned();
-        for loser in losers {
-            let Some(service) = loser.backend.services.into_iter().next() else { continue };
-            let holder = holder.as_ref().map(ToString::to_string).unwrap_or_default();
-            let text = format!(
-                "not routed: the backend {name} belongs to service {holder}, which was registered first; \
-                 give one of them another name with {}backend.name",
-                options.prefix
-            );
-            built.notes.push(Note { severity: Severity::Error, service, code: Code::NameConflict, text });
-        }
-        let newest = members.iter().map(|member| member.newest).max();
-        let Some(mut backend) = members.iter().find(|m| Some(m.newest) == newest).map(|m| m.backend.clone()) else {
-            continue;
-        };
-        backend.services = members.iter().flat_map(|member| member.backend.services.clone()).collect();
-        backend.instances = members.into_iter().flat_map(|member| member.backend.instances).collect();
-        backend.settings.description = options.owner.describe(&backend.services);
-        built.desired.backends.insert(name, backend);
-    }
-}
-
 enum Wanted {
     Nothing,
-    Unclear,
+    /// What HAProxy has of it stays.
+    Held,
     Backend(Box<Candidate>),
 }
 
 struct Builder<'a> {
     service: &'a ServiceKey,
+    present: &'a Present,
     options: &'a Options,
+    held: BTreeSet<InstanceId>,
     notes: Vec<Note>,
 }
 
@@ -139,25 +97,37 @@ impl Builder<'_> {
             }
             read.push((registration, intent));
         }
-        if read.is_empty() {
-            return Wanted::Nothing;
-        }
-        if read.iter().all(|(_, intent)| intent.enable == Enable::Unclear) {
-            let text =
-                format!("it is unclear whether {}enable is on; nothing is added or removed", self.options.prefix);
-            self.note(Severity::Error, Code::UnclearEnable, text);
-            return Wanted::Unclear;
-        }
         // Backend-level settings come from the newest registration: during a deployment that is the
         // version that is being rolled out.
         read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
         self.drop_older_copies(&mut read);
-        let Some((newest, intent)) =
-            read.last().map(|(registration, intent)| (registration.create_index, intent.clone()))
-        else {
-            return Wanted::Nothing;
-        };
-        self.candidate(&read, newest, &intent)
+        let (unclear, read): (Vec<_>, Vec<_>) =
+            read.into_iter().partition(|(_, intent)| intent.enable == Enable::Unclear);
+        match (read.last(), unclear.is_empty()) {
+            (None, true) => Wanted::Nothing,
+            (None, false) => {
+                let text =
+                    format!("it is unclear whether {}enable is on; nothing is added or removed", self.options.prefix);
+                self.note(Severity::Error, Code::UnclearEnable, text);
+                Wanted::Held
+            }
+            (Some((_, newest)), _) => {
+                self.hold(unclear.iter().map(|(registration, _)| *registration));
+                self.candidate(&read, newest)
+            }
+        }
+    }
+
+    /// Instances of which it is unclear whether they ask to be routed stay as they are: in their slots if they have
+    /// some.
+    fn hold<'r>(&mut self, unclear: impl Iterator<Item = &'r Registration>) {
+        for registration in unclear {
+            let id = shown(&registration.id);
+            let prefix = &self.options.prefix;
+            let text = format!("instance {id:?} is left as it is: it is unclear whether its {prefix}enable is on");
+            self.note(Severity::Error, Code::UnclearEnable, text);
+            self.held.insert(InstanceId::new(&registration.id));
+        }
     }
 
     /// An ID names one registration. Of several, which Nomad should never report, the newest counts.
@@ -172,15 +142,29 @@ impl Builder<'_> {
         });
         read.reverse();
         for id in copies {
-            let id: String = id.chars().take(200).collect();
+            let id = shown(id);
             let text = format!("instance {id:?} is registered several times; the newest counts");
             self.note(Severity::Warning, Code::DuplicateInstance, text);
         }
     }
 
-    fn candidate(&mut self, read: &[(&Registration, Intent)], newest: u64, intent: &Intent) -> Wanted {
+    /// `backend=static`: nothing is added, changed or removed.
+    fn left_alone(&mut self) -> Wanted {
+        if !self.present.services.contains(self.service) {
+            return Wanted::Nothing;
+        }
+        let text = format!(
+            "what HAProxy has of it stays as it is, servers of instances that are gone included, as {p}backend is \
+             static now; to have it removed, stop the job or set `{p}enable=false`",
+            p = self.options.prefix
+        );
+        self.note(Severity::Warning, Code::LeftAlone, text);
+        Wanted::Held
+    }
+
+    fn candidate(&mut self, read: &[(&Registration, Intent)], intent: &Intent) -> Wanted {
         let kind = match intent.backend {
-            BackendTag::Static => return Wanted::Nothing,
+            BackendTag::Static => return self.left_alone(),
             BackendTag::Dynamic => BackendKind::Dynamic,
             BackendTag::Custom => BackendKind::Custom,
         };
@@ -188,12 +172,12 @@ impl Builder<'_> {
         // What an existing backend must have to be used is there as the tag says.
         let met = |tag: &str| tag == "mode" || (tag == "balance" && balance == Balance::roundrobin());
         let section = intent.section.iter().filter(|tag| kind == BackendKind::Custom || !met(tag));
-        let tags = section.map(|tag| format!("{}{tag}", self.options.prefix)).collect();
+        let tags: Vec<_> = section.map(|tag| format!("{}{tag}", self.options.prefix)).collect();
         let name = match self.backend_name(intent) {
             Ok(name) => name,
             Err(text) => {
                 self.note(Severity::Error, Code::BadName, text);
-                return Wanted::Unclear;
+                return Wanted::Held;
             }
         };
         let instances = read.iter().filter_map(|(registration, intent)| self.instance(registration, intent)).collect();
@@ -209,15 +193,16 @@ impl Builder<'_> {
             None => self.options.slots,
         };
         Wanted::Backend(Box::new(Candidate {
+            service: self.service.clone(),
             name,
             explicit: intent.backend_name.is_some(),
             since: read.first().map_or(0, |(registration, _)| registration.create_index),
-            newest,
+            stated: intent.section.clone(),
             backend: Backend {
-                services: BTreeSet::from([self.service.clone()]),
+                services: vec![self.service.clone()],
                 kind,
                 settings,
-                tags,
+                tags: BTreeMap::from([(self.service.clone(), tags)]),
                 instances,
                 slots,
                 gated,
@@ -234,7 +219,7 @@ impl Builder<'_> {
     }
 
     fn instance(&mut self, registration: &Registration, intent: &Intent) -> Option<Instance> {
-        let id = registration.id.chars().take(200).collect::<String>();
+        let id = shown(&registration.id);
         let address = match registration.address.parse() {
             Ok(address) => address,
             Err(error) => {
@@ -301,6 +286,11 @@ fn age(registration: &Registration) -> impl Ord {
     (*create_index, id, *modify_index, address, *port, alloc_id, tags)
 }
 
+/// The beginning of a registration's ID, which may hold anything.
+fn shown(id: &str) -> String {
+    id.chars().take(200).collect()
+}
+
 /// `api-service` → `api_service`; outside of `default`, `<namespace>.<service>`.
 pub fn derived_name(service: &ServiceKey) -> String {
     let name = service.name.replace('-', "_");
@@ -313,6 +303,7 @@ pub fn derived_name(service: &ServiceKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::Place;
 
     fn options() -> Options {
         Options {
@@ -320,6 +311,7 @@ mod tests {
             owner: "nomad".parse().expect("an owner"),
             slots: SlotPolicy { min_free: 2, max: 64 },
             init_state: true,
+            lingers: true,
         }
     }
 
@@ -341,11 +333,15 @@ mod tests {
     }
 
     fn built(registrations: Vec<Registration>) -> Built {
+        built_over(&Present::default(), registrations)
+    }
+
+    fn built_over(present: &Present, registrations: Vec<Registration>) -> Built {
         let mut catalog = Catalog::default();
         for registration in registrations {
             catalog.services.entry(registration.service()).or_default().push(registration);
         }
-        build(&catalog, &options())
+        build(&catalog, present, &options())
     }
 
     fn names(built: &Built) -> Vec<&str> {
@@ -404,9 +400,120 @@ mod tests {
             registration("green", "2", 2, &["enable=true", "backend.name=shop", "balance=leastconn"]),
         ]);
         let backend = &built.desired.backends.values().next().expect("one");
-        assert_eq!((backend.instances.len(), backend.settings.balance.to_string().as_str()), (2, "leastconn"));
+        assert_eq!((backend.instances.len(), backend.settings.balance.to_string().as_str()), (2, "first"));
         assert_eq!(backend.settings.description, "nomad-haproxy:nomad default/blue default/green");
-        assert_eq!(built.notes, []);
+        assert_eq!((built.notes.len(), built.notes[0].service.name.as_str()), (1, "green"));
+        assert!(built.notes[0].text.contains("ignored: haproxy.balance"), "{}", built.notes[0].text);
+    }
+
+    fn key(name: &str) -> ServiceKey {
+        ServiceKey { namespace: "default".into(), name: name.into() }
+    }
+
+    /// HAProxy with one backend of ours, held by these services.
+    fn held_by(name: &str, holders: &[&str]) -> Present {
+        let holders: Vec<_> = holders.iter().map(|name| key(name)).collect();
+        let place = Place { holders: holders.clone(), ..Place::default() };
+        let backends = BTreeMap::from([(name.parse().expect("a name"), place)]);
+        Present { backends, services: holders.into_iter().collect() }
+    }
+
+    /// The services of the only backend.
+    fn members(built: &Built) -> Vec<&str> {
+        let services = built.desired.backends.values().flat_map(|backend| &backend.services);
+        services.map(|service| service.name.as_str()).collect()
+    }
+
+    fn concerned(built: &Built) -> Vec<(&str, Code)> {
+        built.notes.iter().map(|note| (note.service.name.as_str(), note.code)).collect()
+    }
+
+    #[test]
+    fn who_holds_a_name_keeps_it_across_its_redeployment() {
+        let (one, other) = (registration("a-b", "1", 9, &["enable"]), registration("a_b", "2", 3, &["enable"]));
+        let present = held_by("a_b", &["a-b"]);
+        let redeployed = built_over(&present, vec![one, other.clone()]);
+        assert_eq!(members(&redeployed), ["a-b"]);
+        assert_eq!(concerned(&redeployed), [("a_b", Code::NameConflict)]);
+        // Between two of its instances there are none.
+        let between = built_over(&present, vec![other.clone()]);
+        assert_eq!((names(&between), concerned(&between)), (vec![], vec![("a_b", Code::NameConflict)]));
+        assert!(between.notes[0].text.contains("backend.linger"), "{}", between.notes[0].text);
+        // Where backends do not linger there is no between; and who asks for another name gives this one up.
+        let catalog = |registrations: Vec<Registration>| {
+            let services = registrations.into_iter().map(|one| (one.service(), vec![one])).collect();
+            Catalog { services, ..Catalog::default() }
+        };
+        let gone = build(&catalog(vec![other.clone()]), &present, &Options { lingers: false, ..options() });
+        assert_eq!(members(&gone), ["a_b"]);
+        let elsewhere = registration("a-b", "1", 9, &["enable", "backend.name=c"]);
+        assert_eq!(members(&built_over(&present, vec![elsewhere, other])), ["a_b", "a-b"]);
+    }
+
+    #[test]
+    fn who_holds_a_name_keeps_it_while_it_is_held() {
+        let present = held_by("shop", &["blue", "green"]);
+        let named = |service: &str, tags: &[&str]| {
+            let tags: Vec<&str> = ["enable", "backend.name=shop"].iter().chain(tags).copied().collect();
+            registration(service, service, 1, &tags)
+        };
+        let unclear = registration("blue", "b", 5, &["enable=tru", "backend.name=shop"]);
+        let shared = built_over(&present, vec![unclear.clone(), named("green", &["balance=first"])]);
+        assert_eq!(members(&shared), ["blue", "green"], "it stays in the description");
+        let alone = held_by("blue", &["blue"]);
+        let other = registration("Blue", "x", 1, &["enable", "backend.name=blue"]);
+        let taken = built_over(&alone, vec![unclear, other]);
+        assert_eq!((names(&taken), taken.held.services.contains(&key("blue"))), (vec![], true));
+        assert!(concerned(&taken).contains(&("Blue", Code::NameConflict)), "{:?}", taken.notes);
+    }
+
+    #[test]
+    fn a_held_service_keeps_the_settings_of_the_backend_that_it_holds_first() {
+        let settings = |balance: &str| {
+            let built = built(vec![registration("blue", "b", 1, &["enable", &format!("balance={balance}")])]);
+            built.desired.backends.into_values().next().expect("one").settings
+        };
+        let mut present = held_by("shop", &["blue", "green"]);
+        present.backends.values_mut().next().expect("one").settings = Some(settings("leastconn"));
+        let unclear = registration("blue", "b", 5, &["enable=tru"]);
+        let green = registration("green", "g", 1, &["enable", "backend.name=shop", "balance=first"]);
+        let built = built_over(&present, vec![unclear, green]);
+        let backend = built.desired.backends.values().next().expect("one");
+        assert_eq!(backend.settings.balance, settings("leastconn").balance);
+        assert!(concerned(&built).contains(&("green", Code::OtherSettings)), "{:?}", built.notes);
+    }
+
+    #[test]
+    fn a_second_service_in_another_mode_is_the_one_that_is_not_routed() {
+        let one = |service: &str, created, mode: &str| {
+            registration(service, service, created, &["enable", "backend.name=shop", mode])
+        };
+        let built =
+            built_over(&held_by("shop", &["blue"]), vec![one("blue", 9, "mode=http"), one("green", 1, "mode=tcp")]);
+        assert_eq!((members(&built), concerned(&built)), (vec!["blue"], vec![("green", Code::OtherSettings)]));
+        assert!(built.notes[0].text.starts_with("not routed"), "{}", built.notes[0].text);
+    }
+
+    #[test]
+    fn an_instance_of_which_it_is_unclear_is_left_as_it_is() {
+        let built = built(vec![
+            registration("api", "old", 1, &["enable=true", "balance=first"]),
+            registration("api", "new", 9, &["enable=flase", "balance=leastconn"]),
+        ]);
+        let backend = built.desired.backends.values().next().expect("one");
+        assert_eq!((backend.instances.len(), backend.settings.balance.to_string().as_str()), (1, "first"));
+        assert_eq!(built.held.instances, BTreeSet::from([InstanceId::new("new")]));
+        assert!(built.held.services.is_empty());
+        assert!(concerned(&built).contains(&("api", Code::UnclearEnable)), "{:?}", built.notes);
+    }
+
+    #[test]
+    fn a_service_that_becomes_static_is_left_as_it_is() {
+        let one = || vec![registration("api", "a", 1, &["enable=true", "backend=static"])];
+        assert_eq!(built(one()), Built::default(), "it never was anything else");
+        let left = built_over(&held_by("api", &["api"]), one());
+        assert_eq!((names(&left), left.held.services.contains(&key("api"))), (vec![], true));
+        assert_eq!(concerned(&left), [("api", Code::LeftAlone)]);
     }
 
     #[test]

@@ -40,6 +40,10 @@ pub enum Code {
     BadName,
     /// Another service holds the backend's name.
     NameConflict,
+    /// It shares a backend, and asks for other settings than the service that holds it first.
+    OtherSettings,
+    /// It is not to be touched any more (`backend=static`), and HAProxy has something of it.
+    LeftAlone,
     /// An instance's address.
     BadAddress,
     /// An instance's port.

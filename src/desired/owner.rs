@@ -42,13 +42,14 @@ impl Owner {
         text
     }
 
-    /// The services in a description that carries this mark; `None`: it does not.
-    pub fn services(&self, description: &str) -> Option<BTreeSet<ServiceKey>> {
+    /// The services in a description that carries this mark, in its order; `None`: it does not.
+    pub fn services(&self, description: &str) -> Option<Vec<ServiceKey>> {
         let mut words = description.split([' ', ',']).filter(|word| !word.is_empty());
         if words.next()?.strip_prefix(Self::PREFIX)? != self.0 {
             return None;
         }
-        Some(words.filter_map(ServiceKey::from_word).collect())
+        let mut seen = BTreeSet::new();
+        Some(words.filter_map(ServiceKey::from_word).filter(|service| seen.insert(service.clone())).collect())
     }
 }
 
@@ -83,7 +84,7 @@ mod tests {
     fn any_number_of_services_is_one_line_that_haproxy_takes() {
         let owner: Owner = "nomad".parse().expect("an owner");
         let key = |n| ServiceKey { namespace: "default".into(), name: format!("a,{n}") };
-        let services: BTreeSet<_> = (0..500).map(key).collect();
+        let services: Vec<_> = (0..500).map(key).collect();
         let text = owner.describe(&services);
         assert!(text.split(' ').count() < 64);
         assert_eq!(owner.services(&text), Some(services));
@@ -97,7 +98,7 @@ mod tests {
             let text = owner.describe([&key]);
             prop_assert!(text.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
             prop_assert!(!text.contains(['"', '\'', '\\', '#', '$']));
-            prop_assert_eq!(owner.services(&text), Some(BTreeSet::from([key])));
+            prop_assert_eq!(owner.services(&text), Some(vec![key]));
         }
     }
 }

@@ -6,7 +6,7 @@ use super::review::{Permit, Review};
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
-use crate::desired::{InstanceId, ServiceKey, SlotPolicy};
+use crate::desired::{InstanceId, Present, ServiceKey, SlotPolicy};
 use crate::haproxy::text::ConfigText;
 use crate::plane::Runtime;
 
@@ -28,6 +28,10 @@ fn owner() -> Owner {
 }
 
 fn built(services: &[(&str, &[&str])]) -> Built {
+    built_over(&Present::default(), services)
+}
+
+fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     let mut catalog = Catalog::default();
     for (created, (service, tags)) in services.iter().enumerate() {
         let registration = Registration {
@@ -47,7 +51,8 @@ fn built(services: &[(&str, &[&str])]) -> Built {
         catalog.services.entry(registration.service()).or_default().push(registration);
     }
     let slots = SlotPolicy { min_free: 1, max: 8 };
-    build(&catalog, &build::Options { prefix: "haproxy.".into(), owner: owner(), slots, init_state: false })
+    let (prefix, owner) = ("haproxy.".into(), owner());
+    build(&catalog, present, &build::Options { prefix, owner, slots, init_state: false, lingers: true })
 }
 
 fn observed(text: &str) -> Observed {
@@ -534,4 +539,26 @@ fn what_differs_from_what_was_reviewed_is_named() {
     let done = applied(&reviewed.plan, &before);
     let said = check(&planned(&api, &done), &done).expect_err("it was applied");
     assert!(said.contains("applied already"), "{said}");
+}
+
+#[test]
+fn an_instance_of_which_it_is_unclear_stays_in_its_slot_or_out() {
+    let before = after(&[("api", &["enable"]), ("api", &["enable"])], THEIRS);
+    let of = |tags: &[&str]| {
+        let built = built_over(&before.present(), &[("api", &["enable"]), ("api", tags)]);
+        plan(&built, &before, Strategy::UseExisting).expect("no conflict").plan
+    };
+    assert!(of(&["enable=flase", "weight=9"]).is_empty(), "it stays");
+    assert!(!of(&["enable=false"]).is_empty());
+    let new = built_over(&before.present(), &[("api", &["enable"]), ("api", &["enable"]), ("api", &["enable=yes"])]);
+    assert!(plan(&new, &before, Strategy::UseExisting).expect("no conflict").plan.is_empty(), "it is not added");
+}
+
+#[test]
+fn a_backend_whose_service_becomes_static_stays_as_it_is() {
+    let before = after(&[("api", &["enable", "balance=first"]), ("plain", &["enable"])], THEIRS);
+    let services: [(&str, &[&str]); 2] =
+        [("api", &["enable", "backend=static"]), ("plain", &["enable", "backend=static"])];
+    let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
+    assert!(planned.plan.is_empty(), "{:?}", planned.plan);
 }

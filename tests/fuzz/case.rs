@@ -75,8 +75,9 @@ impl Settings {
     }
 
     pub fn build(&self) -> build::Options {
-        let Self { slots, init_state, .. } = *self;
-        build::Options { prefix: "haproxy.".to_owned(), owner: Self::owner(), slots, init_state }
+        let Self { slots, init_state, linger, .. } = *self;
+        let lingers = !linger.is_zero();
+        build::Options { prefix: "haproxy.".to_owned(), owner: Self::owner(), slots, init_state, lingers }
     }
 
     pub fn plan(&self, now: Duration) -> plan::Options {

@@ -87,8 +87,9 @@ impl<'a> Run<'a> {
         }
         let before = observed(&self.file);
         hold!(before.text.to_bytes() == self.file, "reading the file changes it");
-        let mut built = build(&step.catalog(), &settings.build());
-        hold!(same(&built, &build(&step.reversed(), &settings.build())), "the order of the list matters: {built:?}");
+        let mut built = build(&step.catalog(), &before.present(), &settings.build());
+        let reversed = build(&step.reversed(), &before.present(), &settings.build());
+        hold!(same(&built, &reversed), "the order of the list matters: {built:?}");
         if self.haproxy.is_some() {
             resolvable(&mut built);
         }

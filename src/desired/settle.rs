@@ -1,0 +1,221 @@
+//! Who gets a backend's name.
+//!
+//! A service keeps the name that it holds, as the file says: across its own redeployment, while it is held, and
+//! while its backend lingers without it. A name that nobody holds goes to the service that was registered first.
+//! Services that name the same backend share it; its settings are those of the service that holds it first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::catalog::Catalog;
+
+use super::build::{Built, Options, derived_name};
+use super::{
+    Backend, BackendKind, BackendName, BackendSettings, Code, Held, Note, Place, Present, ServiceKey, Severity,
+};
+
+/// One service's part in a backend, before it is known who gets the name.
+pub(super) struct Candidate {
+    pub(super) service: ServiceKey,
+    pub(super) name: BackendName,
+    /// It named the backend itself, and so shares it with whoever does the same.
+    pub(super) explicit: bool,
+    /// When its first instance was registered.
+    pub(super) since: u64,
+    /// Its tags that set up the backend's section, without their prefix.
+    pub(super) stated: Vec<&'static str>,
+    pub(super) backend: Backend,
+}
+
+/// The service that holds a name first.
+struct First {
+    service: ServiceKey,
+    explicit: bool,
+    kind: BackendKind,
+    /// Where they are known.
+    settings: Option<BackendSettings>,
+    /// Why it is not among those that ask for it now.
+    absent: &'static str,
+}
+
+/// Settles who gets which name, and puts the backends into what is built.
+pub(super) fn names(
+    candidates: Vec<Candidate>,
+    catalog: &Catalog,
+    present: &Present,
+    options: &Options,
+    built: &mut Built,
+) {
+    let mut by_name: BTreeMap<BackendName, Vec<Candidate>> = BTreeMap::new();
+    for candidate in candidates {
+        by_name.entry(candidate.name.clone()).or_default().push(candidate);
+    }
+    let nothing = Place::default();
+    for (name, candidates) in by_name {
+        let place = present.backends.get(&name).unwrap_or(&nothing);
+        let mut claim = Claim { name: &name, place, catalog, options, held: &built.held, notes: Vec::new() };
+        let backend = claim.settle(candidates);
+        built.notes.append(&mut claim.notes);
+        built.desired.backends.extend(backend.map(|backend| (name, backend)));
+    }
+}
+
+/// One name, and who asks for it.
+struct Claim<'a> {
+    name: &'a BackendName,
+    place: &'a Place,
+    catalog: &'a Catalog,
+    options: &'a Options,
+    held: &'a Held,
+    notes: Vec<Note>,
+}
+
+impl Claim<'_> {
+    fn settle(&mut self, mut candidates: Vec<Candidate>) -> Option<Backend> {
+        candidates.sort_by(|a, b| {
+            let order = |candidate: &Candidate| {
+                // Only a backend that is there can be given servers.
+                let adds_to_nothing = candidate.backend.kind == BackendKind::Custom && !self.place.is_theirs;
+                (self.rank(&candidate.service), adds_to_nothing, candidate.since)
+            };
+            (order(a), &a.service).cmp(&(order(b), &b.service))
+        });
+        let first = self.first(&candidates)?;
+        let mut members = Vec::new();
+        for candidate in candidates {
+            match self.conflict(&candidate, &first) {
+                Some((code, text)) => self.note(Severity::Error, &candidate.service, code, text),
+                None => members.push(candidate),
+            }
+        }
+        self.merged(members, &first)
+    }
+
+    /// The place of a service among those that hold the name, and behind them.
+    fn rank(&self, service: &ServiceKey) -> usize {
+        self.place.holders.iter().position(|holder| holder == service).unwrap_or(usize::MAX)
+    }
+
+    fn holds(&self, service: &ServiceKey) -> bool {
+        self.place.holders.contains(service)
+    }
+
+    /// Who holds the name first: of its holders the first that is here or held; else, while the backend lingers
+    /// without its service, that one; else the first candidate.
+    fn first(&self, candidates: &[Candidate]) -> Option<First> {
+        let candidate = candidates.first()?;
+        let of_candidate = First {
+            service: candidate.service.clone(),
+            explicit: candidate.explicit,
+            kind: candidate.backend.kind,
+            settings: Some(candidate.backend.settings.clone()),
+            absent: "",
+        };
+        // A service that only has servers in somebody's backend does not hold its name.
+        if self.place.is_theirs {
+            return Some(of_candidate);
+        }
+        let absent = |service: &ServiceKey, absent| First {
+            service: service.clone(),
+            explicit: derived_name(service) != self.name.as_str(),
+            kind: BackendKind::Dynamic,
+            settings: self.place.settings.clone(),
+            absent,
+        };
+        let rank = self.rank(&candidate.service);
+        let earlier = self.place.holders.iter().take(rank);
+        if let Some(holder) = earlier.clone().find(|holder| self.held.holds(holder)) {
+            return Some(absent(holder, ", which is held as it is"));
+        }
+        let lingers = |holder: &&ServiceKey| {
+            self.options.lingers && self.is_gone(holder) && derived_name(holder) == self.name.as_str()
+        };
+        match earlier.clone().find(lingers) {
+            Some(holder) if rank == usize::MAX => {
+                Some(absent(holder, ", which is gone, and keeps it until `backend.linger` is over"))
+            }
+            _ => Some(of_candidate),
+        }
+    }
+
+    fn is_gone(&self, service: &ServiceKey) -> bool {
+        self.catalog.services.get(service).is_none_or(Vec::is_empty)
+    }
+
+    /// Why a candidate does not get the name.
+    fn conflict(&self, candidate: &Candidate, first: &First) -> Option<(Code, String)> {
+        if candidate.service == first.service {
+            return None;
+        }
+        let Self { name, options: Options { prefix, .. }, .. } = self;
+        let shares = (first.explicit && candidate.explicit) || self.holds(&candidate.service);
+        if !shares || candidate.backend.kind != first.kind {
+            let First { service, absent, .. } = first;
+            let text = format!(
+                "not routed: the backend {name} belongs to service {service}{absent}; \
+                 give one of them another name with {prefix}backend.name"
+            );
+            return Some((Code::NameConflict, text));
+        }
+        // Who speaks another protocol would answer a part of the others' requests.
+        let mode = candidate.backend.settings.mode;
+        let theirs = first.settings.as_ref().map(|settings| settings.mode).filter(|theirs| *theirs != mode)?;
+        (candidate.backend.kind == BackendKind::Dynamic && candidate.stated.contains(&"mode")).then(|| {
+            let (mode, theirs, service) = (mode.as_str(), theirs.as_str(), &first.service);
+            let text = format!(
+                "not routed: {prefix}mode is {mode}, and the backend {name} is {theirs} as service {service} asks \
+                 for, which holds it first"
+            );
+            (Code::OtherSettings, text)
+        })
+    }
+
+    /// The backend of all that share it. Who is held stays in its description.
+    fn merged(&mut self, members: Vec<Candidate>, first: &First) -> Option<Backend> {
+        let mut backend = members.first()?.backend.clone();
+        if let (false, Some(settings)) = (first.absent.is_empty(), &first.settings) {
+            backend.settings = settings.clone();
+        }
+        (backend.services, backend.instances, backend.tags) = (Vec::new(), Vec::new(), BTreeMap::new());
+        for member in members {
+            self.say_what_is_ignored(&member, &backend.settings, first);
+            backend.services.push(member.service);
+            backend.instances.extend(member.backend.instances);
+            backend.tags.extend(member.backend.tags);
+        }
+        if !self.place.is_theirs {
+            let here: BTreeSet<&ServiceKey> = backend.services.iter().collect();
+            let held = self.place.holders.iter().filter(|holder| self.held.holds(holder) && !here.contains(holder));
+            let held: Vec<ServiceKey> = held.cloned().collect();
+            backend.services.extend(held);
+            backend.services.sort_by_key(|service| self.rank(service));
+        }
+        backend.settings.description = self.options.owner.describe(&backend.services);
+        Some(backend)
+    }
+
+    fn say_what_is_ignored(&mut self, member: &Candidate, settings: &BackendSettings, first: &First) {
+        if member.service == first.service || member.backend.kind == BackendKind::Custom {
+            return;
+        }
+        let own = &member.backend.settings;
+        let differs = |tag: &&&str| match **tag {
+            "mode" => own.mode != settings.mode,
+            "balance" => own.balance != settings.balance,
+            _ => own.check != settings.check,
+        };
+        let prefix = &self.options.prefix;
+        let ignored: Vec<String> = member.stated.iter().filter(differs).map(|tag| format!("{prefix}{tag}")).collect();
+        if !ignored.is_empty() {
+            let (name, service) = (self.name, &first.service);
+            let text = format!(
+                "ignored: {}; the backend {name} is set up as service {service} asks for, which holds it first",
+                ignored.join(", ")
+            );
+            self.note(Severity::Warning, &member.service, Code::OtherSettings, text);
+        }
+    }
+
+    fn note(&mut self, severity: Severity, service: &ServiceKey, code: Code, text: String) {
+        self.notes.push(Note { severity, service: service.clone(), code, text });
+    }
+}
