@@ -61,7 +61,7 @@ pub enum Command {
         /// Work offline, on this configuration file (with --catalog)
         #[arg(long = "haproxy-config", value_name = "FILE", requires = "catalog")]
         haproxy_config: Option<PathBuf>,
-        /// Exit with 0 if nothing changes, 2 if something does, 1 after an error
+        /// Exit with 0 if nothing changes, 2 if something does, 3 if the guard would hold instances, 1 after an error
         #[arg(long)]
         detailed_exitcode: bool,
         /// How to print it
@@ -76,6 +76,9 @@ pub enum Command {
         /// Only on this version of HAProxy's configuration, as `plan --output json` gives it
         #[arg(long, value_name = "VERSION")]
         expect_version: Option<u64>,
+        /// Remove also the instances that the guard would hold
+        #[arg(long)]
+        allow_removals: bool,
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
@@ -126,9 +129,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane: P) -> anyhow::Result<ExitCode> {
+    let mut options = options(config);
+    if let Command::Apply { allow_removals: true, .. } = command {
+        options.guard = plan::guard::Options::OFF;
+    }
     let controller = |catalog: Option<PathBuf>| {
         let source = source(config, catalog)?;
-        anyhow::Ok((Controller::new(plane, source.clone(), options(config)), source))
+        anyhow::Ok((Controller::new(plane, source.clone(), options), source))
     };
     match command {
         Command::Run { catalog } => {
@@ -140,7 +147,9 @@ async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane
             print_plan(&summary, version, output)?;
             Ok(exit_code(&summary, detailed_exitcode))
         }
-        Command::Apply { catalog, expect_version } => apply(controller(catalog)?.0, expect_version).await,
+        Command::Apply { catalog, expect_version, allow_removals: _ } => {
+            apply(controller(catalog)?.0, expect_version).await
+        }
         Command::Catalog => unreachable!("the catalog needs no plane"),
     }
 }
@@ -157,7 +166,7 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
 }
 
 fn options(config: &Config) -> apply::Options {
-    let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
+    let Config { prefix, owner, slots, strategy, linger, guard, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
         build: build::Options { prefix: prefix.clone(), owner: owner.clone(), slots: *slots, init_state: true },
@@ -167,6 +176,7 @@ fn options(config: &Config) -> apply::Options {
             linger: *linger,
             now: Moment::now(true).clock,
         },
+        guard: *guard,
         reload_min_interval: *reload_min_interval,
     }
 }
@@ -193,9 +203,12 @@ async fn serve<P: Plane + 'static>(
 
 async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> anyhow::Result<ExitCode> {
     let status = controller.pass(Moment::now(true), expect).await;
-    let PassStatus { written, notes, told, reloads, version, next, .. } = &status;
+    let PassStatus { written, notes, namespaces, guard, told, reloads, version, next, .. } = &status;
     let mut text = match written.as_slice() {
-        [] => notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
+        [] => {
+            let notes = notes.iter().map(ToString::to_string).chain(namespaces.iter().map(ToString::to_string));
+            notes.chain(guard.iter().map(ToString::to_string)).fold(String::new(), |text, line| text + &line + "\n")
+        }
         written => written.iter().map(|summary| coloured(&summary.to_string())).collect(),
     };
     let how = match reloads {
@@ -222,7 +235,7 @@ async fn apply<P: Plane>(mut controller: Controller<P>, expect: Option<u64>) -> 
         return Err(error.into());
     }
     // Whoever runs one pass wants to know that a service is not routed as asked.
-    let errors = status.notes.iter().any(|note| note.severity == Severity::Error);
+    let errors = status.notes.iter().any(|note| note.severity == Severity::Error) || !status.namespaces.is_empty();
     Ok(if errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -232,9 +245,11 @@ fn offline(config: &Config, catalog: &std::path::Path, file: &std::path::Path) -
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = ConfigText::from_bytes(&text);
     let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
-    let apply::Options { build, plan, .. } = options(config);
-    let built = build::build(&catalog, &build);
-    let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    let apply::Options { build, plan, guard, .. } = options(config);
+    let mut built = build::build(&catalog, &build);
+    let holding = plan::guard::offline(&mut built, &observed, &guard);
+    let mut draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    draft.guard = holding;
     Ok((draft.summary(&observed, &draft.after.text), observed.version))
 }
 
@@ -252,6 +267,7 @@ fn print_plan(summary: &Summary, version: u64, output: Output) -> anyhow::Result
 fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
     match summary {
         Summary { blocked: Some(_), .. } => ExitCode::FAILURE,
+        Summary { guard: Some(_), .. } if detailed => ExitCode::from(3),
         Summary { changes: true, .. } if detailed => ExitCode::from(2),
         _ => ExitCode::SUCCESS,
     }

@@ -17,6 +17,6 @@ pub use backend::{
 };
 pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
-pub use note::{Code, Note, Severity};
+pub use note::{Code, NamespaceNote, Note, Severity};
 pub use owner::{Owner, encode};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};
