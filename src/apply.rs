@@ -6,6 +6,7 @@
 
 mod culprit;
 mod draft;
+mod guard;
 mod memory;
 mod status;
 
@@ -21,6 +22,7 @@ use crate::desired::{BackendName, ServerName, ServiceKey, State};
 use crate::errors::chain;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
+use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
 use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
 use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
@@ -64,6 +66,8 @@ pub struct Options {
     pub build: build::Options,
     /// For the plan. The time is the pass's own.
     pub plan: plan::Options,
+    /// For the guard.
+    pub guard: plan::guard::Options,
     /// From one reload to the next.
     pub reload_min_interval: Duration,
 }
@@ -86,6 +90,7 @@ pub struct Controller<P> {
     source: Source,
     options: Options,
     memory: Memory,
+    guard: guard::Guard,
 }
 
 /// What a round works on.
@@ -93,7 +98,10 @@ struct Seen {
     info: HaproxyInfo,
     moment: Moment,
     observed: Observed,
+    /// With what the guard holds.
     built: Built,
+    /// What it holds.
+    holding: Option<Holding>,
     process: Runtime,
     /// Whether the process was really looked at.
     looked: bool,
@@ -109,7 +117,8 @@ enum Round {
 impl<P: Plane> Controller<P> {
     /// Puts one together; nothing is sent yet.
     pub fn new(plane: P, source: Source, options: Options) -> Self {
-        Self { plane, source, options, memory: Memory::default() }
+        let guard = guard::Guard::new(options.guard);
+        Self { plane, source, options, memory: Memory::default(), guard }
     }
 
     /// One pass. With `review`, only if it does what was reviewed.
@@ -125,8 +134,11 @@ impl<P: Plane> Controller<P> {
         if let Some(summary) = status.written.last_mut() {
             summary.notes.clone_from(&status.notes);
         }
-        if let Some(at) = self.memory.next_retry() {
+        for at in self.memory.next_retry().into_iter().chain(self.guard.next_retry()) {
             status.wake_at(at);
+        }
+        if status.index > 0 || status.error.is_none() {
+            self.guard.announce(status.guard.as_ref(), &status.namespaces);
         }
         self.memory.ended(status.error.is_none());
         status
@@ -193,14 +205,21 @@ impl<P: Plane> Controller<P> {
         status.stage = Stage::Catalog;
         let catalog = match catalog {
             Some(catalog) => catalog,
-            None => catalog.insert(self.source.read(&observed.namespaces()).await?),
+            None => {
+                let read = self.source.read(&observed.namespaces()).await?;
+                self.guard.meet(&read);
+                catalog.insert(read)
+            }
         };
         status.index = catalog.index;
         let init_state = info.version.has_init_state();
-        let built =
-            build::build(catalog, &observed.present(), &build::Options { init_state, ..self.options.build.clone() });
+        let options = build::Options { init_state, ..self.options.build.clone() };
+        let mut built = build::build(catalog, &observed.present(), &options);
         self.memory.keep_refusals(&built.desired, &observed);
-        Ok(Seen { info, moment, observed, built, process, looked: known == Process::Unknown })
+        let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
+        status.guard.clone_from(&holding);
+        status.namespaces.clone_from(&built.namespaces);
+        Ok(Seen { info, moment, observed, built, holding, process, looked: known == Process::Unknown })
     }
 
     async fn round(
@@ -273,9 +292,10 @@ impl<P: Plane> Controller<P> {
     /// The plan for now: without what HAProxy refuses, and without what takes a reload where none is to be
     /// had.
     fn draft(&mut self, seen: &Seen, status: &mut PassStatus) -> Result<Draft, Conflict> {
-        let Seen { moment, observed, built, .. } = seen;
+        let Seen { moment, observed, built, holding, .. } = seen;
         let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
         let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
+        draft.guard.clone_from(holding);
         let waiting = draft.plan.waiting();
         let waits = if waiting.is_empty() { None } else { self.reload_waits(&waiting, seen) };
         if waits.is_some() {

@@ -1,5 +1,6 @@
 //! The catalog: every service registration that Nomad reports, at one index.
 
+pub mod fate;
 pub mod file;
 pub mod nomad;
 
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::desired::ServiceKey;
+use crate::desired::{InstanceId, ServiceKey};
+use crate::plan::guard::Fate;
 
 /// One registration, field for field as `GET /v1/service/NAME` answers it. Nothing in it can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -67,8 +69,19 @@ pub struct Catalog {
     pub index: u64,
     /// The registrations by service. A service that is there without any has just lost its last one.
     pub services: BTreeMap<ServiceKey, Vec<Registration>>,
-    /// Services that Nomad lists but can't be asked for (`a/b` in a URL): what they have stays.
-    pub unreadable: BTreeSet<ServiceKey>,
+    /// Services that Nomad lists and that could not be read, and why: what HAProxy has of them stays.
+    pub unreadable: BTreeMap<ServiceKey, String>,
+    /// Namespaces that could not be read.
+    pub namespaces: BTreeMap<String, Unread>,
+}
+
+/// Why there is nothing of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// It is named in the settings, and Nomad has none of this name.
+    Missing,
+    /// Its list could not be read, and why: what HAProxy has of it stays.
+    Failed(String),
 }
 
 impl Catalog {
@@ -109,6 +122,14 @@ impl Source {
         match self {
             Self::Nomad(nomad) => Ok(nomad.read(served).await?),
             Self::File(path) => Ok(file::read(path)?),
+        }
+    }
+
+    /// What became of instances that the catalog lacks. A file does not say.
+    pub async fn fates(&self, asked: Vec<fate::Question>) -> BTreeMap<InstanceId, Fate> {
+        match self {
+            Self::Nomad(nomad) => nomad.fates(asked).await,
+            Self::File(_) => BTreeMap::new(),
         }
     }
 }

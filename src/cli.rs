@@ -96,7 +96,7 @@ pub enum Command {
         /// With it: the HAProxy that the configuration is for, 3.0 or newer [default: the newest]
         #[arg(long, value_name = "X.Y", value_parser = Version::gate, requires = "haproxy_config")]
         haproxy_version: Option<Version>,
-        /// Exit with 0 if nothing changes, 2 if something does, 1 after an error
+        /// Exit with 0 if nothing changes, 2 if something does, 3 if the guard would hold instances, 1 after an error
         #[arg(long)]
         detailed_exitcode: bool,
         /// How to print it
@@ -105,6 +105,9 @@ pub enum Command {
         /// Keep the plan in this file, for `apply --plan FILE`
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Plan to remove also the instances that the guard would hold
+        #[arg(long)]
+        allow_removals: bool,
     },
     /// Run one pass
     Apply {
@@ -117,6 +120,9 @@ pub enum Command {
         /// Exit with 1 also if a service, or an instance of one, is not routed as asked
         #[arg(long)]
         strict: bool,
+        /// Remove also the instances that the guard would hold
+        #[arg(long)]
+        allow_removals: bool,
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
@@ -139,7 +145,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => settings,
     };
     telemetry::start(&settings.log)?;
-    let config = Config::try_from(settings)?;
+    let mut config = Config::try_from(settings)?;
+    if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
+        config.guard = plan::guard::Options::OFF;
+    }
     match command {
         Command::Plan {
             catalog: Some(catalog),
@@ -148,6 +157,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             detailed_exitcode,
             output,
             out,
+            allow_removals: _,
         } => {
             let plan = offline(&config, &catalog, &file, haproxy_version)?;
             show(&plan, output, out.as_deref())?;
@@ -160,7 +170,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         other => match config.plane.clone() {
             None => anyhow::bail!(
-                "HAProxy is nowhere: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
+                "no HAProxy is configured: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
                  or haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine"
             ),
             Some(PlaneSettings::Local(settings)) => {
@@ -183,12 +193,12 @@ async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane
             let (controller, source) = controller(options(config), catalog)?;
             serve(controller, source, config).await
         }
-        Command::Plan { catalog, detailed_exitcode, output, out, haproxy_config: _, haproxy_version: _ } => {
+        Command::Plan { catalog, detailed_exitcode, output, out, .. } => {
             let plan = controller(options(config), catalog)?.0.dry_run(Moment::now(true)).await?;
             show(&plan, output, out.as_deref())?;
             Ok(exit_code(&plan.summary, detailed_exitcode))
         }
-        Command::Apply { catalog, plan, strict } => {
+        Command::Apply { catalog, plan, strict, allow_removals: _ } => {
             let (review, mut options) = (plan.as_deref().map(reviewed).transpose()?, options(config));
             if let Some(review) = &review
                 && !options.plan.linger.is_zero()
@@ -214,7 +224,7 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
 }
 
 fn options(config: &Config) -> apply::Options {
-    let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
+    let Config { prefix, owner, slots, strategy, linger, guard, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
         build: build::Options {
@@ -230,6 +240,7 @@ fn options(config: &Config) -> apply::Options {
             linger: *linger,
             now: Moment::now(true).clock,
         },
+        guard: *guard,
         reload_min_interval: *reload_min_interval,
     }
 }
@@ -260,9 +271,12 @@ async fn apply<P: Plane>(
     strict: bool,
 ) -> anyhow::Result<ExitCode> {
     let status = controller.pass(Moment::now(true), review).await;
-    let PassStatus { written, notes, told, reloads, version, next, .. } = &status;
+    let PassStatus { written, notes, namespaces, guard, told, reloads, version, next, .. } = &status;
     let mut text = match written.as_slice() {
-        [] => notes.iter().fold(String::new(), |text, note| text + &format!("{note}\n")),
+        [] => {
+            let notes = notes.iter().map(ToString::to_string).chain(namespaces.iter().map(ToString::to_string));
+            notes.chain(guard.iter().map(ToString::to_string)).fold(String::new(), |text, line| text + &line + "\n")
+        }
         written => written.iter().map(|summary| coloured(&summary.to_string())).collect(),
     };
     let how = match reloads {
@@ -288,7 +302,7 @@ async fn apply<P: Plane>(
     if let Some(error) = status.error {
         return Err(error.into());
     }
-    let errors = status.notes.iter().any(|note| note.severity == Severity::Error);
+    let errors = status.notes.iter().any(|note| note.severity == Severity::Error) || !status.namespaces.is_empty();
     Ok(if strict && errors { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -319,10 +333,12 @@ fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = ConfigText::from_bytes(&text);
     let observed = Observed::new(text.version().unwrap_or(0), text, &config.owner);
-    let apply::Options { mut build, plan, .. } = options(config);
+    let apply::Options { mut build, plan, guard, .. } = options(config);
     build.init_state = version.is_none_or(Version::has_init_state);
-    let built = build::build(&catalog, &observed.present(), &build);
-    let draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    let mut built = build::build(&catalog, &observed.present(), &build);
+    let holding = plan::guard::offline(&mut built, &observed, &guard);
+    let mut draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    draft.guard = holding;
     Ok(DryRun {
         summary: draft.summary(&observed, &draft.after.text),
         version: observed.version,
@@ -353,6 +369,7 @@ fn show(plan: &DryRun, output: Output, out: Option<&Path>) -> anyhow::Result<()>
 fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
     match summary {
         Summary { blocked: Some(_), .. } => ExitCode::FAILURE,
+        Summary { guard: Some(_), .. } if detailed => ExitCode::from(3),
         Summary { changes: true, .. } if detailed => ExitCode::from(2),
         _ => ExitCode::SUCCESS,
     }

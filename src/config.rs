@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::desired::{Invalid, Owner, SlotPolicy};
 use crate::endpoint::Identity;
 use crate::plan::Strategy;
+use crate::plan::guard::{self, Policy, Share};
 use crate::plane::dataplane::{Password, Write};
 use crate::{nomad, plane};
 
@@ -35,6 +36,9 @@ pub const SLOTS_MAX: u32 = 256;
 /// Long enough for a job to be rolled, or stopped and started, without a reload; its backend answers 503
 /// meanwhile.
 pub const BACKEND_LINGER: Duration = Duration::from_secs(600);
+/// Removals below this number never need proof, whatever their share: a cluster of a few instances rolls and stops
+/// jobs that are a large part of it.
+pub const GUARD_MIN: usize = 5;
 /// Each reload leaves an old worker behind for as long as its connections live; this bounds how many a
 /// stream of new services can make.
 pub const RELOAD_MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -197,6 +201,18 @@ settings! {
 }
 
 settings! {
+    /// What one read of the catalog may take away.
+    GuardSettings {
+        /// Removals beyond this share of the instances in service are held, unless Nomad says that their allocations are gone; 100% turns the guard off, also for a read that lacks all instances [default: 30%]
+        #[arg(id = "guard-share", long = "guard-share", env = "NOMAD_HAPROXY_GUARD_SHARE", value_name = "PERCENT")]
+        share: Share,
+        /// Fewer removals than this are not held for their share [default: 5]
+        #[arg(id = "guard-min", long = "guard-min", env = "NOMAD_HAPROXY_GUARD_MIN", value_name = "N")]
+        min: usize,
+    }
+}
+
+settings! {
     /// How often HAProxy is reloaded.
     ReloadSettings {
         /// At least this long from one reload to the next; what needs no reload does not wait [default: 1s]
@@ -279,6 +295,12 @@ pub struct Settings {
     /// `backend.*`
     #[command(flatten)]
     pub backend: BackendsSettings,
+    /// `guard.*`
+    #[command(flatten, next_help_heading = "The guard")]
+    pub guard: GuardSettings,
+    /// Which removals need proof that the instance is gone: those beyond the guard's bounds (sync), or all of them (upsert-only) [default: sync]
+    #[arg(long, env = "NOMAD_HAPROXY_POLICY", value_name = "POLICY", global = true)]
+    pub policy: Option<Policy>,
     /// `reload.*`
     #[command(flatten, next_help_heading = "The loop")]
     pub reload: ReloadSettings,
@@ -345,13 +367,15 @@ impl Settings {
         if self.haproxy.password.is_some() || self.haproxy.password_file.is_some() {
             (weaker.haproxy.password, weaker.haproxy.password_file) = (None, None);
         }
-        let Self { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log } = self;
+        let Self { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
             haproxy: haproxy.or(weaker.haproxy),
             tags: tags.or(weaker.tags),
             slots: slots.or(weaker.slots),
             backend: backend.or(weaker.backend),
+            guard: guard.or(weaker.guard),
+            policy: policy.or(weaker.policy),
             reload: reload.or(weaker.reload),
             reconcile: reconcile.or(weaker.reconcile),
             http: http.or(weaker.http),
@@ -427,6 +451,8 @@ pub struct Config {
     pub slots: SlotPolicy,
     /// How long a backend stays, without instances, when its service is gone.
     pub linger: Duration,
+    /// What one read of the catalog may take away.
+    pub guard: guard::Options,
     /// From one reload to the next.
     pub reload_min_interval: Duration,
     /// When passes run.
@@ -439,7 +465,8 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let Settings { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log: _ } = settings;
+        let Settings { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log: _ } =
+            settings;
         let namespaces: Vec<String> = nomad
             .namespace
             .as_deref()
@@ -474,6 +501,11 @@ impl TryFrom<Settings> for Config {
             owner,
             prefix,
             slots,
+            guard: guard::Options {
+                share: guard.share.unwrap_or(Share::DEFAULT),
+                min: guard.min.unwrap_or(GUARD_MIN),
+                policy: policy.unwrap_or_default(),
+            },
             linger: backend.linger.map_or(BACKEND_LINGER, |span| span.0),
             reload_min_interval: reload.min_interval.map_or(RELOAD_MIN_INTERVAL, |span| span.0),
             timings: timings(&reconcile)?,
@@ -628,6 +660,8 @@ mod tests {
             (r#"{"haproxy": {"config_file": "/a", "address": "http://h"}}"#, "one of them"),
             (r#"{"haproxy": {"backend_strategy": "mine"}}"#, "use_existing"),
             (r#"{"slots": {"min_free": 9, "max": 3}}"#, "slots.max"),
+            (r#"{"guard": {"share": "0.3"}}"#, "1% to 100%"),
+            (r#"{"policy": "never"}"#, "upsert-only"),
             (r#"{"reconcile": {"resync_interval": "soon"}}"#, "500ms"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
         ] {

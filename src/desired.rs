@@ -19,7 +19,7 @@ pub use backend::{
 };
 pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
-pub use note::{Code, Note, Severity};
+pub use note::{Code, NamespaceNote, Note, Severity};
 pub use owner::{Owner, encode};
 pub use present::{Place, Present};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};

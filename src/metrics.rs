@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::apply::{Outcome, PassStatus};
 use crate::desired::Severity;
+use crate::plan::guard::Holding;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PassLabels {
@@ -52,6 +53,7 @@ pub struct Metrics {
     backends: Gauge,
     slots: Family<StateLabel, Gauge>,
     notes: Family<SeverityLabel, Gauge>,
+    guard_held: Gauge,
     index: Gauge,
     last_success: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
@@ -72,6 +74,7 @@ impl Default for Metrics {
             backends: Gauge::default(),
             slots: Family::default(),
             notes: Family::default(),
+            guard_held: Gauge::default(),
             index: Gauge::default(),
             last_success: Gauge::default(),
         };
@@ -90,6 +93,11 @@ impl Metrics {
         r.register("backends", "Backends that are ours or hold servers of ours", self.backends.clone());
         r.register("slots", "Servers of ours by state", self.slots.clone());
         r.register("notes", "What there is to know about services, by severity", self.notes.clone());
+        r.register(
+            "guard_held_instances",
+            "Instances that the catalog lacks and the guard keeps in service",
+            self.guard_held.clone(),
+        );
         r.register("catalog_index", "Nomad's index of the catalog that was read last", self.index.clone());
         r.register_with_unit(
             "last_success_timestamp",
@@ -133,6 +141,9 @@ impl Metrics {
         for severity in [Severity::Warning, Severity::Error] {
             let n = status.notes.iter().filter(|note| note.severity == severity).count();
             count(&self.notes.get_or_create(&SeverityLabel { severity: severity.as_str() }), n);
+        }
+        if status.index > 0 || status.error.is_none() {
+            count(&self.guard_held, status.guard.as_ref().map_or(0, Holding::instances));
         }
         if status.index > 0 {
             self.index.set(i64::try_from(status.index).unwrap_or(i64::MAX));

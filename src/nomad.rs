@@ -55,6 +55,15 @@ pub enum NomadError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What is asked for makes no request: a service's name is longer than a URI may be (65 534 bytes).
+    #[error("Nomad cannot be asked for {path}")]
+    Request {
+        /// What was asked for, shortened.
+        path: String,
+        #[source]
+        /// What went wrong.
+        source: reqwest::Error,
+    },
     /// No answer.
     #[error("Nomad at {address} does not answer")]
     Unreachable {
@@ -67,7 +76,7 @@ pub enum NomadError {
     /// An answer other than 200.
     #[error("Nomad answered {path} with {status}: {message}")]
     Status {
-        /// What was asked for.
+        /// What was asked for, shortened.
         path: String,
         /// The status.
         status: StatusCode,
@@ -111,6 +120,18 @@ pub struct Nomad {
     http: reqwest::Client,
     base: String,
     settings: NomadConfig,
+}
+
+impl NomadError {
+    /// Whether Nomad answered that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { status: StatusCode::NOT_FOUND, .. })
+    }
+
+    /// Whether nobody answers at all, whatever is asked for. A time-out may be the fault of what was asked for.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if source.is_connect())
+    }
 }
 
 impl Nomad {
@@ -159,9 +180,9 @@ impl Nomad {
         if let Some(token) = self.token()? {
             request = request.header("X-Nomad-Token", token.expose_secret());
         }
-        let unreachable = |source: reqwest::Error| NomadError::Unreachable {
-            address: self.settings.address.clone(),
-            source: source.without_url(),
+        let unreachable = |source: reqwest::Error| match source.without_url() {
+            source if source.is_builder() => NomadError::Request { path: shortened(path), source },
+            source => NomadError::Unreachable { address: self.settings.address.clone(), source },
         };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
@@ -176,7 +197,7 @@ impl Nomad {
             }
             _ => {
                 let message: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
-                return Err(NomadError::Status { path: path.to_owned(), status, message });
+                return Err(NomadError::Status { path: shortened(path), status, message });
             }
         }
         // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
@@ -187,7 +208,7 @@ impl Nomad {
             return Err(NomadError::NoLeader);
         }
         let value =
-            serde_json::from_slice(&body).map_err(|source| NomadError::Form { path: path.to_owned(), source })?;
+            serde_json::from_slice(&body).map_err(|source| NomadError::Form { path: shortened(path), source })?;
         Ok(Read { index, value })
     }
 
@@ -206,10 +227,18 @@ impl Nomad {
     }
 }
 
+/// A path for people: a service's name in it may have 60 kB.
+fn shortened(path: &str) -> String {
+    match path.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &path[..end]),
+        None => path.to_owned(),
+    }
+}
+
 fn describe(path: &str, query: &[(&str, &str)]) -> String {
     match query.iter().find(|(key, _)| *key == "namespace") {
         Some((_, "*")) => "services in any namespace".to_owned(),
         Some((_, namespace)) => format!("services in the namespace {namespace}"),
-        None => path.to_owned(),
+        None => shortened(path),
     }
 }

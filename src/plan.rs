@@ -4,6 +4,7 @@
 //! same edits.
 
 pub mod display;
+pub mod guard;
 mod process;
 pub mod review;
 pub mod servers;

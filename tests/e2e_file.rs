@@ -382,6 +382,7 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
             lingers: false,
         },
         plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
+        guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,
     };
     Controller::new(plane, Source::File(rig.catalog()), options)

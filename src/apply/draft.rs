@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::desired::build::Built;
-use crate::desired::{BackendName, Note};
+use crate::desired::{BackendName, NamespaceNote, Note};
 use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
+use crate::plan::guard::Holding;
 use crate::plan::{self, Conflict, Options, Plan, Waiting};
 
 /// A plan, and the configuration that it leads to.
@@ -21,6 +22,10 @@ pub struct Draft {
     pub after: Observed,
     /// What there is to know about services.
     pub notes: Vec<Note>,
+    /// What there is to know about namespaces as a whole.
+    pub namespaces: Vec<NamespaceNote>,
+    /// Who stays though the catalog lacks them; whoever reviewed that says so here.
+    pub guard: Option<Holding>,
     /// When there will be something to do though nothing changes, since 1970.
     pub next: Option<Duration>,
 }
@@ -37,7 +42,8 @@ impl Draft {
         let after = after(&plan, observed, options);
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();
         notes.sort();
-        Ok(Self { plan, waiting: Waiting::default(), after, notes, next })
+        let namespaces = built.namespaces.clone();
+        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next })
     }
 
     /// The part that takes no reload; the rest waits.
@@ -54,7 +60,8 @@ impl Draft {
 
     /// What a person or a program reads of it; `text` is what would be written.
     pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
-        Summary::new(&self.plan, observed, text, self.notes.clone())
+        let (namespaces, guard) = (self.namespaces.clone(), self.guard.clone());
+        Summary { namespaces, guard, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
     }
 }
 

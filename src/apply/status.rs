@@ -6,10 +6,11 @@ use std::time::Instant;
 use thiserror::Error;
 
 use crate::catalog::SourceError;
-use crate::desired::Note;
+use crate::desired::{NamespaceNote, Note};
 use crate::observed::Observed;
 use crate::plan::Conflict;
 use crate::plan::display::Summary;
+use crate::plan::guard::Holding;
 use crate::plan::review::Difference;
 use crate::plane::{AccessError, Harm, WriteError};
 
@@ -147,6 +148,10 @@ pub struct PassStatus {
     pub failed_reloads: u32,
     /// What there is to know about services, what HAProxy refused included. Sorted, each once.
     pub notes: Vec<Note>,
+    /// What there is to know about namespaces as a whole, by name.
+    pub namespaces: Vec<NamespaceNote>,
+    /// What the guard holds.
+    pub guard: Option<Holding>,
     /// The catalog's index; 0 before it was read.
     pub index: u64,
     /// The version of the configuration when it was last read.

@@ -1,19 +1,24 @@
 //! The newest catalog from Nomad: the list of services, then one call for each that asks to be routed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use serde::Deserialize;
 
-use crate::desired::ServiceKey;
+use crate::desired::{InstanceId, ServiceKey};
+use crate::errors::chain;
 use crate::nomad::{Nomad, NomadError, Read};
+use crate::plan::guard::Fate;
 
-use super::{Catalog, Registration};
+use super::{Catalog, Registration, Unread, fate};
 
 /// Calls at a time. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5
 /// take 0.2 s (seen).
-const CONCURRENCY: usize = 16;
+pub(super) const CONCURRENCY: usize = 16;
+/// For all services together: what one service costs, others do not wait for. 1000 take 0.2 s.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one blocking query waits. It ends the moment that anything changes, so this only bounds how
 /// long a dead connection goes unnoticed.
 const WAIT: Duration = Duration::from_secs(60);
@@ -47,56 +52,127 @@ impl NomadCatalog {
         Self { nomad, namespaces, prefix }
     }
 
-    /// Reads the whole catalog. It stands only if every call is answered. `served` are the namespaces
-    /// that HAProxy serves: one that the list leaves out must be readable, for Nomad shortens the list
-    /// of a token that lost a namespace without a word.
+    /// Reads the whole catalog. What could not be read is named in it, so that it is held and the rest goes on;
+    /// an error is where nothing could be read at all. `served` are the namespaces that HAProxy serves: one that
+    /// the list leaves out is asked for by itself, for Nomad shortens the list of a token that lost a namespace
+    /// and does not say so.
     pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, NomadError> {
         let mut catalog = Catalog::default();
         let mut wanted = Vec::new();
         let mut listed = BTreeSet::new();
+        let mut failed = None;
         for namespace in &self.namespaces {
-            let Read { index, value } = self.list(namespace).await?;
-            // Of several lists the lowest index is the one that the catalog is certain to hold.
-            catalog.index = if catalog.index == 0 { index } else { catalog.index.min(index) };
-            for NamespaceList { namespace, services } in value {
-                listed.insert(namespace.clone());
-                wanted.extend(
-                    services
-                        .into_iter()
-                        .filter(|service| self.is_ours(service))
-                        .map(|service| ServiceKey { namespace: namespace.clone(), name: service.service_name }),
-                );
+            match self.list(namespace).await {
+                Ok(Read { index, value }) => {
+                    // Of several lists the lowest index is the one that the catalog is certain to hold.
+                    catalog.index = if catalog.index == 0 { index } else { catalog.index.min(index) };
+                    if value.is_empty() && namespace != "*" && self.is_missing(namespace).await? {
+                        catalog.namespaces.insert(namespace.clone(), Unread::Missing);
+                    }
+                    listed.insert(namespace.clone());
+                    for NamespaceList { namespace, services } in value {
+                        listed.insert(namespace.clone());
+                        wanted.extend(
+                            services
+                                .into_iter()
+                                .filter(|service| self.is_ours(service))
+                                .map(|service| ServiceKey { namespace: namespace.clone(), name: service.service_name }),
+                        );
+                    }
+                }
+                // There is no part of `*` that could be held.
+                Err(error) if error.is_outage() || namespace == "*" => return Err(error),
+                Err(error) => {
+                    catalog.namespaces.insert(namespace.clone(), Unread::Failed(chain(&error)));
+                    failed = Some(error);
+                }
             }
         }
-        for namespace in served.iter().filter(|namespace| self.watches(namespace) && !listed.contains(*namespace)) {
-            self.list(namespace).await?;
+        if let Some(error) = failed.filter(|_| listed.is_empty()) {
+            return Err(error);
         }
-        let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
-        catalog.unreadable = unreadable.into_iter().collect();
-        let asked: Vec<_> = readable.into_iter().map(|service| self.service(service)).collect();
-        let read: Vec<(ServiceKey, Vec<Registration>)> =
-            stream::iter(asked).buffer_unordered(CONCURRENCY).try_collect().await?;
-        catalog.services = read.into_iter().collect();
+        for namespace in served.iter().filter(|namespace| self.watches(namespace) && !listed.contains(*namespace)) {
+            if catalog.namespaces.contains_key(namespace) {
+                continue;
+            }
+            match self.list(namespace).await {
+                Ok(_) => {}
+                Err(error) if error.is_outage() => return Err(error),
+                Err(error) => {
+                    catalog.namespaces.insert(namespace.clone(), Unread::Failed(chain(&error)));
+                }
+            }
+        }
+        self.read_services(wanted, &mut catalog).await?;
         Ok(catalog)
+    }
+
+    /// Reads each service; one that cannot be read is held, and the others go on.
+    async fn read_services(&self, wanted: Vec<ServiceKey>, catalog: &mut Catalog) -> Result<(), NomadError> {
+        let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
+        let no_name = || "Nomad cannot be asked for a service of this name".to_owned();
+        catalog.unreadable = unreadable.into_iter().map(|service| (service, no_name())).collect();
+        let mut unread: BTreeSet<ServiceKey> = readable.iter().cloned().collect();
+        let asked = readable.into_iter().map(|service| self.service(service));
+        let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(PATIENCE));
+        let mut answers = pin!(answers);
+        while let Some((service, answer)) = answers.next().await {
+            unread.remove(&service);
+            match answer {
+                Ok(registrations) => {
+                    catalog.services.insert(service, registrations);
+                }
+                Err(error) if error.is_outage() => return Err(error),
+                Err(error) => {
+                    catalog.unreadable.insert(service, chain(&error));
+                }
+            }
+        }
+        let late = || format!("Nomad did not answer for all services within {} s", PATIENCE.as_secs());
+        catalog.unreadable.extend(unread.into_iter().map(|service| (service, late())));
+        Ok(())
+    }
+
+    /// Whether there is no namespace of this name. Nomad's list of one that does not exist is empty, and no error;
+    /// a token without rights there cannot ask, and cannot read the list either.
+    async fn is_missing(&self, namespace: &str) -> Result<bool, NomadError> {
+        let path = format!("/v1/namespace/{}", crate::desired::encode(namespace));
+        match self.nomad.read::<serde::de::IgnoredAny>(&path, &[]).await {
+            Err(error) if error.is_outage() => Err(error),
+            answer => Ok(answer.is_err_and(|error| error.is_not_found())),
+        }
     }
 
     /// Returns the new index once the list has changed since `index`, or after a while all the same.
     pub async fn changed(&self, index: u64) -> Result<u64, NomadError> {
-        // One index for the whole table: watching one namespace is watching them all.
-        let namespace = self.namespaces.first().map_or("*", String::as_str);
-        let read: Read<serde_json::Value> =
-            self.nomad.wait("/v1/services", &[("namespace", namespace)], index, WAIT).await?;
-        Ok(read.index)
+        // One index for the whole table: watching one namespace is watching them all, so it may be any that
+        // the token may read.
+        let mut namespaces = self.namespaces.iter().map(String::as_str);
+        let mut namespace = namespaces.next().unwrap_or("*");
+        loop {
+            let query = [("namespace", namespace)];
+            let read = self.nomad.wait::<serde::de::IgnoredAny>("/v1/services", &query, index, WAIT).await;
+            match (read, namespaces.next()) {
+                (Ok(Read { index, value: _ }), _) => return Ok(index),
+                (Err(NomadError::Denied { .. }), Some(next)) => namespace = next,
+                (Err(error), _) => return Err(error),
+            }
+        }
     }
 
     async fn list(&self, namespace: &str) -> Result<Read<Vec<NamespaceList>>, NomadError> {
         self.nomad.read("/v1/services", &[("namespace", namespace)]).await
     }
 
-    async fn service(&self, service: ServiceKey) -> Result<(ServiceKey, Vec<Registration>), NomadError> {
+    async fn service(&self, service: ServiceKey) -> (ServiceKey, Result<Vec<Registration>, NomadError>) {
         let path = format!("/v1/service/{}", crate::desired::encode(&service.name));
-        let Read { value, .. } = self.nomad.read(&path, &[("namespace", &service.namespace)]).await?;
-        Ok((service, value))
+        let answer = self.nomad.read(&path, &[("namespace", &service.namespace)]).await;
+        (service, answer.map(|Read { value, .. }| value))
+    }
+
+    /// What became of the allocations of instances that vanished.
+    pub async fn fates(&self, asked: Vec<fate::Question>) -> BTreeMap<InstanceId, Fate> {
+        fate::ask(&self.nomad, asked).await
     }
 
     fn is_ours(&self, service: &Listed) -> bool {

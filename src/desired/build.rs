@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::{Catalog, Registration};
+use crate::catalog::{Catalog, Registration, Unread};
 
 use super::settle::{self, Candidate};
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
 use super::{
     Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Held, HttpCheck, Instance,
-    InstanceId, Mode, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
+    InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
 };
 
 /// What the settings say about building.
@@ -33,8 +33,12 @@ pub struct Built {
     pub desired: Desired,
     /// What HAProxy has of these stays.
     pub held: Held,
+    /// Instances that are registered, and whose own tags say that they are not to be routed.
+    pub declined: BTreeSet<InstanceId>,
     /// Sorted, each once.
     pub notes: Vec<Note>,
+    /// What there is to say about namespaces as a whole, by name.
+    pub namespaces: Vec<NamespaceNote>,
 }
 
 /// Builds the desired state. Pure: the same catalog over the same HAProxy gives the same result, in whatever order
@@ -54,15 +58,34 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
         built.held.instances.append(&mut builder.held);
         built.notes.append(&mut builder.notes);
     }
-    for service in &catalog.unreadable {
+    for (service, why) in &catalog.unreadable {
         built.held.services.insert(service.clone());
-        let text = "Nomad cannot be asked for a service of this name; what HAProxy has of it stays".to_owned();
+        let text = format!("{why}; what HAProxy has of it stays");
         built.notes.push(Note { severity: Severity::Error, service: service.clone(), code: Code::Unreadable, text });
+    }
+    built.declined = declined(catalog, options);
+    for (namespace, unread) in &catalog.namespaces {
+        if matches!(unread, Unread::Failed(_)) {
+            built.held.namespaces.insert(namespace.clone());
+        }
+        built.namespaces.push(NamespaceNote::new(namespace, unread));
     }
     settle::names(candidates, catalog, present, options, &mut built);
     built.notes.sort();
     built.notes.dedup();
     built
+}
+
+/// Who says by its own tags that it is not to be routed. An instance without any tag of ours does not: the
+/// prefix may be mistyped.
+fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
+    let enable = format!("{}enable=", options.prefix);
+    let says_no = |registration: &&Registration| {
+        registration.tags.iter().any(|tag| tag.starts_with(&enable))
+            && tags::parse(&options.prefix, registration.tags.iter().map(String::as_str)).0.enable == Enable::No
+    };
+    let registrations = catalog.services.values().flatten();
+    registrations.filter(says_no).map(|registration| InstanceId::new(&registration.id)).collect()
 }
 
 enum Wanted {
@@ -350,10 +373,26 @@ mod tests {
 
     #[test]
     fn a_service_without_the_tag_is_left_alone() {
-        assert_eq!(
-            built(vec![registration("api", "a", 1, &[]), registration("b", "b", 1, &["enable=false"])]),
-            Built::default()
-        );
+        let built = built(vec![registration("api", "a", 1, &[]), registration("b", "b", 1, &["enable=false"])]);
+        // Only who says so is known to want it.
+        let declined = BTreeSet::from([InstanceId::new("b")]);
+        assert_eq!(built, Built { declined, ..Built::default() });
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_held_and_said() {
+        let mut catalog = Catalog::default();
+        let broken = ServiceKey { namespace: "default".into(), name: "broken".into() };
+        catalog.unreadable.insert(broken.clone(), "Nomad answered with 500".into());
+        catalog.namespaces.insert("team-a".into(), Unread::Failed("denied".into()));
+        catalog.namespaces.insert("defualt".into(), Unread::Missing);
+        let built = build(&catalog, &Present::default(), &options());
+        assert!(built.held.holds(&broken) && !built.held.namespaces.contains("defualt"), "{:?}", built.held);
+        assert!(built.held.holds(&ServiceKey { namespace: "team-a".into(), name: "any".into() }));
+        let said: Vec<String> = built.namespaces.iter().map(ToString::to_string).collect();
+        assert!(said[0].starts_with("error: namespace defualt: it does not exist"), "{said:?}");
+        assert_eq!(said[1], "error: namespace team-a: denied; what HAProxy has of it stays, and the others go on");
+        assert!(built.notes[0].to_string().contains("500; what HAProxy has of it stays"), "{:?}", built.notes);
     }
 
     #[test]

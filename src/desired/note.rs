@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::ServiceKey;
+use crate::catalog::Unread;
 
 /// How much a note matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -66,6 +67,12 @@ pub enum Code {
     NotLoaded,
     /// The process differs from its file, and a reload does not help.
     ProcessDiffers,
+    /// The catalog lacks instances, and the guard keeps them.
+    GuardHeld,
+    /// A namespace cannot be read.
+    UnreadableNamespace,
+    /// A namespace that is watched does not exist.
+    MissingNamespace,
 }
 
 /// What a person should know about one service.
@@ -85,5 +92,40 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let severity = self.severity.as_str();
         write!(f, "{severity}: service {}: {}", self.service, self.text)
+    }
+}
+
+/// What a person should know about a namespace as a whole. It is always an error: nothing of it is read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NamespaceNote {
+    /// The namespace.
+    pub namespace: String,
+    /// What it is about, for programs.
+    pub code: Code,
+    /// What, why, and what to do.
+    pub text: String,
+}
+
+impl NamespaceNote {
+    /// Says why there is nothing of a namespace.
+    pub fn new(namespace: &str, unread: &Unread) -> Self {
+        let (code, text) = match unread {
+            Unread::Missing => (
+                Code::MissingNamespace,
+                "it does not exist, so nothing of it is routed, and no instance is removed without proof that it is \
+                 gone; correct nomad.namespace (NOMAD_NAMESPACE), or make the namespace with `nomad namespace apply`"
+                    .to_owned(),
+            ),
+            Unread::Failed(why) => {
+                (Code::UnreadableNamespace, format!("{why}; what HAProxy has of it stays, and the others go on"))
+            }
+        };
+        Self { namespace: namespace.to_owned(), code, text }
+    }
+}
+
+impl fmt::Display for NamespaceNote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: namespace {}: {}", self.namespace.escape_debug(), self.text)
     }
 }

@@ -5,11 +5,12 @@ use std::fmt;
 use serde::Serialize;
 use similar::TextDiff;
 
-use crate::desired::{BackendName, Note};
+use crate::desired::{BackendName, NamespaceNote, Note};
 use crate::haproxy::bytes;
 use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::Observed;
 
+use super::guard::Holding;
 use super::servers::{self, ServerSummary};
 use super::{Edit, Plan, ServerEdit};
 
@@ -41,6 +42,10 @@ pub struct Summary {
     pub backends: Vec<BackendSummary>,
     /// What there is to know about services.
     pub notes: Vec<Note>,
+    /// What there is to know about namespaces as a whole.
+    pub namespaces: Vec<NamespaceNote>,
+    /// What the guard holds, if anything.
+    pub guard: Option<Holding>,
     /// Foreign lines that the Data Plane API will render anew; their meaning stays.
     pub rerendered_lines: usize,
     /// Why none of this can be written as it is.
@@ -54,7 +59,17 @@ impl Summary {
     pub fn new(plan: &Plan, observed: &Observed, staged: &ConfigText, notes: Vec<Note>) -> Self {
         let (diff, rerendered_lines) = diff(&observed.text, staged, plan);
         let backends = plan.edits.iter().map(|(name, edit)| backend(name, edit, observed)).collect();
-        Self { changes: !plan.is_empty(), live: plan.is_live(), backends, notes, rerendered_lines, blocked: None, diff }
+        Self {
+            changes: !plan.is_empty(),
+            live: plan.is_live(),
+            backends,
+            notes,
+            namespaces: Vec::new(),
+            guard: None,
+            rerendered_lines,
+            blocked: None,
+            diff,
+        }
     }
 }
 
@@ -196,6 +211,12 @@ impl fmt::Display for Summary {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
+        for note in &self.namespaces {
+            writeln!(f, "{note}")?;
+        }
+        if let Some(guard) = &self.guard {
+            writeln!(f, "{guard}")?;
+        }
         if self.rerendered_lines > 0 {
             writeln!(
                 f,
@@ -205,6 +226,9 @@ impl fmt::Display for Summary {
         }
         if let Some(blocked) = &self.blocked {
             writeln!(f, "error: {blocked}")?;
+        }
+        if !self.changes && self.guard.is_some() {
+            return writeln!(f, "No other changes.");
         }
         if !self.changes {
             return writeln!(f, "No changes: HAProxy is in line with the catalog.");

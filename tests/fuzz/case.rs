@@ -62,7 +62,8 @@ impl Step {
 }
 
 fn catalog_of<'a>(list: impl Iterator<Item = &'a Registration>, unreadable: &[ServiceKey]) -> Catalog {
-    let mut catalog = Catalog { index: 1, unreadable: unreadable.iter().cloned().collect(), ..Catalog::default() };
+    let unreadable = unreadable.iter().map(|service| (service.clone(), "no such URL".to_owned())).collect();
+    let mut catalog = Catalog { index: 1, unreadable, ..Catalog::default() };
     for one in list {
         catalog.services.entry(one.service()).or_default().push(one.clone());
     }

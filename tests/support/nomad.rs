@@ -1,4 +1,4 @@
-//! A real Nomad dev agent.
+//! A real Nomad: a dev agent, or a server with clients of their own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,26 +23,47 @@ pub struct Nomad {
     folder: tempfile::TempDir,
     ports: [u16; 3],
     pub address: String,
-    acl: bool,
+    kind: Kind,
     pub token: Option<String>,
 }
 
+/// What is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Server and client in one; what it knows ends with it.
+    Dev { acl: bool },
+    /// Only a server, with its state on disk, which soon notices that a client is lost.
+    Server,
+}
+
+const CLIENT: &str = "client {\n enabled = true\n network_interface = \"lo\"\n options = {\n \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }\n";
+const ON_LOOPBACK: &str =
+    "bind_addr = \"127.0.0.1\"\nadvertise {\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1\"\n serf = \"127.0.0.1\"\n}\n";
+
 impl Nomad {
     pub async fn start() -> Self {
-        Self::start_with(false).await
+        Self::start_with(Kind::Dev { acl: false }).await
     }
 
     pub async fn start_with_acl() -> Self {
-        Self::start_with(true).await
+        Self::start_with(Kind::Dev { acl: true }).await
     }
 
-    async fn start_with(acl: bool) -> Self {
+    /// A server; [`Self::join`] gives it clients.
+    pub async fn start_server() -> Self {
+        Self::start_with(Kind::Server).await
+    }
+
+    async fn start_with(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = [free_port(), free_port(), free_port()];
         let address = format!("http://127.0.0.1:{}", ports[0]);
-        let mut nomad = Self { group: None, folder, ports, address, acl, token: None };
+        let mut nomad = Self { group: None, folder, ports, address, kind, token: None };
         nomad.launch().await;
-        if acl {
+        if kind == Kind::Server {
+            return nomad;
+        }
+        if kind == (Kind::Dev { acl: true }) {
             let answer = nomad.call(reqwest::Method::POST, "/v1/acl/bootstrap", None).await;
             nomad.token = answer["SecretID"].as_str().map(str::to_owned);
         }
@@ -57,24 +78,66 @@ impl Nomad {
     /// Starts the agent; a dev agent that is started again knows nothing of before.
     pub async fn launch(&mut self) {
         let [http, rpc, serf] = self.ports;
-        let config = format!(
-            "ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n\
-             client {{\n network_interface = \"lo\"\n options = {{\n \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }}\n}}\n\
-             acl {{\n enabled = {}\n}}\nplugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}\n",
-            self.acl
-        );
-        let file = self.folder.path().join("agent.hcl");
-        fs::write(&file, config).unwrap();
-        let log = fs::File::create(self.folder.path().join("log")).unwrap();
-        let mut command = Command::new(binary().expect("Nomad is not here: run `make tools`"));
-        command.args(["agent", "-dev", "-config"]).arg(&file).env_remove("AWS_CA_BUNDLE");
-        command.env("NOMAD_HAPROXY_TEST", self.folder.path()).env("TMPDIR", self.folder.path());
-        self.group = Some(Group::spawn(command.stdout(log.try_clone().unwrap()).stderr(log)));
+        let ports = format!("ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n");
+        let config = match self.kind {
+            Kind::Dev { acl } => format!(
+                "{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\nplugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}\n"
+            ),
+            Kind::Server => format!(
+                "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n \
+                 heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n}}\n",
+                self.folder.path().join("server").display()
+            ),
+        };
+        self.group = Some(self.agent("agent", &config, self.kind != Kind::Server));
         wait_for("Nomad to have a leader", Duration::from_secs(60), async || {
             let leader = reqwest::get(format!("{}/v1/status/leader", self.address)).await.ok()?;
             leader.text().await.ok()?.contains(':').then_some(())
         })
         .await;
+    }
+
+    fn agent(&self, name: &str, config: &str, dev: bool) -> Group {
+        let file = self.folder.path().join(format!("{name}.hcl"));
+        fs::write(&file, config).unwrap();
+        let log = fs::File::create(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(binary().expect("Nomad is not here: run `make tools`"));
+        command.arg("agent").args(dev.then_some("-dev")).arg("-config").arg(&file).env_remove("AWS_CA_BUNDLE");
+        command.env("NOMAD_HAPROXY_TEST", self.folder.path()).env("TMPDIR", self.folder.path());
+        Group::spawn(command.stdout(log.try_clone().unwrap()).stderr(log))
+    }
+
+    /// Starts a client of its own; jobs find it by its name (`${node.unique.name}`).
+    pub async fn join(&self, name: &str) -> Group {
+        let folder = self.folder.path().join(name).display().to_string();
+        let config = format!(
+            "name = \"{name}\"\nports {{\n http = {}\n rpc = {}\n serf = {}\n}}\nlog_level = \"WARN\"\n{ON_LOOPBACK}\
+             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\n",
+            free_port(),
+            free_port(),
+            free_port(),
+            self.ports[1]
+        );
+        let client = self.agent(name, &config, false);
+        wait_for(&format!("the node {name}"), Duration::from_secs(60), async || {
+            let nodes = self.try_call(reqwest::Method::GET, "/v1/nodes", None).await?;
+            let is_it = |node: &Value| node["Name"] == name && node["Status"] == "ready";
+            nodes.as_array()?.iter().any(is_it).then_some(())
+        })
+        .await;
+        client
+    }
+
+    /// The whole state, as `nomad operator snapshot save` has it.
+    pub async fn snapshot(&self) -> Vec<u8> {
+        let answer = reqwest::get(format!("{}/v1/operator/snapshot", self.address)).await.unwrap();
+        answer.error_for_status().unwrap().bytes().await.unwrap().to_vec()
+    }
+
+    /// Goes back to a state.
+    pub async fn restore(&self, snapshot: Vec<u8>) {
+        let request = reqwest::Client::new().put(format!("{}/v1/operator/snapshot", self.address)).body(snapshot);
+        request.send().await.unwrap().error_for_status().unwrap();
     }
 
     /// Ends the agent, and its tasks with it.

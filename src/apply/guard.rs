@@ -1,0 +1,213 @@
+//! The guard in a pass: between what was seen and what is planned. It asks for proof, and remembers.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::catalog::fate::{Origin, Question};
+use crate::catalog::{Catalog, Source};
+use crate::desired::build::Built;
+use crate::desired::{InstanceId, NamespaceNote};
+use crate::observed::Observed;
+use crate::plan::guard::{Fate, Holding, Options, Past, Review};
+
+use super::Moment;
+
+/// From one question to the next for an allocation that runs: Nomad may take a registration away a moment before
+/// it says that the allocation has ended, as when a node is lost. Each further one waits twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// The longest wait; each resync asks in any case.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// The guard of one HAProxy, with what it remembers. A controller that starts again has forgotten who was held:
+/// then the share decides alone.
+#[derive(Debug)]
+pub(super) struct Guard {
+    options: Options,
+    /// Of the last catalog; 0 before the first.
+    index: u64,
+    /// Whether the index went back, and not everybody who vanished then is accounted for.
+    index_went_back: bool,
+    /// Where the instances of the last catalog, and those that vanished since, came from.
+    origins: BTreeMap<InstanceId, Origin>,
+    /// Who is held, and what was known of them when they were asked for last.
+    held: BTreeMap<InstanceId, Fate>,
+    /// When they are asked for again, and how long after the last time that is.
+    retry: Option<(Instant, Duration)>,
+    /// What the log says: whether something is held, and what there is to know about namespaces.
+    announced: (bool, Vec<NamespaceNote>),
+}
+
+impl Guard {
+    pub(super) fn new(options: Options) -> Self {
+        Self {
+            options,
+            index: 0,
+            index_went_back: false,
+            origins: BTreeMap::new(),
+            held: BTreeMap::new(),
+            retry: None,
+            announced: (false, Vec::new()),
+        }
+    }
+
+    /// Takes note of a catalog that was read.
+    pub(super) fn meet(&mut self, catalog: &Catalog) {
+        if catalog.index < self.index {
+            self.index_went_back = true;
+            // Nothing that happens at an index of now can be compared with one of then.
+            self.origins.clear();
+        }
+        self.index = catalog.index;
+        let registrations = catalog.services.values().flatten();
+        self.origins.extend(registrations.map(|one| (InstanceId::new(&one.id), Origin::of(one))));
+    }
+
+    /// Decides who stays, and has the desired state hold them.
+    pub(super) async fn review(
+        &mut self,
+        source: &Source,
+        built: &mut Built,
+        observed: &Observed,
+        moment: Moment,
+    ) -> Option<Holding> {
+        let past = Past { held: &self.held, index_went_back: self.index_went_back };
+        let review = Review::new(built, observed, &self.options, past);
+        self.forget(built, &review);
+        let due = moment.everything || self.retry.is_some_and(|(at, _)| moment.instant >= at);
+        let is_known = |id| self.held.get(id).filter(|_| !due);
+        let (known, unknown): (Vec<_>, Vec<_>) = review.in_doubt().iter().partition(|one| is_known(&one.id).is_some());
+        let mut fates: BTreeMap<InstanceId, Fate> =
+            known.iter().filter_map(|one| Some((one.id.clone(), is_known(&one.id)?.clone()))).collect();
+        let question = |instance: &_| Question {
+            instance: Clone::clone(instance),
+            origin: self.origins.get(&instance.id).cloned(),
+        };
+        let asked: Vec<Question> = unknown.into_iter().map(question).collect();
+        let has_asked = !asked.is_empty();
+        if has_asked {
+            fates.extend(source.fates(asked).await);
+        }
+        let holding = review.verdict(&fates);
+        self.remember(holding.as_ref(), has_asked, moment.instant);
+        if let Some(holding) = &holding {
+            holding.hold(built);
+        }
+        holding
+    }
+
+    /// Only who is there, or has just vanished, can be asked for.
+    fn forget(&mut self, built: &Built, review: &Review) {
+        let backends = built.desired.backends.values();
+        let present = backends.flat_map(|backend| &backend.instances).map(|instance| &instance.id);
+        let known = present.chain(review.vanished().iter().map(|one| &one.id));
+        self.origins = known.filter_map(|id| self.origins.remove_entry(id)).collect();
+    }
+
+    fn remember(&mut self, holding: Option<&Holding>, has_asked: bool, now: Instant) {
+        self.held =
+            holding.iter().flat_map(|holding| holding.fates()).map(|(id, fate)| (id.clone(), fate.clone())).collect();
+        self.index_went_back &= holding.is_some();
+        let may_change = self.held.values().any(|fate| matches!(fate, Fate::Running | Fate::Unreadable(_)));
+        self.retry = match self.retry {
+            _ if !may_change => None,
+            Some(retry) if !has_asked => Some(retry),
+            earlier => {
+                let wait = earlier.map_or(FIRST_RETRY, |(_, wait)| (wait * 2).min(LAST_RETRY));
+                Some((now + wait, wait))
+            }
+        };
+    }
+
+    /// When somebody is asked for again.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.retry.map(|(at, _)| at)
+    }
+
+    /// Says in the log when it begins to hold, and when it ends; and likewise of each namespace.
+    pub(super) fn announce(&mut self, holding: Option<&Holding>, namespaces: &[NamespaceNote]) {
+        let (was_holding, earlier) = &self.announced;
+        for NamespaceNote { namespace, text, code: _ } in namespaces.iter().filter(|note| !earlier.contains(note)) {
+            tracing::error!(namespace = %namespace.escape_debug(), error = text, "nothing is read of a namespace");
+        }
+        let is_there = |note: &NamespaceNote| namespaces.iter().any(|other| other.namespace == note.namespace);
+        for NamespaceNote { namespace, .. } in earlier.iter().filter(|note| !is_there(note)) {
+            tracing::info!(namespace = %namespace.escape_debug(), "a namespace is read again");
+        }
+        match holding {
+            Some(holding) if !was_holding => {
+                let (reason, instances) = (holding.reason(), holding.instances());
+                let release = crate::plan::guard::RELEASE;
+                tracing::warn!(%reason, instances, release, "the guard holds instances that the catalog lacks");
+            }
+            None if *was_holding => tracing::info!("the guard holds nothing any more"),
+            _ => {}
+        }
+        self.announced = (holding.is_some(), namespaces.to_vec());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A catalog at an index, with nothing in it.
+    fn catalog(index: u64) -> Catalog {
+        Catalog { index, ..Catalog::default() }
+    }
+
+    fn guard() -> Guard {
+        use crate::plan::guard::{Policy, Share};
+        Guard::new(Options { share: Share::DEFAULT, min: 5, policy: Policy::Sync })
+    }
+
+    fn served() -> Observed {
+        let line =
+            |n: u32| format!("  server a_{n} 10.0.0.1:1 # {{\"owner\":\"nomad\",\"id\":\"{n}\",\"alloc\":\"a\"}}\n");
+        let text = format!("backend a\n  description nomad-haproxy:nomad default/a\n{}{}", line(1), line(2));
+        Observed::new(1, crate::haproxy::text::ConfigText::new(&text), &"nomad".parse().expect("an owner"))
+    }
+
+    #[tokio::test]
+    async fn a_catalog_file_proves_nothing_so_what_it_lacks_is_held() {
+        let (mut guard, mut built) = (guard(), Built::default());
+        guard.meet(&catalog(1));
+        let source = Source::File("unused".into());
+        let holding = guard.review(&source, &mut built, &served(), Moment::now(true)).await.expect("all are gone");
+        assert_eq!((holding.instances(), built.held.instances.len(), built.notes.len()), (2, 2, 1));
+        assert_eq!(guard.next_retry(), None, "a file never answers, so nobody is asked again");
+    }
+
+    #[test]
+    fn the_index_counts_as_gone_back_until_all_are_accounted_for() {
+        let mut guard = guard();
+        for (index, went_back) in [(20, false), (20, false), (30, false), (29, true), (31, true)] {
+            guard.meet(&catalog(index));
+            assert_eq!(guard.index_went_back, went_back, "{index}");
+        }
+        guard.remember(None, false, Instant::now());
+        assert!(!guard.index_went_back);
+    }
+
+    #[test]
+    fn an_allocation_that_runs_is_asked_for_again_at_growing_intervals() {
+        use crate::plan::guard::Past;
+        let (mut guard, now) = (guard(), Instant::now());
+        let held = |fate: Fate| {
+            let past = Past { held: &BTreeMap::new(), index_went_back: false };
+            let review = Review::new(&Built::default(), &served(), &guard_options(), past);
+            review.verdict(&BTreeMap::from([(InstanceId::new("1"), fate), (InstanceId::new("2"), Fate::Gone)]))
+        };
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            guard.remember(held(Fate::Running).as_ref(), true, now);
+            waits.push(guard.next_retry().map(|at| at.duration_since(now).as_millis()).unwrap_or_default());
+        }
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        guard.remember(held(Fate::Unknown).as_ref(), true, now);
+        assert_eq!(guard.next_retry(), None, "what Nomad does not know it does not learn");
+    }
+
+    fn guard_options() -> Options {
+        guard().options
+    }
+}

@@ -1,0 +1,271 @@
+//! Real Nomad under 50 services: what it forgets, or may not say, takes nobody out of service; who is known to be
+//! gone is out at once.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::api::{Rig, Way};
+use support::controller::{Controller, Env, run, stderr, stdout};
+use support::nomad::Nomad;
+use support::wait_for;
+
+/// Jobs of the fleet, each one allocation.
+const JOBS: usize = 10;
+/// Services of each.
+const SERVICES: usize = 5;
+const ALL: usize = JOBS * SERVICES;
+/// Time for passes to run, and more: what must not happen is looked for this long.
+const A_WHILE: Duration = Duration::from_secs(3);
+const HELD: &str = "nomad_haproxy_guard_held_instances";
+
+/// A job of several group services; nothing listens (mock_driver), so nothing is checked.
+fn job(name: &str, namespace: &str) -> Value {
+    let label = |at: usize| format!("p{at}");
+    let service = |at: usize| {
+        json!({"Name": format!("{name}-{at}"), "Provider": "nomad", "PortLabel": label(at),
+               "Tags": ["haproxy.enable=true", "haproxy.check.disabled"]})
+    };
+    json!({
+        "ID": name, "Name": name, "Namespace": namespace, "Type": "service", "Datacenters": ["*"],
+        "TaskGroups": [{
+            "Name": "g", "Count": 1, "EphemeralDisk": {"SizeMB": 10},
+            "Networks": [{"Mode": "host", "DynamicPorts": (0..SERVICES).map(|at| json!({"Label": label(at)})).collect::<Vec<_>>()}],
+            "Services": (0..SERVICES).map(service).collect::<Vec<_>>(),
+            "Tasks": [{"Name": "t", "Driver": "mock_driver", "Config": {"run_for": "10000h"},
+                       "Resources": {"CPU": 1, "MemoryMB": 10}, "LogConfig": {"Disabled": true, "MaxFiles": 1, "MaxFileSizeMB": 1}}],
+        }],
+    })
+}
+
+async fn submit_fleet(nomad: &Nomad) {
+    for number in 0..JOBS {
+        nomad.submit(job(&format!("job-{number}"), "default")).await;
+    }
+}
+
+fn env(rig: &Rig, nomad: &Nomad) -> Env {
+    rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")])
+}
+
+/// The servers of ours that take traffic.
+fn seated(rig: &Rig) -> usize {
+    rig.haproxy.text().lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).count()
+}
+
+async fn wait_for_seated(rig: &Rig, count: usize) {
+    let what = format!("{count} instances in service");
+    wait_for(&what, Duration::from_secs(40), async || (seated(rig) == count).then_some(())).await;
+}
+
+async fn held(controller: &Controller) -> usize {
+    format!("{:.0}", controller.metric(HELD).await).parse().unwrap()
+}
+
+async fn wait_for_held(controller: &Controller, count: usize) {
+    let what = format!("{count} instances to be held");
+    let is_it = async || (held(controller).await == count).then_some(());
+    wait_for(&what, Duration::from_secs(40), is_it).await;
+}
+
+/// For a while nothing that HAProxy has of ours changes, in the file and in the process.
+async fn stays(rig: &Rig) {
+    let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
+    let until = Instant::now() + A_WHILE;
+    while Instant::now() < until {
+        assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), (text.clone(), reloads));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    rig.agrees().await;
+}
+
+/// A fleet that HAProxy serves.
+async fn serving(nomad: &Nomad, rig: &Rig, env: &Env) -> Controller {
+    submit_fleet(nomad).await;
+    let controller = Controller::start(env, &[]);
+    wait_for_seated(rig, ALL).await;
+    assert_eq!(held(&controller).await, 0);
+    controller
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
+    let mut nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let env = env(&rig, &nomad);
+    let controller = serving(&nomad, &rig, &env).await;
+
+    nomad.kill();
+    nomad.launch().await;
+    wait_for_held(&controller, ALL).await;
+    assert_eq!(seated(&rig), ALL);
+    stays(&rig).await;
+    assert!(controller.log().contains("the guard holds instances that the catalog lacks"), "{}", controller.log());
+
+    let plan = run(&env, &["plan", "--detailed-exitcode"]).await;
+    let said = stdout(&plan);
+    assert_eq!(plan.status.code(), Some(3), "{said}{}", stderr(&plan));
+    assert!(said.contains("The guard holds 50 instances of 50 services") && said.contains("does not know"), "{said}");
+    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
+    assert!(json["notes"].as_array().unwrap().iter().all(|note| note["code"] == "guard-held"), "{json}");
+
+    // The jobs come back as other allocations: they are added, and the old ones stay beside them.
+    submit_fleet(&nomad).await;
+    wait_for_seated(&rig, 2 * ALL).await;
+    wait_for_held(&controller, ALL).await;
+    stays(&rig).await;
+    let released = run(&env, &["apply", "--allow-removals"]).await;
+    assert!(released.status.success(), "{}{}", stdout(&released), stderr(&released));
+    wait_for_held(&controller, 0).await;
+    assert_eq!(seated(&rig), ALL);
+    assert!(controller.log().contains("the guard holds nothing any more"), "{}", controller.log());
+    rig.agrees().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_jobs_stopped_are_out_at_once_purged_or_not() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let controller = serving(&nomad, &rig, &env(&rig, &nomad)).await;
+    for purge in [false, true] {
+        for number in 0..JOBS {
+            let path = format!("/v1/job/job-{number}?purge={purge}");
+            nomad.call(reqwest::Method::DELETE, &path, None).await;
+        }
+        wait_for_seated(&rig, 0).await;
+        wait_for_held(&controller, 0).await;
+        assert!(!controller.log().contains("the guard holds"), "{}", controller.log());
+        submit_fleet(&nomad).await;
+        wait_for_seated(&rig, ALL).await;
+    }
+}
+
+/// A job that only this client takes.
+fn job_on(node: &str, name: &str) -> Value {
+    let mut job = job(name, "default");
+    job["Constraints"] = json!([{"LTarget": "${node.unique.name}", "RTarget": node, "Operand": "="}]);
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_from_before_takes_nobody_out_however_few_it_lacks() {
+    let nomad = Nomad::start_server().await;
+    let _client = nomad.join("a").await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let env = env(&rig, &nomad);
+    for number in 1..JOBS {
+        nomad.submit(job(&format!("job-{number}"), "default")).await;
+    }
+    let controller = Controller::start(&env, &[]);
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    let snapshot = nomad.snapshot().await;
+    nomad.submit(job("job-0", "default")).await;
+    wait_for_seated(&rig, ALL).await;
+
+    // A tenth is missing: far below the share.
+    nomad.restore(snapshot).await;
+    wait_for_held(&controller, SERVICES).await;
+    assert!(controller.log().contains("Nomad's index went back"), "{}", controller.log());
+    stays(&rig).await;
+    assert_eq!((seated(&rig), held(&controller).await), (ALL, SERVICES));
+    // Who is stopped from here on is out at once; the others are still held.
+    nomad.call(reqwest::Method::DELETE, "/v1/job/job-1", None).await;
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    wait_for_held(&controller, SERVICES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_node_takes_out_its_own_and_nobody_else() {
+    let nomad = Nomad::start_server().await;
+    let _stays = nomad.join("a").await;
+    let mut lost = nomad.join("b").await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    for number in 0..JOBS {
+        let node = if number % 2 == 0 { "a" } else { "b" };
+        nomad.submit(job_on(node, &format!("job-{number}"))).await;
+    }
+    let controller = Controller::start(&env(&rig, &nomad), &[]);
+    wait_for_seated(&rig, ALL).await;
+    lost.kill();
+    wait_for_seated(&rig, ALL / 2).await;
+    wait_for_held(&controller, 0).await;
+    let text = rig.haproxy.text();
+    let serves = |number: usize| support::haproxy::has_backend(&text, &format!("job_{number}_0"));
+    assert!((0..JOBS).all(|number| serves(number) == (number % 2 == 0)), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistyped_namespace_takes_nobody_out() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let mut env = env(&rig, &nomad);
+    let mut controller = serving(&nomad, &rig, &env).await;
+    assert_eq!(controller.stop().await.code(), Some(0));
+    env.push(("NOMAD_NAMESPACE".to_owned(), "defualt".to_owned()));
+    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    assert_eq!(json["namespaces"][0]["code"], "missing-namespace", "{json}");
+    assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
+    let controller = Controller::start(&env, &[]);
+    wait_for_held(&controller, ALL).await;
+    stays(&rig).await;
+    assert!(controller.log().contains("it does not exist"), "{}", controller.log());
+    // Who is stopped is out at once all the same.
+    nomad.call(reqwest::Method::DELETE, "/v1/job/job-1", None).await;
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    drop(controller);
+    // One of two is mistyped: the other goes on.
+    env.push(("NOMAD_NAMESPACE".to_owned(), "default,defualt".to_owned()));
+    let controller = Controller::start(&env, &[]);
+    wait_for_held(&controller, 0).await;
+    nomad.submit(job("job-1", "default")).await;
+    wait_for_seated(&rig, ALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
+    const NAMESPACES: usize = 5;
+    let nomad = Nomad::start_with_acl().await;
+    let name = |number: usize| format!("team-{number}");
+    for number in 0..JOBS {
+        let namespace = name(number % NAMESPACES);
+        let path = format!("/v1/namespace/{namespace}");
+        nomad.call(reqwest::Method::POST, &path, Some(json!({"Name": namespace}))).await;
+        nomad.submit(job(&format!("job-{number}"), &namespace)).await;
+    }
+    let rule = |at: usize| format!("namespace \"{}\" {{\n capabilities = [\"read-job\"]\n}}\n", name(at));
+    let rules = |from: usize| (from..NAMESPACES).map(rule).collect::<Vec<_>>().concat();
+    let token = nomad.token_with(&rules(0)).await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let mut env = env(&rig, &nomad);
+    env.push(("NOMAD_TOKEN".to_owned(), token));
+    let controller = Controller::start(&env, &[]);
+    wait_for_seated(&rig, ALL).await;
+    let denied = |number: usize| format!("services in the namespace {}", name(number));
+    for lost in 0..NAMESPACES - 1 {
+        nomad.token_with(&rules(lost + 1)).await;
+        let what = format!("the token to lose {}", name(lost));
+        wait_for(&what, Duration::from_secs(20), async || controller.log().contains(&denied(lost)).then_some(())).await;
+        assert_eq!((seated(&rig), held(&controller).await), (ALL, 0));
+    }
+    stays(&rig).await;
+    // What can still be read goes on; named one by one it is the same.
+    let path = format!("/v1/job/job-4?namespace={}", name(4));
+    nomad.call(reqwest::Method::DELETE, &path, None).await;
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    let names = (0..NAMESPACES).map(name).collect::<Vec<_>>().join(",");
+    env.push(("NOMAD_NAMESPACE".to_owned(), names));
+    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    assert_eq!((json["namespaces"].as_array().unwrap().len(), &json["changes"]), (4, &false.into()), "{json}");
+    // Nothing is left: an error, and nobody is taken out.
+    nomad.token_with("node {\n policy = \"read\"\n}").await;
+    wait_for("a pass that is denied", Duration::from_secs(20), async || {
+        controller.log().contains("services in any namespace").then_some(())
+    })
+    .await;
+    stays(&rig).await;
+    assert_eq!(seated(&rig), ALL - SERVICES);
+}
