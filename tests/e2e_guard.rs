@@ -71,6 +71,12 @@ async fn wait_for_held(controller: &Controller, count: usize) {
     wait_for(&what, Duration::from_secs(40), is_it).await;
 }
 
+/// What `plan` says to programs.
+async fn plan_json(env: &Env) -> Value {
+    let output = run(env, &["plan", "--output", "json"]).await;
+    serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
+}
+
 /// For a while nothing that HAProxy has of ours changes, in the file and in the process.
 async fn stays(rig: &Rig) {
     let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
@@ -109,7 +115,7 @@ async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
     let said = stdout(&plan);
     assert_eq!(plan.status.code(), Some(3), "{said}{}", stderr(&plan));
     assert!(said.contains("The guard holds 50 instances of 50 services") && said.contains("does not know"), "{said}");
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
     assert!(json["notes"].as_array().unwrap().iter().all(|note| note["code"] == "guard-held"), "{json}");
 
@@ -206,7 +212,7 @@ async fn a_mistyped_namespace_takes_nobody_out() {
     let mut controller = serving(&nomad, &rig, &env).await;
     assert_eq!(controller.stop().await.code(), Some(0));
     env.push(("NOMAD_NAMESPACE".to_owned(), "defualt".to_owned()));
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!(json["namespaces"][0]["code"], "missing-namespace", "{json}");
     assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
     let controller = Controller::start(&env, &[]);
@@ -256,9 +262,11 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
     let path = format!("/v1/job/job-4?namespace={}", name(4));
     nomad.call(reqwest::Method::DELETE, &path, None).await;
     wait_for_seated(&rig, ALL - SERVICES).await;
+    // While HAProxy reloads, its master does not answer.
+    controller.wait_for_passes(1).await;
     let names = (0..NAMESPACES).map(name).collect::<Vec<_>>().join(",");
     env.push(("NOMAD_NAMESPACE".to_owned(), names));
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!((json["namespaces"].as_array().unwrap().len(), &json["changes"]), (4, &false.into()), "{json}");
     // Nothing is left: an error, and nobody is taken out.
     nomad.token_with("node {\n policy = \"read\"\n}").await;
