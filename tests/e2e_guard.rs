@@ -51,9 +51,19 @@ fn env(rig: &Rig, nomad: &Nomad) -> Env {
     rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")])
 }
 
-/// The servers of ours that take traffic.
+/// The lines of the servers of ours that take traffic.
+fn in_service(rig: &Rig) -> Vec<String> {
+    let text = rig.haproxy.text();
+    text.lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).map(str::to_owned).collect()
+}
+
 fn seated(rig: &Rig) -> usize {
-    rig.haproxy.text().lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).count()
+    in_service(rig).len()
+}
+
+/// Whether a backend has a server that takes traffic.
+fn serves(rig: &Rig, backend: &str) -> bool {
+    in_service(rig).iter().any(|line| line.trim_start().starts_with(&format!("server {backend}_")))
 }
 
 async fn wait_for_seated(rig: &Rig, count: usize) {
@@ -199,9 +209,8 @@ async fn a_lost_node_takes_out_its_own_and_nobody_else() {
     lost.kill();
     wait_for_seated(&rig, ALL / 2).await;
     wait_for_held(&controller, 0).await;
-    let text = rig.haproxy.text();
-    let serves = |number: usize| support::haproxy::has_backend(&text, &format!("job_{number}_0"));
-    assert!((0..JOBS).all(|number| serves(number) == (number % 2 == 0)), "{text}");
+    let is_right = |number: usize| serves(&rig, &format!("job_{number}_0")) == (number % 2 == 0);
+    assert!((0..JOBS).all(is_right), "{}", rig.haproxy.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,4 +285,54 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
     .await;
     stays(&rig).await;
     assert_eq!(seated(&rig), ALL - SERVICES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_upsert_only_every_removal_needs_proof() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let mut env = env(&rig, &nomad);
+    env.push(("NOMAD_HAPROXY_POLICY".to_owned(), "upsert-only".to_owned()));
+    let controller = serving(&nomad, &rig, &env).await;
+    // All of this is in place: the allocation runs on.
+    let mut changed = job("job-0", "default");
+    let services = changed["TaskGroups"][0]["Services"].as_array_mut().unwrap();
+    // Its tags turn it off; it loses its tags; its job loses it.
+    services[0]["Tags"] = json!(["haproxy.enable=false"]);
+    services[1]["Tags"] = json!([]);
+    services.remove(4);
+    nomad.submit(changed).await;
+    wait_for_seated(&rig, ALL - 2).await;
+    wait_for_held(&controller, 1).await;
+    assert!(controller.log().contains("the policy is upsert-only"), "{}", controller.log());
+    let has = ["job_0_0", "job_0_1", "job_0_4"].map(|name| serves(&rig, name));
+    assert_eq!(has, [false, true, false], "{}", rig.haproxy.text());
+    nomad.call(reqwest::Method::DELETE, "/v1/job/job-0", None).await;
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    wait_for_held(&controller, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_makes_no_request_holds_only_itself() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let controller = serving(&nomad, &rig, &env(&rig, &nomad)).await;
+    let mut long = job("long", "default");
+    long["Meta"] = json!({"name": "x".repeat(66_000)});
+    for service in long["TaskGroups"][0]["Services"].as_array_mut().unwrap() {
+        service["Name"] = "${NOMAD_META_name}".into();
+    }
+    nomad.submit(long).await;
+    let listed = async || {
+        let lists = nomad.call(reqwest::Method::GET, "/v1/services", None).await;
+        let services = lists[0]["Services"].as_array().unwrap();
+        services.iter().any(|service| service["ServiceName"].as_str().unwrap().len() == 66_000).then_some(())
+    };
+    wait_for("the long name to be listed", Duration::from_secs(20), listed).await;
+    nomad.submit(job("good", "default")).await;
+    wait_for_seated(&rig, ALL + SERVICES).await;
+    nomad.call(reqwest::Method::DELETE, "/v1/job/good", None).await;
+    wait_for_seated(&rig, ALL).await;
+    assert!(controller.passes("outcome=\"failed\"").await < 1.0, "{}", controller.log());
+    assert!(controller.log().contains("what HAProxy has of it stays"), "{}", controller.log());
 }
