@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Nomad ──► catalog ──► desired ──┐
-//!  (or a file)   tags, settings     ├──► plan (pure) ──► apply: one write ──► HAProxy
+//!  (or a file)   tags, settings     ├──► guard ──► plan (pure) ──► apply: one write ──► HAProxy
 //! HAProxy ──► observed ─────────────┘
 //! ```
 //!
@@ -12,7 +12,9 @@
 //!
 //! What holds, always:
 //!
-//! 1. An error is never an empty catalog: a read that fails, or may be incomplete, ends the pass.
+//! 1. An error is never an empty catalog. What could not be read is held: a service holds itself, a namespace
+//!    itself, the list everything. What one read takes away too much of is held, too, until Nomad says that its
+//!    allocations are gone.
 //! 2. What is not ours is never changed in meaning, and on the local plane not in a byte. The Data Plane API
 //!    renders the whole file with each write, so a file that this would harm is not written.
 //! 3. A pass over a converged system writes nothing.
@@ -30,6 +32,7 @@
 //!   HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
 //! - [`observed`]: that text in the words of [`desired`]; what of it is not ours, in meaning.
+//! - [`plan::guard`]: what stays though the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference; [`plan::slots`] seats instances, [`plan::text`] is the plan as an edit of
 //!   the text, [`plan::Changes`] what the process is set to, [`plan::display`] what people read of it,
 //!   [`plan::review`] what they agreed to.

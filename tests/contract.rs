@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use nomad_haproxy::catalog::nomad::NomadCatalog;
+use nomad_haproxy::catalog::{Catalog, Unread};
 use nomad_haproxy::nomad::{Nomad, NomadConfig, NomadError, Token};
 use serde_json::Value;
 use support::fake_api::FakeApi;
@@ -418,11 +419,15 @@ async fn recorded(answers: BTreeMap<&'static str, &'static str>) -> (Nomad, toki
 }
 
 async fn read(answers: &[(&'static str, &'static str)], served: &[&str]) -> Result<usize, NomadError> {
+    read_catalog(answers, served).await.map(|catalog| catalog.len())
+}
+
+async fn read_catalog(answers: &[(&'static str, &'static str)], served: &[&str]) -> Result<Catalog, NomadError> {
     let (nomad, server) = recorded(answers.iter().copied().collect()).await;
     let served = served.iter().map(|namespace| (*namespace).to_owned()).collect();
     let result = NomadCatalog::new(nomad, vec!["*".into()], "gw.".into()).read(&served).await;
     server.abort();
-    result.map(|catalog| catalog.len())
+    result
 }
 
 const LIST: &str = "/v1/services?namespace=*";
@@ -451,7 +456,13 @@ async fn a_catalog_stands_only_if_every_answer_is_whole() {
         ("/v1/services?namespace=team-a", "acl-readjob-default-services-team-a"),
     ];
     assert_eq!(read(&short, &["default"]).await.unwrap(), 2);
-    assert!(matches!(read(&short, &["default", "team-a"]).await, Err(NomadError::Denied { .. })));
+    let catalog = read_catalog(&short, &["default", "team-a"]).await.unwrap();
+    assert_eq!(catalog.len(), 2, "the others go on");
+    assert!(matches!(&catalog.namespaces["team-a"], Unread::Failed(why) if why.contains("read-job")), "{catalog:?}");
+    // A service that cannot be read is held by itself.
+    let broken = [(LIST, "services-all-ns"), ("/v1/service/na-web?namespace=default", "no-cluster-leader")];
+    let catalog = read_catalog(&broken, &["default"]).await.unwrap();
+    assert_eq!((catalog.services.len(), catalog.unreadable.len()), (0, 1), "{catalog:?}");
 }
 
 #[test]

@@ -51,9 +51,19 @@ fn env(rig: &Rig, nomad: &Nomad) -> Env {
     rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")])
 }
 
-/// The servers of ours that take traffic.
+/// The lines of the servers of ours that take traffic.
+fn in_service(rig: &Rig) -> Vec<String> {
+    let text = rig.haproxy.text();
+    text.lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).map(str::to_owned).collect()
+}
+
 fn seated(rig: &Rig) -> usize {
-    rig.haproxy.text().lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).count()
+    in_service(rig).len()
+}
+
+/// Whether a backend has a server that takes traffic.
+fn serves(rig: &Rig, backend: &str) -> bool {
+    in_service(rig).iter().any(|line| line.trim_start().starts_with(&format!("server {backend}_")))
 }
 
 async fn wait_for_seated(rig: &Rig, count: usize) {
@@ -69,6 +79,12 @@ async fn wait_for_held(controller: &Controller, count: usize) {
     let what = format!("{count} instances to be held");
     let is_it = async || (held(controller).await == count).then_some(());
     wait_for(&what, Duration::from_secs(40), is_it).await;
+}
+
+/// What `plan` says to programs.
+async fn plan_json(env: &Env) -> Value {
+    let output = run(env, &["plan", "--output", "json"]).await;
+    serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
 }
 
 /// For a while nothing that HAProxy has of ours changes, in the file and in the process.
@@ -109,7 +125,7 @@ async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
     let said = stdout(&plan);
     assert_eq!(plan.status.code(), Some(3), "{said}{}", stderr(&plan));
     assert!(said.contains("The guard holds 50 instances of 50 services") && said.contains("does not know"), "{said}");
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
     assert!(json["notes"].as_array().unwrap().iter().all(|note| note["code"] == "guard-held"), "{json}");
 
@@ -193,9 +209,8 @@ async fn a_lost_node_takes_out_its_own_and_nobody_else() {
     lost.kill();
     wait_for_seated(&rig, ALL / 2).await;
     wait_for_held(&controller, 0).await;
-    let text = rig.haproxy.text();
-    let serves = |number: usize| support::haproxy::has_backend(&text, &format!("job_{number}_0"));
-    assert!((0..JOBS).all(|number| serves(number) == (number % 2 == 0)), "{text}");
+    let is_right = |number: usize| serves(&rig, &format!("job_{number}_0")) == (number % 2 == 0);
+    assert!((0..JOBS).all(is_right), "{}", rig.haproxy.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +221,7 @@ async fn a_mistyped_namespace_takes_nobody_out() {
     let mut controller = serving(&nomad, &rig, &env).await;
     assert_eq!(controller.stop().await.code(), Some(0));
     env.push(("NOMAD_NAMESPACE".to_owned(), "defualt".to_owned()));
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!(json["namespaces"][0]["code"], "missing-namespace", "{json}");
     assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
     let controller = Controller::start(&env, &[]);
@@ -256,9 +271,11 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
     let path = format!("/v1/job/job-4?namespace={}", name(4));
     nomad.call(reqwest::Method::DELETE, &path, None).await;
     wait_for_seated(&rig, ALL - SERVICES).await;
+    // While HAProxy reloads, its master does not answer.
+    controller.wait_for_passes(1).await;
     let names = (0..NAMESPACES).map(name).collect::<Vec<_>>().join(",");
     env.push(("NOMAD_NAMESPACE".to_owned(), names));
-    let json: Value = serde_json::from_str(&stdout(&run(&env, &["plan", "--output", "json"]).await)).unwrap();
+    let json = plan_json(&env).await;
     assert_eq!((json["namespaces"].as_array().unwrap().len(), &json["changes"]), (4, &false.into()), "{json}");
     // Nothing is left: an error, and nobody is taken out.
     nomad.token_with("node {\n policy = \"read\"\n}").await;
@@ -268,4 +285,54 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
     .await;
     stays(&rig).await;
     assert_eq!(seated(&rig), ALL - SERVICES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_upsert_only_every_removal_needs_proof() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let mut env = env(&rig, &nomad);
+    env.push(("NOMAD_HAPROXY_POLICY".to_owned(), "upsert-only".to_owned()));
+    let controller = serving(&nomad, &rig, &env).await;
+    // All of this is in place: the allocation runs on.
+    let mut changed = job("job-0", "default");
+    let services = changed["TaskGroups"][0]["Services"].as_array_mut().unwrap();
+    // Its tags turn it off; it loses its tags; its job loses it.
+    services[0]["Tags"] = json!(["haproxy.enable=false"]);
+    services[1]["Tags"] = json!([]);
+    services.remove(4);
+    nomad.submit(changed).await;
+    wait_for_seated(&rig, ALL - 2).await;
+    wait_for_held(&controller, 1).await;
+    assert!(controller.log().contains("the policy is upsert-only"), "{}", controller.log());
+    let has = ["job_0_0", "job_0_1", "job_0_4"].map(|name| serves(&rig, name));
+    assert_eq!(has, [false, true, false], "{}", rig.haproxy.text());
+    nomad.call(reqwest::Method::DELETE, "/v1/job/job-0", None).await;
+    wait_for_seated(&rig, ALL - SERVICES).await;
+    wait_for_held(&controller, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_makes_no_request_holds_only_itself() {
+    let nomad = Nomad::start().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let controller = serving(&nomad, &rig, &env(&rig, &nomad)).await;
+    let mut long = job("long", "default");
+    long["Meta"] = json!({"name": "x".repeat(66_000)});
+    for service in long["TaskGroups"][0]["Services"].as_array_mut().unwrap() {
+        service["Name"] = "${NOMAD_META_name}".into();
+    }
+    nomad.submit(long).await;
+    let listed = async || {
+        let lists = nomad.call(reqwest::Method::GET, "/v1/services", None).await;
+        let services = lists[0]["Services"].as_array().unwrap();
+        services.iter().any(|service| service["ServiceName"].as_str().unwrap().len() == 66_000).then_some(())
+    };
+    wait_for("the long name to be listed", Duration::from_secs(20), listed).await;
+    nomad.submit(job("good", "default")).await;
+    wait_for_seated(&rig, ALL + SERVICES).await;
+    nomad.call(reqwest::Method::DELETE, "/v1/job/good", None).await;
+    wait_for_seated(&rig, ALL).await;
+    assert!(controller.passes("outcome=\"failed\"").await < 1.0, "{}", controller.log());
+    assert!(controller.log().contains("what HAProxy has of it stays"), "{}", controller.log());
 }
