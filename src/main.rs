@@ -5,9 +5,22 @@ use std::process::ExitCode;
 use clap::Parser;
 use nomad_haproxy::cli::{self, Cli};
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match cli::run(Cli::parse()).await {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the asynchronous runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(Cli::parse()));
+    // Nothing is waited for that blocks a thread, such as a name server that does not answer.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(cli: Cli) -> ExitCode {
+    match cli::run(cli).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {}", nomad_haproxy::errors::chain(error.as_ref()));
