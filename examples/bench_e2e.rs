@@ -59,6 +59,7 @@ impl Bench {
             slots: SlotPolicy { min_free, max: 256 },
             init_state: true,
             lingers: false,
+            policy: nomad_haproxy::desired::Policy::default(),
         };
         let plan = plan::Options {
             owner: owner.clone(),

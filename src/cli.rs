@@ -157,7 +157,7 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
 }
 
 fn options(config: &Config) -> apply::Options {
-    let Config { prefix, owner, slots, strategy, linger, reload_min_interval, .. } = config;
+    let Config { prefix, policy, owner, slots, strategy, linger, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
         build: build::Options {
@@ -166,6 +166,7 @@ fn options(config: &Config) -> apply::Options {
             slots: *slots,
             init_state: true,
             lingers: !linger.is_zero(),
+            policy: policy.clone(),
         },
         plan: plan::Options {
             owner: owner.clone(),

@@ -3,6 +3,7 @@
 //! Each setting has one place: [`Settings`] is what the command line, the environment and the JSON file
 //! fill, [`Config`] what the program runs on. A key that is not known is an error.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,7 +14,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::desired::{Invalid, Owner, SlotPolicy};
+use crate::desired::{Grant, Invalid, Owner, Policy, SlotPolicy};
+use crate::errors::chain;
 use crate::plan::Strategy;
 use crate::plane::dataplane::Write;
 use crate::{nomad, plane};
@@ -228,6 +230,16 @@ settings! {
     }
 }
 
+/// What services of a namespace may, beyond a backend of the name that is derived from theirs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NamespaceSettings {
+    /// Backends that they may make or share: names, or globs.
+    pub backends: Vec<String>,
+    /// Whether they may join backends that are not ours.
+    pub join: bool,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -281,6 +293,9 @@ pub struct Settings {
     /// `log.*`
     #[command(flatten)]
     pub log: LogSettings,
+    /// `namespaces.NAME`, in the file only; the name may be a glob.
+    #[arg(skip)]
+    pub namespaces: BTreeMap<String, NamespaceSettings>,
 }
 
 /// Why the settings will not do.
@@ -328,7 +343,7 @@ impl Settings {
     /// What this source gives, over what a weaker one gives.
     #[must_use]
     pub fn or(self, weaker: Self) -> Self {
-        let Self { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log } = self;
+        let Self { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log, namespaces } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
             haproxy: haproxy.or(weaker.haproxy),
@@ -339,6 +354,7 @@ impl Settings {
             reconcile: reconcile.or(weaker.reconcile),
             http: http.or(weaker.http),
             log: log.or(weaker.log),
+            namespaces: if namespaces.is_empty() { weaker.namespaces } else { namespaces },
         }
     }
 }
@@ -387,6 +403,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// What our tags start with.
     pub prefix: String,
+    /// Who may use which backend.
+    pub policy: Policy,
     /// Spare servers.
     pub slots: SlotPolicy,
     /// How long a backend stays, without instances, when its service is gone.
@@ -403,7 +421,8 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let Settings { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log: _ } = settings;
+        let Settings { nomad, haproxy, tags, slots, backend, reload, reconcile, http, log: _, namespaces: who_may } =
+            settings;
         let namespaces: Vec<String> = nomad
             .namespace
             .as_deref()
@@ -437,6 +456,7 @@ impl TryFrom<Settings> for Config {
             plane: plane_settings(haproxy)?,
             owner,
             prefix,
+            policy: policy(who_may)?,
             slots,
             linger: backend.linger.map_or(BACKEND_LINGER, |span| span.0),
             reload_min_interval: reload.min_interval.map_or(RELOAD_MIN_INTERVAL, |span| span.0),
@@ -447,6 +467,12 @@ impl TryFrom<Settings> for Config {
             )?,
         })
     }
+}
+
+fn policy(namespaces: BTreeMap<String, NamespaceSettings>) -> Result<Policy, ConfigError> {
+    let grant = |NamespaceSettings { backends, join }| Grant { backends, join };
+    let entries = namespaces.into_iter().map(|(name, entry)| (name, grant(entry))).collect();
+    Policy::new(&entries).map_err(|error| wrong("namespaces", chain(&error)))
 }
 
 fn timings(settings: &ReconcileSettings) -> Result<Timings, ConfigError> {
@@ -588,6 +614,9 @@ mod tests {
             (r#"{"slots": {"min_free": 9, "max": 3}}"#, "slots.max"),
             (r#"{"reconcile": {"resync_interval": "soon"}}"#, "500ms"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
+            (r#"{"namespaces": {"team-*": {"backend": ["x"]}}}"#, "unknown field `backend`"),
+            (r#"{"namespaces": {"team-*": {"backends": ["x", "a["]}}}"#, "\"a[\" is no glob"),
+            (r#"{"namespaces": {"team-*": {"join": "yes"}}}"#, "expected a boolean"),
         ] {
             let error = parse(json).expect_err(json);
             assert!(error.contains(words), "{json}: {error}");

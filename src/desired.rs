@@ -9,6 +9,7 @@ mod held;
 mod name;
 mod note;
 mod owner;
+mod policy;
 mod present;
 mod server;
 mod settle;
@@ -20,6 +21,7 @@ pub use backend::{
 pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
 pub use note::{Code, Note, Severity};
-pub use owner::{Owner, encode};
+pub use owner::{Described, Owner, encode};
+pub use policy::{BadGlob, Grant, Policy};
 pub use present::{Place, Present};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};

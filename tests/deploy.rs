@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,24 +87,26 @@ fn the_example_has_every_setting() {
     let text = std::fs::read_to_string(root().join("deploy/config.example.json")).unwrap();
     let example: Value = serde_json::from_str(&text).unwrap();
     let settings: nomad_haproxy::config::Settings = serde_json::from_str(&text).unwrap();
+    // `namespaces` is by name, and has its own types.
+    let sections: Vec<(&String, &Value)> =
+        example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
+    let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
+    assert_eq!(entry, ["backends", "join"]);
     // The names of the fields, as the program prints them of itself.
-    let printed = format!("{settings:#?}");
+    let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
+    let printed = format!("{without:#?}");
     let known: BTreeSet<&str> = printed
         .lines()
         .filter(|line| line.starts_with("        ") && !line.starts_with("            "))
         .filter_map(|line| line.trim().split_once(": "))
         .map(|(key, _)| key)
         .collect();
-    let shown: BTreeSet<&str> = example
-        .as_object()
-        .unwrap()
-        .values()
-        .flat_map(|section| section.as_object().unwrap().keys())
-        .map(String::as_str)
-        .collect();
+    let shown: BTreeSet<&str> =
+        sections.iter().flat_map(|(_, section)| section.as_object().unwrap().keys()).map(String::as_str).collect();
     assert_eq!(known, shown);
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    for (section, keys) in example.as_object().unwrap() {
+    assert!(readme.contains("`namespaces.NAME.backends`") && readme.contains("`namespaces.NAME.join`"));
+    for (section, keys) in sections {
         for key in keys.as_object().unwrap().keys() {
             assert!(readme.contains(&format!("`{section}.{key}`")), "the README does not tell of {section}.{key}");
         }

@@ -354,6 +354,7 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
             slots: SlotPolicy { min_free: 2, max: 16 },
             init_state: true,
             lingers: false,
+            policy: nomad_haproxy::desired::Policy::default(),
         },
         plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
         reload_min_interval: Duration::ZERO,
