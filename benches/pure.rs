@@ -74,6 +74,7 @@ fn main() {
         slots: SlotPolicy { min_free: 4, max: 256 },
         init_state: true,
         lingers: false,
+        grants: nomad_haproxy::desired::Grants::default(),
     };
     let plan_options = plan::Options {
         owner: owner.clone(),

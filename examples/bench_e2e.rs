@@ -55,6 +55,7 @@ impl Bench {
             slots: SlotPolicy { min_free, max: 256 },
             init_state: true,
             lingers: false,
+            grants: nomad_haproxy::desired::Grants::default(),
         };
         let plan = plan::Options {
             owner: owner.clone(),

@@ -629,10 +629,10 @@ fn lacking(servers: &[(BackendName, ServerName)]) -> String {
     format!("the process has no server {first}{more}")
 }
 
-/// Of the text without the servers of ours, which change without a reload, and without the API's header,
+/// Of the text without what of ours changes without a reload, and without the API's header,
 /// which changes with each write.
 fn digest(observed: &Observed) -> u64 {
-    let ours: BTreeSet<usize> = observed.our_server_lines().collect();
+    let ours: BTreeSet<usize> = observed.live_lines().collect();
     let mut hasher = DefaultHasher::new();
     for (at, line) in observed.text.lines().iter().enumerate() {
         if !line.starts_with("# _") && !ours.contains(&at) {

@@ -224,7 +224,7 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
 }
 
 fn options(config: &Config) -> apply::Options {
-    let Config { prefix, owner, slots, strategy, linger, guard, reload_min_interval, .. } = config;
+    let Config { prefix, grants, owner, slots, strategy, linger, guard, reload_min_interval, .. } = config;
     apply::Options {
         // Which HAProxy it is, each pass learns.
         build: build::Options {
@@ -233,6 +233,7 @@ fn options(config: &Config) -> apply::Options {
             slots: *slots,
             init_state: true,
             lingers: !linger.is_zero(),
+            grants: grants.clone(),
         },
         plan: plan::Options {
             owner: owner.clone(),

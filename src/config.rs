@@ -3,6 +3,7 @@
 //! Each setting has one place: [`Settings`] is what the command line, the environment and the JSON file
 //! fill, [`Config`] what the program runs on. A key that is not known is an error.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,8 +14,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::desired::{Invalid, Owner, SlotPolicy};
+use crate::desired::{Grant, Grants, Invalid, Owner, SlotPolicy};
 use crate::endpoint::Identity;
+use crate::errors::chain;
 use crate::plan::Strategy;
 use crate::plan::guard::{self, Policy, Share};
 use crate::plane::dataplane::{Password, Write};
@@ -254,6 +256,16 @@ settings! {
     }
 }
 
+/// What services of a namespace may, beyond a backend of the name that is derived from theirs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NamespaceSettings {
+    /// Backends that they may make or share: names, or globs.
+    pub backends: Vec<String>,
+    /// Whether they may join backends that are not ours.
+    pub join: bool,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -313,6 +325,9 @@ pub struct Settings {
     /// `log.*`
     #[command(flatten)]
     pub log: LogSettings,
+    /// `namespaces.NAME`, in the file only; the name may be a glob.
+    #[arg(skip)]
+    pub namespaces: BTreeMap<String, NamespaceSettings>,
 }
 
 /// Why the settings will not do.
@@ -367,7 +382,8 @@ impl Settings {
         if self.haproxy.password.is_some() || self.haproxy.password_file.is_some() {
             (weaker.haproxy.password, weaker.haproxy.password_file) = (None, None);
         }
-        let Self { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log } = self;
+        let Self { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log, namespaces } =
+            self;
         Self {
             nomad: nomad.or(weaker.nomad),
             haproxy: haproxy.or(weaker.haproxy),
@@ -380,6 +396,7 @@ impl Settings {
             reconcile: reconcile.or(weaker.reconcile),
             http: http.or(weaker.http),
             log: log.or(weaker.log),
+            namespaces: if namespaces.is_empty() { weaker.namespaces } else { namespaces },
         }
     }
 }
@@ -447,6 +464,8 @@ pub struct Config {
     pub strategy: Strategy,
     /// What our tags start with.
     pub prefix: String,
+    /// Who may use which backend.
+    pub grants: Grants,
     /// Spare servers.
     pub slots: SlotPolicy,
     /// How long a backend stays, without instances, when its service is gone.
@@ -465,8 +484,20 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let Settings { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log: _ } =
-            settings;
+        let Settings {
+            nomad,
+            haproxy,
+            tags,
+            slots,
+            backend,
+            guard,
+            policy,
+            reload,
+            reconcile,
+            http,
+            log: _,
+            namespaces: granted,
+        } = settings;
         let namespaces: Vec<String> = nomad
             .namespace
             .as_deref()
@@ -500,6 +531,7 @@ impl TryFrom<Settings> for Config {
             plane: plane_settings(haproxy)?,
             owner,
             prefix,
+            grants: grants(granted)?,
             slots,
             guard: guard::Options {
                 share: guard.share.unwrap_or(Share::DEFAULT),
@@ -515,6 +547,12 @@ impl TryFrom<Settings> for Config {
             )?,
         })
     }
+}
+
+fn grants(namespaces: BTreeMap<String, NamespaceSettings>) -> Result<Grants, ConfigError> {
+    let grant = |NamespaceSettings { backends, join }| Grant { backends, join };
+    let entries = namespaces.into_iter().map(|(name, entry)| (name, grant(entry))).collect();
+    Grants::new(&entries).map_err(|error| wrong("namespaces", chain(&error)))
 }
 
 fn timings(settings: &ReconcileSettings) -> Result<Timings, ConfigError> {
@@ -664,6 +702,9 @@ mod tests {
             (r#"{"policy": "never"}"#, "upsert-only"),
             (r#"{"reconcile": {"resync_interval": "soon"}}"#, "500ms"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
+            (r#"{"namespaces": {"team-*": {"backend": ["x"]}}}"#, "unknown field `backend`"),
+            (r#"{"namespaces": {"team-*": {"backends": ["x", "a["]}}}"#, "\"a[\" is no glob"),
+            (r#"{"namespaces": {"team-*": {"join": "yes"}}}"#, "expected a boolean"),
         ] {
             let error = parse(json).expect_err(json);
             assert!(error.contains(words), "{json}: {error}");

@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod build;
+mod grants;
 mod held;
 mod name;
 mod note;
@@ -17,9 +18,10 @@ pub mod tags;
 pub use backend::{
     Backend, BackendKind, BackendSettings, Balance, Check, Desired, HttpCheck, Mode, SlotPolicy, Timing,
 };
+pub use grants::{BadGlob, Grant, Grants};
 pub use held::Held;
 pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
 pub use note::{Code, NamespaceNote, Note, Severity};
-pub use owner::{Owner, encode};
+pub use owner::{Described, Owner, encode};
 pub use present::{Place, Present};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};

@@ -8,7 +8,8 @@ mod foreign;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{
-    BackendName, BackendSettings, DEFAULT_WEIGHT, Owner, Place, Present, Server, ServerName, ServiceKey, Tenant,
+    BackendName, BackendSettings, DEFAULT_WEIGHT, Described, Owner, Place, Present, Server, ServerName, ServiceKey,
+    Tenant,
 };
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
@@ -63,7 +64,9 @@ pub struct ObservedBackend {
     /// The names of the others' servers.
     pub foreign: BTreeSet<String>,
     /// The lines of the servers of ours.
-    our_lines: BTreeSet<usize>,
+    our_lines: BTreeMap<usize, ServerName>,
+    /// The line that says that it is ours.
+    description: Option<usize>,
 }
 
 /// The observed state.
@@ -168,9 +171,9 @@ impl Observed {
         Foreign::new(self)
     }
 
-    /// The lines (from 0) of the servers of ours.
-    pub fn our_server_lines(&self) -> impl Iterator<Item = usize> + '_ {
-        self.backends.values().flat_map(|backend| backend.our_lines.iter().copied())
+    /// The lines (from 0) of ours that change without a reload: servers, and the descriptions of backends.
+    pub fn live_lines(&self) -> impl Iterator<Item = usize> + '_ {
+        self.backends.values().flat_map(|backend| backend.our_lines.keys().copied().chain(backend.description))
     }
 
     /// A backend by its name.
@@ -190,14 +193,36 @@ impl Observed {
 impl ObservedBackend {
     fn disown(&mut self) {
         (self.is_repeated, self.ownership, self.settings) = (true, Ownership::Foreign, None);
+        self.description = None;
         let servers = self.servers.drain(..).map(|server| server.name);
         let names = servers.chain(std::mem::take(&mut self.drifted)).map(|name| name.to_string());
         self.foreign.extend(names);
         self.our_lines.clear();
     }
 
+    /// What a person copied from a backend with servers of ours is the person's, under whatever name. `named` is the
+    /// backend that the description names, if it names one; what 0.1 wrote is ours unless its servers are named
+    /// after another backend.
+    fn disown_a_copy(&mut self, named: Option<&str>) {
+        let own: Option<BackendName> = self.section.name.parse().ok();
+        let is_slot = |name: &ServerName| own.as_ref().is_some_and(|own| own.slot_number(name).is_some());
+        let is_copy = match named {
+            Some(named) => named != self.section.name,
+            None => !self.is_ours() || !self.our_lines.values().all(is_slot),
+        };
+        if !is_copy {
+            return;
+        }
+        self.ownership = Ownership::Foreign;
+        let copied = self.our_lines.values().filter(|name| !is_slot(name)).map(ServerName::to_string);
+        self.foreign.extend(copied);
+        self.our_lines.retain(|_, name| is_slot(name));
+        self.servers.retain(|server| is_slot(&server.name));
+        self.drifted.retain(is_slot);
+    }
+
     fn is_unclear(&mut self) {
-        self.settings = None;
+        (self.settings, self.description) = (None, None);
         if let Ownership::Ours(services) = &mut self.ownership {
             self.ownership = Ownership::Unclear(std::mem::take(services));
         }
@@ -254,7 +279,7 @@ impl ObservedBackend {
 
     /// Whether this line (from 0) is a server of ours, changed by somebody or not.
     pub fn is_our_server(&self, line: usize) -> bool {
-        self.our_lines.contains(&line)
+        self.our_lines.contains_key(&line)
     }
 
     /// Whether its algorithm is static, so that HAProxy takes only weights of 0 and 100 % at run time
@@ -309,10 +334,11 @@ fn observed_backend(
     effective: Inherited,
     owner: &Owner,
 ) -> ObservedBackend {
-    let description = directives.iter().find(|d| d.keyword() == "description").map(|d| d.words[1..].join(" "));
-    let ownership = match description.and_then(|text| owner.services(&text)) {
-        Some(services) if section.kind == "backend" => Ownership::Ours(services),
-        _ => Ownership::Foreign,
+    let description = directives.iter().position(|directive| directive.keyword() == "description");
+    let described = description.and_then(|at| owner.described(&directives[at].words[1..].join(" ")));
+    let (ownership, named) = match described {
+        Some(Described { backend, services }) if section.kind == "backend" => (Ownership::Ours(services), backend),
+        _ => (Ownership::Foreign, None),
     };
     let mut backend = ObservedBackend {
         section,
@@ -326,7 +352,8 @@ fn observed_backend(
         servers: Vec::new(),
         drifted: BTreeSet::new(),
         foreign: BTreeSet::new(),
-        our_lines: BTreeSet::new(),
+        our_lines: BTreeMap::new(),
+        description: None,
     };
     // What stands in a conditional block may be in force or not: of ours it is drift.
     let (mut blocks, mut unconditional, mut all_unconditional) = (Blocks::default(), Vec::new(), true);
@@ -335,7 +362,7 @@ fn observed_backend(
             keyword if keyword.starts_with('.') => blocks.pass(keyword),
             "server" => match parse::server(directive, owner) {
                 ServerLine::Ours(name, server) => {
-                    backend.our_lines.insert(*line);
+                    backend.our_lines.insert(*line, name.clone());
                     match server.filter(|_| !blocks.is_inside()) {
                         Some(server) => backend.servers.push(server),
                         None => drop(backend.drifted.insert(name)),
@@ -353,6 +380,10 @@ fn observed_backend(
                 all_unconditional &= !blocks.is_inside();
             }
         }
+    }
+    backend.disown_a_copy(named.as_deref());
+    if backend.is_ours() {
+        backend.description = description.map(|at| lines[at]);
     }
     if backend.is_ours() && all_unconditional {
         backend.settings = parse::settings(unconditional);
@@ -452,6 +483,33 @@ listen both
             let backend = &observed.backends["a"];
             assert!(backend.is_repeated && !backend.is_managed(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_copy_made_by_hand_is_not_ours() {
+        let section = |name: &str, described: &str, server: &str| {
+            format!(
+                "backend {name}\n  description nomad-haproxy:nomad {described}\n  \
+                 server {server} 127.0.0.1:1 # {{\"owner\":\"nomad\",\"id\":\"x\"}}\n"
+            )
+        };
+        let is_ours = |described: &str, server: &str| {
+            let observed = read(&section("copy", described, server));
+            let backend = &observed.backends["copy"];
+            let found = (backend.is_ours(), backend.servers.len(), backend.foreign.len());
+            assert_eq!(observed.live_lines().count(), if found.0 { 2 } else { found.1 });
+            found
+        };
+        assert_eq!(is_ours("copy default/api", "copy_1"), (true, 1, 0));
+        assert_eq!(is_ours("api default/api", "api_1"), (false, 0, 1));
+        // Who joins a person's copy is ours there.
+        assert_eq!(is_ours("api default/api", "copy_1"), (false, 1, 0));
+        // What 0.1 wrote does not say which backend it is.
+        assert_eq!(is_ours("default/api", "copy_1"), (true, 1, 0));
+        assert_eq!(is_ours("default/api", "api_1"), (false, 0, 1));
+        let original = section("api", "api default/api", "api_1");
+        let both = read(&format!("{original}{}", original.replacen("api", "copy", 1)));
+        assert!(both.backends["api"].is_ours() && !both.backends["copy"].is_managed());
     }
 
     #[test]

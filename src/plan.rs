@@ -74,6 +74,17 @@ pub enum ServerEdit {
     Remove(ServerName),
 }
 
+/// How much of the settings of a backend of ours is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Nothing: they are as they shall be.
+    Nothing,
+    /// The description, which the process need not know.
+    Description,
+    /// All of them.
+    Settings,
+}
+
 /// A change of one backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
@@ -88,8 +99,8 @@ pub enum Edit {
     Change {
         /// What it shall be as a whole, for a plane that writes whole backends.
         settings: BackendSettings,
-        /// Whether the settings differ from what is there.
-        rewrite: bool,
+        /// What of the settings differs from what is there.
+        rewrite: Rewrite,
         /// All servers of ours that it shall have.
         servers: Vec<Server>,
         /// Those that differ.
@@ -214,9 +225,13 @@ impl Plan {
                 (now, then.into_iter().map(ServerEdit::waiting).collect())
             };
             let (now, then) = match edit {
+                whole @ Edit::Change { .. } if whole.is_live() => {
+                    live.edits.insert(name, whole);
+                    continue;
+                }
                 Edit::Change { settings, rewrite, servers: _, edits } => {
                     let (now, edits) = part(edits);
-                    let left = rewrite || !edits.is_empty();
+                    let left = rewrite != Rewrite::Nothing || !edits.is_empty();
                     (now, left.then_some(Edit::Change { settings, rewrite, servers: Vec::new(), edits }))
                 }
                 Edit::Servers(edits) => {
@@ -252,17 +267,14 @@ impl Plan {
 
     /// Whether HAProxy takes all of it without a reload.
     pub fn is_live(&self) -> bool {
-        self.edits.values().all(|edit| match edit {
-            Edit::Change { rewrite: false, edits, .. } | Edit::Servers(edits) => edits.iter().all(ServerEdit::is_live),
-            Edit::Change { .. } | Edit::Create { .. } | Edit::Delete => false,
-        })
+        self.edits.values().all(Edit::is_live)
     }
 
     /// How many sections and servers it writes.
     pub fn size(&self) -> usize {
         let size = |edit: &Edit| match edit {
             Edit::Create { servers, .. } => 1 + servers.len(),
-            Edit::Change { rewrite, edits, .. } => usize::from(*rewrite) + edits.len(),
+            Edit::Change { rewrite, edits, .. } => usize::from(*rewrite != Rewrite::Nothing) + edits.len(),
             Edit::Servers(edits) => edits.len(),
             Edit::Delete => 1,
         };
@@ -284,6 +296,18 @@ impl Waiting {
     /// The backends that wait.
     pub fn backends(&self) -> impl Iterator<Item = &BackendName> {
         self.0.keys()
+    }
+}
+
+impl Edit {
+    /// Whether HAProxy takes it without a reload.
+    fn is_live(&self) -> bool {
+        match self {
+            Self::Change { rewrite: Rewrite::Nothing | Rewrite::Description, edits, .. } | Self::Servers(edits) => {
+                edits.iter().all(ServerEdit::is_live)
+            }
+            Self::Change { .. } | Self::Create { .. } | Self::Delete => false,
+        }
     }
 }
 
@@ -403,17 +427,17 @@ impl Planner<'_> {
     /// A backend of ours: both its settings and its servers.
     fn change(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         self.say_what_agents_cost(name, desired, Some(observed));
-        let rewrite = observed.settings.as_ref() != Some(&desired.settings);
-        let mut servers = self.seat(name, desired, Some(observed), rewrite);
+        let rewrite = rewrite(observed.settings.as_ref(), &desired.settings);
+        let mut servers = self.seat(name, desired, Some(observed), rewrite == Rewrite::Settings);
         let mut edits = differences(observed, &servers);
         let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
-        if grows && !rewrite {
+        if grows && rewrite != Rewrite::Settings {
             // It takes a reload in any case, so the spares that are too many may go with it.
             servers = self.seat(name, desired, Some(observed), true);
             edits = differences(observed, &servers);
         }
         let settings = desired.settings.clone();
-        (rewrite || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
+        (rewrite != Rewrite::Nothing || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
     }
 
     fn seat(
@@ -454,6 +478,18 @@ impl Planner<'_> {
             );
             self.note(Severity::Warning, Code::AgentCheck, desired, &text);
         }
+    }
+}
+
+/// What of a backend's settings has to be written. A service that joins or leaves changes just the description.
+fn rewrite(before: Option<&BackendSettings>, after: &BackendSettings) -> Rewrite {
+    let BackendSettings { description: _, mode, balance, check } = after;
+    match before {
+        Some(before) if before == after => Rewrite::Nothing,
+        Some(before) if (&before.mode, &before.balance, &before.check) == (mode, balance, check) => {
+            Rewrite::Description
+        }
+        _ => Rewrite::Settings,
     }
 }
 

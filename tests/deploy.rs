@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -89,31 +89,36 @@ fn the_example_has_every_setting() {
     let text = std::fs::read_to_string(root().join("deploy/config.example.json")).unwrap();
     let example: Value = serde_json::from_str(&text).unwrap();
     let settings: nomad_haproxy::config::Settings = serde_json::from_str(&text).unwrap();
+    // `namespaces` is by name, and has its own types.
+    let sections: Vec<(&String, &Value)> =
+        example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
+    let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
+    assert_eq!(entry, ["backends", "join"]);
     // The names of the fields, as the program prints them of itself.
-    let printed = format!("{settings:#?}");
+    let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
+    let printed = format!("{without:#?}");
     let known: BTreeSet<&str> = printed
         .lines()
         .filter(|line| line.starts_with("        ") && !line.starts_with("            "))
         .filter_map(|line| line.trim().split_once(": "))
         .map(|(key, _)| key)
         .collect();
-    let shown: BTreeSet<&str> = example
-        .as_object()
-        .unwrap()
-        .values()
-        .filter_map(Value::as_object)
+    let shown: BTreeSet<&str> = sections
+        .iter()
+        .filter_map(|(_, section)| section.as_object())
         .flat_map(|section| section.keys())
         .map(String::as_str)
         .collect();
     assert_eq!(known, shown);
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    for (section, keys) in example.as_object().unwrap() {
+    assert!(readme.contains("`namespaces.NAME.backends`") && readme.contains("`namespaces.NAME.join`"));
+    for (section, keys) in sections {
         let names = match keys.as_object() {
             Some(keys) => keys.keys().map(|key| format!("{section}.{key}")).collect(),
             None => vec![section.clone()],
         };
         for name in names {
-            assert!(readme.contains(&format!("`{name}`")), "the README does not tell of {name}");
+            assert!(readme.contains(&format!("`{name}`")), "the README does not mention {name}");
         }
     }
 }

@@ -380,6 +380,7 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
             slots: SlotPolicy { min_free: 2, max: 16 },
             init_state: true,
             lingers: false,
+            grants: nomad_haproxy::desired::Grants::default(),
         },
         plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
         guard: plan::guard::Options::OFF,

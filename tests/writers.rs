@@ -70,6 +70,7 @@ fn build_options() -> build::Options {
         slots: SlotPolicy { min_free: 2, max: 16 },
         init_state: false,
         lingers: false,
+        grants: nomad_haproxy::desired::Grants::default(),
     }
 }
 

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
     use crate::catalog::{Catalog, Registration};
     use crate::desired::build::{self, Options};
-    use crate::desired::{Owner, Present, SlotPolicy};
+    use crate::desired::{Grants, Owner, Present, SlotPolicy};
     use crate::haproxy::text::ConfigText;
 
     fn desired(ids: &[&str]) -> Desired {
@@ -59,7 +59,14 @@ mod tests {
             catalog.services.insert(first.service(), registrations);
         }
         let slots = SlotPolicy { min_free: 0, max: 9 };
-        let options = Options { prefix: "haproxy.".into(), owner: owner(), slots, init_state: false, lingers: false };
+        let options = Options {
+            prefix: "haproxy.".into(),
+            owner: owner(),
+            slots,
+            init_state: false,
+            lingers: false,
+            grants: Grants::default(),
+        };
         build::build(&catalog, &Present::default(), &options).desired
     }
 

@@ -7,8 +7,8 @@ use crate::catalog::{Catalog, Registration, Unread};
 use super::settle::{self, Candidate};
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
 use super::{
-    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Held, HttpCheck, Instance,
-    InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
+    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Grants, Held, HttpCheck,
+    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
 };
 
 /// What the settings say about building.
@@ -24,7 +24,15 @@ pub struct Options {
     pub init_state: bool,
     /// Whether a backend whose service is gone stays for a while (`backend.linger`), and keeps its name for it.
     pub lingers: bool,
+    /// Who may use which backend.
+    pub grants: Grants,
 }
+
+/// The longest service, its namespace included, in bytes as it is written into the configuration. Nomad takes 63 for
+/// a name and 128 for a namespace, but does not validate a name that comes from an interpolation.
+const LONGEST_SERVICE: usize = 400;
+/// The longest ID of a registration, in bytes as it is written. Nomad's own hold the service's name and the group's.
+const LONGEST_ID: usize = 1000;
 
 /// The desired state with what there is to say about it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,9 +118,13 @@ impl Builder<'_> {
 
     fn service(&mut self, registrations: &[Registration]) -> Wanted {
         let mut read: Vec<(&Registration, Intent)> = Vec::new();
+        let (mut is_silent, mut other_case) = (false, None);
         for registration in registrations {
-            let (intent, complaints) = tags::parse(&self.options.prefix, registration.tags.iter().map(String::as_str));
-            if intent.enable == Enable::No {
+            let tags = || registration.tags.iter().map(String::as_str);
+            let (intent, complaints) = tags::parse(&self.options.prefix, tags());
+            if let Enable::No | Enable::Unsaid = intent.enable {
+                is_silent |= intent.enable == Enable::Unsaid && tags().any(|tag| tag.starts_with(&self.options.prefix));
+                other_case = other_case.or_else(|| tags::in_another_case(&self.options.prefix, tags()));
                 continue;
             }
             for complaint in complaints {
@@ -120,6 +132,7 @@ impl Builder<'_> {
             }
             read.push((registration, intent));
         }
+        self.say_what_is_missing(is_silent, other_case);
         // Backend-level settings come from the newest registration: during a deployment that is the
         // version that is being rolled out.
         read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
@@ -138,6 +151,18 @@ impl Builder<'_> {
                 self.hold(unclear.iter().map(|(registration, _)| *registration));
                 self.candidate(&read, newest)
             }
+        }
+    }
+
+    /// Of instances that do not ask to be routed, but have tags as if they did.
+    fn say_what_is_missing(&mut self, is_silent: bool, other_case: Option<&str>) {
+        let prefix = &self.options.prefix;
+        if let Some(tag) = other_case {
+            let text = format!("tag {:?} is ignored: the prefix of tags is written `{prefix}`", shown(tag));
+            self.note(Severity::Warning, Code::PrefixCase, text);
+        } else if is_silent {
+            let text = format!("it has tags of {prefix} and is not routed: `{prefix}enable=true` is missing");
+            self.note(Severity::Warning, Code::NotEnabled, text);
         }
     }
 
@@ -234,6 +259,9 @@ impl Builder<'_> {
     }
 
     fn backend_name(&self, intent: &Intent) -> Result<BackendName, String> {
+        if self.service.to_word().len() > LONGEST_SERVICE {
+            return Err(format!("not routed: the service's name is too long; {LONGEST_SERVICE} bytes are taken"));
+        }
         let (text, hint) = match &intent.backend_name {
             Some(name) => (name.clone(), String::new()),
             None => (derived_name(self.service), format!("; name it with {}backend.name", self.options.prefix)),
@@ -251,13 +279,25 @@ impl Builder<'_> {
             }
         };
         let Some(port) = u16::try_from(registration.port).ok().filter(|port| *port > 0) else {
-            let text = format!("instance {id:?} is not routed: {} is no port, 1 to 65535 is", registration.port);
+            let text = match registration.port {
+                0 => format!(
+                    "instance {id:?} is not routed: it has no port; name the label of one in the service stanza \
+                     (`port = \"http\"`)"
+                ),
+                port => format!("instance {id:?} is not routed: {port} is no port, 1 to 65535 is"),
+            };
             self.note(Severity::Error, Code::BadPort, text);
             return None;
         };
+        let instance = InstanceId::new(&registration.id);
+        if instance.as_str().len() > LONGEST_ID {
+            let text = format!("instance {id:?} is not routed: its ID is longer than {LONGEST_ID} bytes");
+            self.note(Severity::Error, Code::BadInstance, text);
+            return None;
+        }
         Some(Instance {
-            id: InstanceId::new(&registration.id),
-            alloc: super::encode(&registration.alloc_id),
+            id: instance,
+            alloc: super::encode(&shown(&registration.alloc_id)),
             service: self.service.clone(),
             address,
             port,
@@ -326,7 +366,7 @@ pub fn derived_name(service: &ServiceKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::Place;
+    use crate::desired::{Grant, Place};
 
     fn options() -> Options {
         Options {
@@ -335,6 +375,7 @@ mod tests {
             slots: SlotPolicy { min_free: 2, max: 64 },
             init_state: true,
             lingers: true,
+            grants: Grants::default(),
         }
     }
 
@@ -369,6 +410,35 @@ mod tests {
 
     fn names(built: &Built) -> Vec<&str> {
         built.desired.backends.keys().map(BackendName::as_str).collect()
+    }
+
+    #[test]
+    fn a_service_that_seems_to_ask_to_be_routed_is_told_what_is_missing() {
+        let said = |tags: &[&str]| {
+            let mut one = registration("api", "a", 1, &[]);
+            one.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+            let built = built(vec![one]);
+            assert_eq!((names(&built), &built.held), (vec![], &Held::default()));
+            built.notes.into_iter().map(|note| (note.severity, note.code)).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&["haproxy.weight=1"]), [(Severity::Warning, Code::NotEnabled)]);
+        assert_eq!(said(&["HAProxy.enable=true", "other"]), [(Severity::Warning, Code::PrefixCase)]);
+        assert_eq!(said(&["haproxy.weight=1", "haproxy.enable=false"]), []);
+        assert_eq!(said(&["other", "haproxy"]), []);
+    }
+
+    #[test]
+    fn a_name_or_an_id_of_any_length_concerns_only_itself() {
+        let long = "x\n".repeat(33_000);
+        let service = registration(&long, "a", 1, &["enable", "backend.name=ok"]);
+        let id = registration("api", &long, 1, &["enable"]);
+        let built = built(vec![service, id, registration("api", "b", 2, &["enable"])]);
+        assert_eq!((names(&built), members(&built)), (vec!["api"], vec!["api"]));
+        let codes: BTreeSet<Code> = built.notes.iter().map(|note| note.code).collect();
+        assert_eq!(codes, BTreeSet::from([Code::BadName, Code::BadInstance]));
+        for note in &built.notes {
+            assert!(note.to_string().len() < 700 && !note.to_string().contains('\n'), "{note}");
+        }
     }
 
     #[test]
@@ -422,10 +492,7 @@ mod tests {
         let built =
             built(vec![registration("a-b", "1", 9, &["enable=true"]), registration("a_b", "2", 3, &["enable=true"])]);
         assert_eq!(names(&built), ["a_b"]);
-        assert_eq!(
-            built.desired.backends.values().next().expect("one").services.iter().next().expect("one").name,
-            "a_b"
-        );
+        assert_eq!(built.desired.backends.values().next().expect("one").services.first().expect("one").name, "a_b");
         assert_eq!(
             (built.notes.len(), built.notes[0].severity, built.notes[0].service.name.as_str()),
             (1, Severity::Error, "a-b")
@@ -440,7 +507,7 @@ mod tests {
         ]);
         let backend = &built.desired.backends.values().next().expect("one");
         assert_eq!((backend.instances.len(), backend.settings.balance.to_string().as_str()), (2, "first"));
-        assert_eq!(backend.settings.description, "nomad-haproxy:nomad default/blue default/green");
+        assert_eq!(backend.settings.description, "nomad-haproxy:nomad shop default/blue default/green");
         assert_eq!((built.notes.len(), built.notes[0].service.name.as_str()), (1, "green"));
         assert!(built.notes[0].text.contains("ignored: haproxy.balance"), "{}", built.notes[0].text);
     }
@@ -531,6 +598,90 @@ mod tests {
             built_over(&held_by("shop", &["blue"]), vec![one("blue", 9, "mode=http"), one("green", 1, "mode=tcp")]);
         assert_eq!((members(&built), concerned(&built)), (vec!["blue"], vec![("green", Code::OtherSettings)]));
         assert!(built.notes[0].text.starts_with("not routed"), "{}", built.notes[0].text);
+    }
+
+    fn of(namespace: &str, service: &str, created: u64, tags: &[&str]) -> Registration {
+        let tags: Vec<&str> = ["enable"].iter().chain(tags).copied().collect();
+        let one = registration(service, &format!("{namespace}-{service}"), created, &tags);
+        Registration { namespace: namespace.into(), ..one }
+    }
+
+    fn theirs(name: &str) -> Present {
+        let place = Place { is_theirs: true, ..Place::default() };
+        Present { backends: BTreeMap::from([(name.parse().expect("a name"), place)]), ..Present::default() }
+    }
+
+    fn built_with(entries: &[(&str, &[&str], bool)], present: &Present, registrations: &[Registration]) -> Built {
+        let entry = |(name, backends, join): &(&str, &[&str], bool)| {
+            let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
+            ((*name).to_owned(), Grant { backends, join: *join })
+        };
+        let grants = Grants::new(&entries.iter().map(entry).collect()).expect("globs");
+        let mut catalog = Catalog::default();
+        for registration in registrations {
+            catalog.services.entry(registration.service()).or_default().push(registration.clone());
+        }
+        build(&catalog, present, &Options { grants, ..options() })
+    }
+
+    #[test]
+    fn nobody_joins_a_persons_backend_by_naming_it() {
+        let (named, derived) = (of("default", "job", 1, &["backend.name=fallback"]), of("default", "fallback", 2, &[]));
+        for tags in [&["backend.name=fallback"][..], &["backend.name=fallback", "backend=custom"]] {
+            let built = built_with(&[], &theirs("fallback"), &[of("default", "job", 1, tags), derived.clone()]);
+            assert_eq!((members(&built), concerned(&built)), (vec!["fallback"], vec![("job", Code::NotAllowed)]));
+            assert!(built.notes[0].text.contains("`namespaces.default.join` = `true`"), "{}", built.notes[0].text);
+        }
+        let both = built_with(&[("default", &[], true)], &theirs("fallback"), &[named, derived.clone()]);
+        assert_eq!((members(&both), concerned(&both)), (vec!["job", "fallback"], vec![]));
+        let listed = built_with(&[("*", &["x"], false)], &theirs("fallback"), &[derived]);
+        assert_eq!((members(&listed), concerned(&listed)), (vec![], vec![("fallback", Code::NotAllowed)]));
+    }
+
+    #[test]
+    fn nobody_joins_a_backend_of_another_namespace_by_naming_it() {
+        let (shop, web) = (of("default", "shop", 5, &["backend.name=shop"]), of("default", "web", 6, &[]));
+        let thief = |backend: &str| of("team-b", "thief", 1, &[&format!("backend.name={backend}")]);
+        for (backend, victim) in [("shop", &shop), ("web", &web)] {
+            for present in [Present::default(), held_by(backend, &[backend])] {
+                let built = built_with(&[], &present, &[victim.clone(), thief(backend)]);
+                assert_eq!(members(&built), [backend]);
+                assert_eq!(concerned(&built), [("thief", Code::NotAllowed)]);
+                let setting = format!("`namespaces.team-b.backends` = a list with `{backend}`");
+                assert!(built.notes[0].text.contains(&setting), "{}", built.notes[0].text);
+                let listed = built_with(&[("team-*", &["*"], false)], &present, &[victim.clone(), thief(backend)]);
+                assert_eq!((listed.desired.backends.len(), members(&listed).len()), (1, 2), "{:?}", listed.notes);
+            }
+        }
+        // A name that is nobody's may be made, unless an entry says which may.
+        assert_eq!(members(&built_with(&[], &Present::default(), &[thief("new")])), ["thief"]);
+        let refused = built_with(&[("team-b", &["b-*"], false)], &Present::default(), &[thief("new")]);
+        assert_eq!((members(&refused), concerned(&refused)), (vec![], vec![("thief", Code::NotAllowed)]));
+    }
+
+    #[test]
+    fn a_name_that_is_held_is_not_lost_to_whoever_it_is_derived_from() {
+        // `team_a.api` is derived from `api` of team-a, and from a service of that name in the namespace default.
+        let (one, other) = (of("team-a", "api", 9, &[]), of("default", "team_a.api", 1, &[]));
+        let mut present = held_by("team_a.api", &[]);
+        present.backends.values_mut().next().expect("one").holders = vec![one.service()];
+        let built = built_with(&[], &present, &[one, other]);
+        assert_eq!((members(&built), concerned(&built)), (vec!["api"], vec![("team_a.api", Code::NameConflict)]));
+    }
+
+    #[test]
+    fn no_empty_backend_is_made_and_none_is_in_the_way() {
+        let mut portless = of("default", "a-b", 1, &[]);
+        portless.port = 0;
+        let built = built_over(&Present::default(), vec![portless.clone(), of("default", "a_b", 2, &[])]);
+        assert_eq!(members(&built), ["a_b"]);
+        assert_eq!(concerned(&built), [("a-b", Code::BadPort)]);
+        assert_eq!(names(&built_over(&Present::default(), vec![portless.clone()])), Vec::<&str>::new());
+        let kept = built_over(&held_by("a_b", &["a-b"]), vec![portless]);
+        assert_eq!(
+            (names(&kept), kept.desired.backends.values().next().expect("one").instances.len()),
+            (vec!["a_b"], 0)
+        );
     }
 
     #[test]

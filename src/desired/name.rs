@@ -107,12 +107,27 @@ impl ServiceKey {
 }
 
 impl fmt::Display for ServiceKey {
-    /// `name`, or `namespace/name` outside of `default`; escaped, as it comes from outside.
+    /// `name`, or `namespace/name` outside of `default`; escaped and shortened, as it comes from outside.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace != "default" {
-            write!(f, "{}/", self.namespace.escape_debug())?;
+            write!(f, "{}/", Shown(&self.namespace))?;
         }
-        write!(f, "{}", self.name.escape_debug())
+        Shown(&self.name).fmt(f)
+    }
+}
+
+/// A text from outside for people: no control characters, and no more of it than anybody reads.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 100;
+        let mut chars = self.0.chars();
+        chars.by_ref().take(MOST).try_for_each(|c| c.escape_debug().fmt(f))?;
+        match chars.next() {
+            Some(_) => write!(f, "… ({} bytes)", self.0.len()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -186,6 +201,14 @@ mod tests {
     fn a_name_is_no_place_in_a_path() {
         assert!(".".parse::<BackendName>().is_err() && "..".parse::<BackendName>().is_err());
         assert!("...".parse::<BackendName>().is_ok() && ".a".parse::<ServerName>().is_ok());
+    }
+
+    #[test]
+    fn a_name_from_outside_is_shown_escaped_and_never_whole() {
+        let shown = |name: &str| ServiceKey { namespace: "team-a".into(), name: name.into() }.to_string();
+        assert_eq!(shown("a\nb"), "team-a/a\\nb");
+        assert_eq!(shown(&"x".repeat(100)), format!("team-a/{}", "x".repeat(100)));
+        assert_eq!(shown(&"x".repeat(66_000)), format!("team-a/{}… (66000 bytes)", "x".repeat(100)));
     }
 
     #[test]

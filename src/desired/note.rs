@@ -35,12 +35,18 @@ pub enum Code {
     BadTag,
     /// A tag that has no effect here.
     IgnoredTag,
+    /// It has tags with the prefix, but none that enables it.
+    NotEnabled,
+    /// A tag's prefix is written in another case.
+    PrefixCase,
     /// It is unclear whether the service asks to be routed.
     UnclearEnable,
     /// The service's name makes no backend's name.
     BadName,
     /// Another service holds the backend's name.
     NameConflict,
+    /// The settings do not let the service use the backend that it asks for (`namespaces`).
+    NotAllowed,
     /// It shares a backend, and asks for other settings than the service that holds it first.
     OtherSettings,
     /// It is not to be touched any more (`backend=static`), and HAProxy has something of it.
@@ -49,6 +55,8 @@ pub enum Code {
     BadAddress,
     /// An instance's port.
     BadPort,
+    /// An instance's ID.
+    BadInstance,
     /// One ID is registered several times.
     DuplicateInstance,
     /// Nomad could not be asked for the service.

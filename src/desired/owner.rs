@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use super::name::valid;
-use super::{Invalid, ServiceKey};
+use super::{BackendName, Invalid, ServiceKey};
 
 /// Whose a backend or a server is: the `owner` setting of the controller that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +33,10 @@ impl Owner {
         &self.0
     }
 
-    /// The description of a backend that we make: the mark first, then whom it serves.
-    pub fn describe<'a>(&self, services: impl IntoIterator<Item = &'a ServiceKey>) -> String {
-        let mut text = format!("{}{}", Self::PREFIX, self.0);
+    /// The description of a backend that we make: the mark, the backend itself (so that a copy made by hand says
+    /// what it is), then whom it serves.
+    pub fn describe<'a>(&self, backend: &BackendName, services: impl IntoIterator<Item = &'a ServiceKey>) -> String {
+        let mut text = format!("{}{} {backend}", Self::PREFIX, self.0);
         for (number, service) in services.into_iter().enumerate() {
             text.push(if number < Self::WORDS { ' ' } else { ',' });
             text.push_str(&service.to_word());
@@ -43,15 +44,26 @@ impl Owner {
         text
     }
 
-    /// The services in a description that carries this mark, in its order; `None`: it does not.
-    pub fn services(&self, description: &str) -> Option<Vec<ServiceKey>> {
-        let mut words = description.split([' ', ',']).filter(|word| !word.is_empty());
+    /// What a description says that carries this mark; `None`: it does not.
+    pub fn described(&self, description: &str) -> Option<Described> {
+        let mut words = description.split([' ', ',']).filter(|word| !word.is_empty()).peekable();
         if words.next()?.strip_prefix(Self::PREFIX)? != self.0 {
             return None;
         }
+        let backend = words.next_if(|word| !word.contains('/')).map(str::to_owned);
         let mut seen = BTreeSet::new();
-        Some(words.filter_map(ServiceKey::from_word).filter(|service| seen.insert(service.clone())).collect())
+        let services = words.filter_map(ServiceKey::from_word).filter(|service| seen.insert(service.clone())).collect();
+        Some(Described { backend, services })
     }
+}
+
+/// What the description of a backend of ours says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// The backend that it was written for; `None`: it was written by 0.1, which did not say.
+    pub backend: Option<String>,
+    /// The services that it was made for, in their order.
+    pub services: Vec<ServiceKey>,
 }
 
 /// What is not plain in a name from outside, as `%XX`: one word, whatever it held.
@@ -70,36 +82,48 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn owner() -> Owner {
+        "nomad".parse().expect("an owner")
+    }
+
+    fn shop() -> BackendName {
+        "shop".parse().expect("a name")
+    }
+
     #[test]
     fn another_owners_mark_is_not_ours() {
-        let owner: Owner = "nomad".parse().expect("an owner");
         let key = ServiceKey { namespace: "default".into(), name: "api".into() };
-        let text = owner.describe([&key]);
-        assert_eq!(text, "nomad-haproxy:nomad default/api");
-        assert!("nomad2".parse::<Owner>().expect("an owner").services(&text).is_none());
-        assert!(owner.services("my own words").is_none());
-        assert!(owner.services("").is_none());
+        let text = owner().describe(&shop(), [&key]);
+        assert_eq!(text, "nomad-haproxy:nomad shop default/api");
+        assert!("nomad2".parse::<Owner>().expect("an owner").described(&text).is_none());
+        assert!(owner().described("my own words").is_none());
+        assert!(owner().described("").is_none());
+    }
+
+    #[test]
+    fn a_description_of_0_1_does_not_name_its_backend() {
+        let old = owner().described("nomad-haproxy:nomad default/api default/web").expect("ours");
+        assert_eq!((old.backend, old.services.len()), (None, 2));
+        assert_eq!(owner().described("nomad-haproxy:nomad"), Some(Described { backend: None, services: vec![] }));
     }
 
     #[test]
     fn any_number_of_services_is_one_line_that_haproxy_takes() {
-        let owner: Owner = "nomad".parse().expect("an owner");
         let key = |n| ServiceKey { namespace: "default".into(), name: format!("a,{n}") };
         let services: Vec<_> = (0..500).map(key).collect();
-        let text = owner.describe(&services);
+        let text = owner().describe(&shop(), &services);
         assert!(text.split(' ').count() < 64);
-        assert_eq!(owner.services(&text), Some(services));
+        assert_eq!(owner().described(&text), Some(Described { backend: Some("shop".into()), services }));
     }
 
     proptest! {
         #[test]
         fn whatever_a_service_is_called_its_description_is_read_back(namespace in ".{1,40}", name in ".{1,40}") {
-            let owner: Owner = "nomad".parse().expect("an owner");
             let key = ServiceKey { namespace, name };
-            let text = owner.describe([&key]);
+            let text = owner().describe(&shop(), [&key]);
             prop_assert!(text.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
             prop_assert!(!text.contains(['"', '\'', '\\', '#', '$']));
-            prop_assert_eq!(owner.services(&text), Some(vec![key]));
+            prop_assert_eq!(owner().described(&text), Some(Described { backend: Some("shop".into()), services: vec![key] }));
         }
     }
 }

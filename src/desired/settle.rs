@@ -2,7 +2,11 @@
 //!
 //! A service keeps the name that it holds, as the file says: across its own redeployment, while it is held, and
 //! while its backend lingers without it. A name that nobody holds goes to the service that was registered first.
-//! Services that name the same backend share it; its settings are those of the service that holds it first.
+//! Services of a namespace that name the same backend share it; its settings are those of the service that holds it
+//! first. What goes beyond that, the [`Grants`](super::Grants) allows or not.
+//!
+//! A note is about the service that it names: whoever asks for what it does not get has one, and whoever it would
+//! have been taken from has none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,15 +53,28 @@ pub(super) fn names(
     for candidate in candidates {
         by_name.entry(candidate.name.clone()).or_default().push(candidate);
     }
+    let derived = derived_names(by_name.values().flatten(), &built.held);
     let nothing = Place::default();
     for (name, candidates) in by_name {
         let place = present.backends.get(&name).unwrap_or(&nothing);
-        let mut claim = Claim { name: &name, place, catalog, options, held: &built.held, notes: Vec::new() };
+        let mut claim =
+            Claim { name: &name, place, catalog, options, held: &built.held, derived: &derived, notes: Vec::new() };
         let backend = claim.settle(candidates);
         built.notes.append(&mut claim.notes);
         built.desired.backends.extend(backend.map(|backend| (name, backend)));
     }
 }
+
+/// The names that are derived from the services that ask to be routed or are held, and the namespaces of these.
+fn derived_names<'a>(candidates: impl Iterator<Item = &'a Candidate>, held: &'a Held) -> DerivedNames {
+    let mut names = DerivedNames::new();
+    for service in candidates.map(|candidate| &candidate.service).chain(&held.services) {
+        names.entry(derived_name(service)).or_default().insert(service.namespace.clone());
+    }
+    names
+}
+
+type DerivedNames = BTreeMap<String, BTreeSet<String>>;
 
 /// One name, and who asks for it.
 struct Claim<'a> {
@@ -66,11 +83,22 @@ struct Claim<'a> {
     catalog: &'a Catalog,
     options: &'a Options,
     held: &'a Held,
+    derived: &'a DerivedNames,
     notes: Vec<Note>,
 }
 
 impl Claim<'_> {
-    fn settle(&mut self, mut candidates: Vec<Candidate>) -> Option<Backend> {
+    fn settle(&mut self, candidates: Vec<Candidate>) -> Option<Backend> {
+        // An empty backend is kept, but not made.
+        let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || self.holds(&candidate.service);
+        let asking: Vec<_> = candidates.into_iter().filter(asks).collect();
+        let mut candidates = Vec::new();
+        for candidate in asking {
+            match self.refusal(&candidate) {
+                Some(text) => self.note(Severity::Error, &candidate.service, Code::NotAllowed, text),
+                None => candidates.push(candidate),
+            }
+        }
         candidates.sort_by(|a, b| {
             let order = |candidate: &Candidate| {
                 // Only a backend that is there can be given servers.
@@ -88,6 +116,48 @@ impl Claim<'_> {
             }
         }
         self.merged(members, &first)
+    }
+
+    /// Why a candidate may not ask for the name, whoever else does.
+    fn refusal(&self, candidate: &Candidate) -> Option<String> {
+        let Self { name, options: Options { grants, .. }, .. } = self;
+        let service = &candidate.service;
+        if self.place.is_theirs {
+            let may = grants.may_join(service, name);
+            return (!may).then(|| self.not_allowed(service, "is not one that this program made", "join"));
+        }
+        if !grants.may_make(service, name) {
+            return Some(self.not_allowed(service, "is not among those that its namespace may use", "backends"));
+        }
+        // A name that nobody holds yet is kept for the service that it is derived from.
+        let others = |namespaces: &BTreeSet<String>| namespaces.iter().any(|other| *other != service.namespace);
+        let is_anothers = derived_name(service) != name.as_str()
+            && !self.holds(service)
+            && !grants.lists(service, name)
+            && self.derived.get(name.as_str()).is_some_and(others);
+        is_anothers.then(|| self.not_allowed(service, "has the name of a service of another namespace", "backends"))
+    }
+
+    /// `setting`: which one would allow it.
+    fn not_allowed(&self, service: &ServiceKey, why: &str, setting: &str) -> String {
+        let (name, namespace) = (self.name, service.namespace.escape_debug());
+        let value = if setting == "join" { "`true`".to_owned() } else { format!("a list with `{name}`") };
+        format!("not routed: the backend {name} {why}; `namespaces.{namespace}.{setting}` = {value} would allow it")
+    }
+
+    /// Whether a candidate shares the backend with the service that holds it first.
+    fn shares(&self, candidate: &Candidate, first: &First) -> bool {
+        let grants = &self.options.grants;
+        let is_let = |service: &ServiceKey| match self.place.is_theirs {
+            true => grants.lets_join(service),
+            false => grants.lists(service, self.name),
+        };
+        let is_of_its_namespace = candidate.service.namespace == first.service.namespace;
+        let has_it = (candidate.explicit && first.explicit) || self.holds(&candidate.service);
+        // Whoever was let into it by the settings does not keep out the service that it is named after.
+        let is_its_own = derived_name(&candidate.service) == self.name.as_str();
+        let is_joined_first = is_its_own && first.explicit && is_let(&first.service);
+        (is_of_its_namespace && has_it) || (candidate.explicit && is_let(&candidate.service)) || is_joined_first
     }
 
     /// The place of a service among those that hold the name, and behind them.
@@ -147,9 +217,12 @@ impl Claim<'_> {
             return None;
         }
         let Self { name, options: Options { prefix, .. }, .. } = self;
-        let shares = (first.explicit && candidate.explicit) || self.holds(&candidate.service);
-        if !shares || candidate.backend.kind != first.kind {
+        if !self.shares(candidate, first) || candidate.backend.kind != first.kind {
             let First { service, absent, .. } = first;
+            if candidate.explicit && service.namespace != candidate.service.namespace {
+                let why = format!("belongs to service {service}, which is of another namespace");
+                return Some((Code::NotAllowed, self.not_allowed(&candidate.service, &why, "backends")));
+            }
             let text = format!(
                 "not routed: the backend {name} belongs to service {service}{absent}; \
                  give one of them another name with {prefix}backend.name"
@@ -189,7 +262,7 @@ impl Claim<'_> {
             backend.services.extend(held);
             backend.services.sort_by_key(|service| self.rank(service));
         }
-        backend.settings.description = self.options.owner.describe(&backend.services);
+        backend.settings.description = self.options.owner.describe(self.name, &backend.services);
         Some(backend)
     }
 

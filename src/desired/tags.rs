@@ -11,9 +11,11 @@ use super::{Balance, Mode, ServerOptions, Timing};
 pub enum Enable {
     /// `true`.
     Yes,
-    /// `false`, or not said.
-    #[default]
+    /// `false`.
     No,
+    /// There is no such tag.
+    #[default]
+    Unsaid,
     /// A value that is neither: nothing is added, and nothing is taken away.
     Unclear,
 }
@@ -118,17 +120,28 @@ const TAGS: &[(&str, bool)] = &[
 /// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest tag, in bytes, that is read: more than any good value takes.
+const LONGEST_TAG: usize = 1500;
+/// Stands for the value of a longer one. No rule takes it.
+const TOO_LONG: &str = "…";
+/// Complaints about one registration that are spelled out.
+const MOST_COMPLAINTS: usize = 10;
+/// The longest name, in bytes, for which the nearest known one is looked up.
+const LONGEST_GUESS: usize = 40;
+
 /// Reads the tags that start with the prefix; the others are none of our business. The order of tags
 /// changes from answer to answer, so the last of two wins by its value, not by its place.
 pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Intent, Vec<Complaint>) {
     let mut intent = Intent::default();
     let mut complaints = Vec::new();
-    let mut ours: Vec<&str> = tags.into_iter().filter_map(|tag| tag.strip_prefix(prefix)).collect();
+    let ours = tags.into_iter().filter_map(|tag| tag.strip_prefix(prefix));
+    let mut ours: Vec<(&str, bool)> = ours.map(|tag| (beginning(tag), tag.len() > LONGEST_TAG)).collect();
     ours.sort_unstable();
     ours.dedup();
     let mut seen: Option<&str> = None;
-    for tag in ours {
+    for (tag, is_too_long) in ours {
         let (name, value) = tag.split_once('=').map_or((tag, None), |(name, value)| (name, Some(value.trim())));
+        let value = if is_too_long { Some(TOO_LONG) } else { value };
         let Some((known, of_section)) = TAGS.iter().find(|(known, _)| *known == name) else {
             complaints.push(unknown(prefix, name));
             continue;
@@ -147,7 +160,25 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
             intent.section.push(known);
         }
     }
+    if let Some(more) = complaints.len().checked_sub(MOST_COMPLAINTS).filter(|more| *more > 0) {
+        complaints.truncate(MOST_COMPLAINTS);
+        complaints.push(Complaint(format!("{more} more tags are ignored")));
+    }
     (intent, complaints)
+}
+
+/// A tag that has the prefix, but for its case.
+pub fn in_another_case<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let is_it = |tag: &&str| {
+        let start = tag.get(..prefix.len());
+        start.is_some_and(|start| start != prefix && start.eq_ignore_ascii_case(prefix))
+    };
+    tags.into_iter().filter(is_it).map(beginning).min()
+}
+
+fn beginning(tag: &str) -> &str {
+    let end = (0..=tag.len().min(LONGEST_TAG)).rev().find(|at| tag.is_char_boundary(*at));
+    &tag[..end.unwrap_or(0)]
 }
 
 fn shorten(text: &str) -> String {
@@ -155,7 +186,9 @@ fn shorten(text: &str) -> String {
 }
 
 fn unknown(prefix: &str, name: &str) -> Complaint {
-    let nearest = TAGS.iter().map(|(known, _)| (strsim::damerau_levenshtein(name, known), *known)).min();
+    // The distance takes the product of both lengths.
+    let guesses = TAGS.iter().filter(|_| name.len() <= LONGEST_GUESS);
+    let nearest = guesses.map(|(known, _)| (strsim::damerau_levenshtein(name, known), *known)).min();
     let hint = match nearest {
         Some((distance, known)) if distance <= 3.max(known.len() / 3) => format!("; did you mean {prefix}{known}?"),
         _ => String::new(),
@@ -336,6 +369,35 @@ mod tests {
         assert_eq!((intent.server.weight, intent.mode, intent.enable), (None, None, Enable::Unclear));
         assert_eq!(complaints.len(), 3);
         assert!(complaints.iter().any(|c| c.contains("0 to 256")), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_tag_of_any_length_is_read_by_its_beginning_and_takes_no_good_value() {
+        let long = "a".repeat(1_000_000);
+        for name in ["check.path=/", "check.host=", "weight=0000", "enable=true ", "backend.name=", "drain=1s", ""] {
+            let spaces = " ".repeat(1_000_000);
+            let tags = [format!("haproxy.{name}{long}"), format!("haproxy.{name}{spaces}1")];
+            let (intent, complaints) = read(&[&tags[0], &tags[1]]);
+            let text = complaints.concat();
+            assert!(!text.is_empty() || name.starts_with("backend.name"), "{name}");
+            assert!(text.len() < 1000, "{}", text.len());
+            assert!(intent.check == CheckTags::default() && intent.server == ServerOptions::default(), "{intent:?}");
+            assert_eq!(intent.enable, if name.starts_with("enable") { Enable::Unclear } else { Enable::Unsaid });
+        }
+    }
+
+    #[test]
+    fn many_bad_tags_are_counted() {
+        let tags: Vec<String> = (0..5000).map(|n| format!("haproxy.x{n}")).collect();
+        let (_, complaints) = read(&tags.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!((complaints.len(), complaints[10].as_str()), (11, "4990 more tags are ignored"));
+    }
+
+    #[test]
+    fn a_prefix_in_another_case_is_seen() {
+        let seen = |tags: &[&'static str]| in_another_case("haproxy.", tags.iter().copied());
+        assert_eq!(seen(&["x", "haproxy.enable", "HAProxy.enable=true"]), Some("HAProxy.enable=true"));
+        assert_eq!(seen(&["haproxy.enable", "HAProxyé", "HAProxy"]), None);
     }
 
     #[test]

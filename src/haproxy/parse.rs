@@ -136,7 +136,7 @@ struct Reading {
 impl Reading {
     fn directive(&mut self, words: &[&str]) -> Option<()> {
         match words {
-            ["description", rest @ ..] => self.description = Some(rest.join(" ")),
+            ["description", rest @ ..] if self.description.is_none() => self.description = Some(rest.join(" ")),
             ["mode", mode] => self.mode = Some(mode.parse().ok()?),
             ["balance", rest @ ..] => self.balance = Some(rest.join(" ").parse().ok()?),
             ["retries", n] => self.retries = Some(n.parse().ok()?),
@@ -251,6 +251,7 @@ mod tests {
         let lines = |extra: &str| format!("{base}\n{extra}").lines().map(str::to_owned).collect::<Vec<_>>();
         assert!(read(&lines("")[..5]).is_some());
         assert!(read(&lines("http-request deny")).is_none());
+        assert!(read(&lines("description y")).is_none());
         assert!(read(&lines("default-server check ssl")).is_none());
         assert!(read(&lines("http-check expect status 200")).is_none());
     }

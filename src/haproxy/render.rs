@@ -18,11 +18,16 @@ pub fn header(name: &BackendName, from: Option<&str>) -> String {
     }
 }
 
+/// The directive that says whose a backend is, without the end of its line.
+pub fn description(description: &str) -> String {
+    format!("  description {description}")
+}
+
 /// The directives of a backend that is ours, without its servers.
 pub fn settings(settings: &BackendSettings) -> Vec<String> {
     let BackendSettings { description, mode, balance, check } = settings;
     let mut lines = vec![
-        format!("  description {description}\n"),
+        self::description(description) + "\n",
         format!("  mode {}\n", mode.as_str()),
         format!("  balance {balance}\n"),
         format!("  retries {RETRIES}\n"),

@@ -219,7 +219,7 @@ mod tests {
     fn a_line_that_is_lost_is_named_without_its_values_and_ours_do_not_count() {
         let base = "backend theirs\n  server a 127.0.0.1:1\n";
         let with_ours = format!(
-            "{base}  server b 127.0.0.1:2 # {{\"owner\":\"nomad\",\"freed\":\"1\"}}\nbackend ours\n  description nomad-haproxy:nomad\n  mode http\n"
+            "{base}  server theirs_1 127.0.0.1:2 # {{\"owner\":\"nomad\",\"freed\":\"1\"}}\nbackend ours\n  description nomad-haproxy:nomad\n  mode http\n"
         );
         assert_eq!(observed(base).foreign(), observed(&with_ours).foreign());
         let lost = harm(&observed(base), &observed("backend theirs\n"));

@@ -18,7 +18,7 @@ use crate::haproxy::render;
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Foreign, Observed};
 
-use super::{Edit, Plan, ServerEdit};
+use super::{Edit, Plan, Rewrite, ServerEdit};
 
 /// The format of the file.
 const FORMAT: u64 = 1;
@@ -247,11 +247,15 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
         }
         Edit::Change { settings, rewrite, servers: _, edits } => {
             let edits = servers(edits);
-            if !rewrite && edits.is_empty() {
+            if *rewrite == Rewrite::Nothing && edits.is_empty() {
                 return None;
             }
             lines.push("change\n".to_owned());
-            lines.extend(rewrite.then(|| render::settings(settings)).into_iter().flatten());
+            match rewrite {
+                Rewrite::Nothing => {}
+                Rewrite::Description => lines.push(format!("description {}\n", settings.description)),
+                Rewrite::Settings => lines.extend(render::settings(settings)),
+            }
             lines.extend(edits);
         }
         Edit::Servers(edits) => {

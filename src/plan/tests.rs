@@ -6,7 +6,7 @@ use super::review::{Permit, Review};
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
-use crate::desired::{InstanceId, Present, ServiceKey, SlotPolicy};
+use crate::desired::{Grant, Grants, InstanceId, Present, ServiceKey, SlotPolicy};
 use crate::haproxy::text::ConfigText;
 use crate::plane::Runtime;
 
@@ -52,7 +52,10 @@ fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     }
     let slots = SlotPolicy { min_free: 1, max: 8 };
     let (prefix, owner) = ("haproxy.".into(), owner());
-    build(&catalog, present, &build::Options { prefix, owner, slots, init_state: false, lingers: true })
+    // Whether a service may join a backend of somebody's is not what these tests are about.
+    let anything = Grant { backends: vec!["*".to_owned()], join: true };
+    let grants = Grants::new(&[("*".to_owned(), anything)].into()).expect("globs");
+    build(&catalog, present, &build::Options { prefix, owner, slots, init_state: false, lingers: true, grants })
 }
 
 fn observed(text: &str) -> Observed {
@@ -561,4 +564,51 @@ fn a_backend_whose_service_becomes_static_stays_as_it_is() {
         [("api", &["enable", "backend=static"]), ("plain", &["enable", "backend=static"])];
     let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
     assert!(planned.plan.is_empty(), "{:?}", planned.plan);
+}
+
+/// The description says which services a backend has, and since 0.2 which backend it is.
+#[test]
+fn a_change_of_nothing_but_the_description_takes_no_reload() {
+    let alone: (&str, &[&str]) = ("blue", &["enable", "backend.name=shop"]);
+    let joined: (&str, &[&str]) = ("green", &["enable", "backend.name=shop"]);
+    let before = after(&[alone], THEIRS);
+    let old = observed(&before.text.to_string().replace("nomad-haproxy:nomad shop ", "nomad-haproxy:nomad "));
+    assert_ne!(old.text, before.text);
+    let both = after(&[alone, joined], &before.text.to_string());
+    for (services, from, described) in [
+        (&[alone][..], &old, "shop default/blue\n"),
+        (&[alone, joined], &before, "shop default/blue default/green\n"),
+        (&[alone], &both, "shop default/blue\n"),
+    ] {
+        let built = built_over(&from.present(), services);
+        let plan = plan(&built, from, Strategy::UseExisting).expect("no conflict").plan;
+        assert!(plan.is_live() && !plan.is_empty(), "{plan:?}");
+        let after = applied(&plan, from).text.to_string();
+        assert!(after.contains(described), "{after}");
+        let (live, waiting) = plan.split(Plan::default());
+        assert!(waiting.is_empty() && applied(&live, from).text.to_string() == after);
+    }
+    let commented = observed(&old.text.to_string().replace("default/blue\n", "default/blue # mine\n"));
+    let plan = plan(&built(&[alone]), &commented, Strategy::UseExisting).expect("no conflict").plan;
+    assert!(applied(&plan, &commented).text.to_string().contains("shop default/blue # mine\n"));
+    assert!(applied(&plan, &commented).backends["shop"].is_ours());
+}
+
+#[test]
+fn a_copy_made_by_hand_is_not_touched_and_takes_no_instance_away() {
+    let before = after(&[("api", &["enable"])], THEIRS).text.to_string();
+    let section = &before[before.find("backend api").expect("ours")..];
+    let old = |text: &str| text.replace("nomad-haproxy:nomad api ", "nomad-haproxy:nomad ");
+    for copy in
+        [section.replacen("backend api", "backend copy", 1), old(&section.replacen("backend api", "backend copy", 1))]
+    {
+        let both = observed(&format!("{before}{copy}"));
+        for services in [&[("api", &["enable", "balance=first"][..])][..], &[]] {
+            let planned =
+                plan(&built_over(&both.present(), services), &both, Strategy::UseExisting).expect("no conflict");
+            let after = applied(&planned.plan, &both);
+            assert!(after.text.to_string().ends_with(&copy), "{}", after.text);
+            assert_eq!(after.backends.get("api").is_some_and(ObservedBackend::is_ours), !services.is_empty());
+        }
+    }
 }

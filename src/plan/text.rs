@@ -8,7 +8,7 @@ use crate::haproxy::render;
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 use crate::observed::Observed;
 
-use super::{Edit, Plan, ServerEdit};
+use super::{Edit, Plan, Rewrite, ServerEdit};
 
 /// The text that the plan leads to, at the same version.
 pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
@@ -21,10 +21,14 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
         match edit {
             Edit::Delete => text.remove_section(section),
             Edit::Change { settings, rewrite, edits, .. } => {
-                let fresh = rewrite.then(|| render::settings(settings));
-                change(&mut text, section, fresh, edits, owner);
+                let (description, fresh) = match rewrite {
+                    Rewrite::Nothing => (None, None),
+                    Rewrite::Description => (Some(settings.description.as_str()), None),
+                    Rewrite::Settings => (None, Some(render::settings(settings))),
+                };
+                change(&mut text, section, description, fresh, edits, owner);
             }
-            Edit::Servers(edits) => change(&mut text, section, None, edits, owner),
+            Edit::Servers(edits) => change(&mut text, section, None, None, edits, owner),
             Edit::Create { .. } => {}
         }
     }
@@ -39,11 +43,12 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
     text
 }
 
-/// Rewrites one section. Comments and blank lines stay where they are; where the settings are written
+/// Rewrites one section: its description, all its settings, or just servers. Comments and blank lines stay where they are; where the settings are written
 /// anew they stand behind the header, and every directive that is no server goes.
 fn change(
     text: &mut ConfigText,
     section: &Section,
+    description: Option<&str>,
     settings: Option<Vec<String>>,
     edits: &[ServerEdit],
     owner: &Owner,
@@ -66,6 +71,10 @@ fn change(
                 ServerLine::Ours(name, _) => edits.iter().find(|edit| *edit.name() == name),
                 ServerLine::Foreign(_) => None,
             },
+            "description" if description.is_some() => {
+                lines.extend(description.map(|text| described(text, directive.comment.as_deref())));
+                continue;
+            }
             // A line that has words, if only an empty one (`""`).
             keyword if rewrite && !directive.words.is_empty() && !keyword.starts_with('.') => continue,
             _ => None,
@@ -87,6 +96,12 @@ fn change(
     let end = if blocks.is_inside() { before_block } else { lines.len() };
     lines.splice(end..end, new.collect::<Vec<_>>());
     text.splice(section.lines.clone(), lines);
+}
+
+/// A description, with a person's comment behind it.
+fn described(description: &str, comment: Option<&str>) -> String {
+    let comment = comment.map(|comment| format!(" # {comment}")).unwrap_or_default();
+    render::description(description) + &comment + "\n"
 }
 
 /// The last line of a file may lack its end; what follows it must not run into it.

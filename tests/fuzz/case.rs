@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
 use nomad_haproxy::desired::build;
-use nomad_haproxy::desired::{BackendName, Owner, ServiceKey, SlotPolicy};
+use nomad_haproxy::desired::{BackendName, Grant, Grants, Owner, ServiceKey, SlotPolicy};
 use nomad_haproxy::plan::{self, Strategy as Taken};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -32,6 +32,8 @@ pub struct Settings {
     pub linger: Duration,
     pub slots: SlotPolicy,
     pub init_state: bool,
+    /// What each namespace may: its backends, and whether it may join somebody's.
+    pub namespaces: Vec<(&'static str, Vec<&'static str>, bool)>,
 }
 
 /// One pass, and what a person did before it.
@@ -78,7 +80,22 @@ impl Settings {
     pub fn build(&self) -> build::Options {
         let Self { slots, init_state, linger, .. } = *self;
         let lingers = !linger.is_zero();
-        build::Options { prefix: "haproxy.".to_owned(), owner: Self::owner(), slots, init_state, lingers }
+        build::Options {
+            prefix: "haproxy.".to_owned(),
+            owner: Self::owner(),
+            slots,
+            init_state,
+            lingers,
+            grants: self.grants(),
+        }
+    }
+
+    fn grants(&self) -> Grants {
+        let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
+            let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
+            ((*name).to_owned(), Grant { backends, join: *join })
+        };
+        Grants::new(&self.namespaces.iter().map(entry).collect()).expect("globs")
     }
 
     pub fn plan(&self, now: Duration) -> plan::Options {
@@ -97,12 +114,20 @@ fn settings() -> impl Strategy<Value = Settings> {
     let taken =
         prop_oneof![6 => Just(Taken::UseExisting), 1 => Just(Taken::CreateNew), 1 => Just(Taken::FailOnConflict)];
     let linger = select(&[0, 0, 60, 600, u64::MAX][..]).prop_map(Duration::from_secs);
-    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>()).prop_map(
-        |(taken, linger, min_free, max, init_state)| Settings {
+    let globs = prop::collection::vec(select(&["*", "shop", "a*", "from"][..]), 0..3);
+    let entry = (select(&["*", "default", "team-*", "team-b"][..]), globs, any::<bool>());
+    let namespaces = prop_oneof![
+        2 => Just(Vec::new()),
+        2 => Just(vec![("*", vec!["*"], true)]),
+        1 => prop::collection::vec(entry, 1..3),
+    ];
+    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>(), namespaces).prop_map(
+        |(taken, linger, min_free, max, init_state, namespaces)| Settings {
             taken,
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
+            namespaces,
         },
     )
 }
