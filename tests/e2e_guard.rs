@@ -8,7 +8,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::api::{Rig, Way};
+use support::api::{Rig, WAYS, Way};
 use support::controller::{Controller, Env, run, stderr, stdout};
 use support::nomad::Nomad;
 use support::wait_for;
@@ -109,8 +109,14 @@ async fn serving(nomad: &Nomad, rig: &Rig, env: &Env) -> Controller {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
+    for way in WAYS {
+        wiped(way).await;
+    }
+}
+
+async fn wiped(way: Way) {
     let mut nomad = Nomad::start().await;
-    let rig = Rig::start(Way::Local, "3.2").await;
+    let rig = Rig::start(way, "3.2").await;
     let env = env(&rig, &nomad);
     let controller = serving(&nomad, &rig, &env).await;
 
