@@ -90,6 +90,19 @@ impl Catalog {
         self.services.values().map(Vec::len).sum()
     }
 
+    /// What could not be read, in words.
+    pub fn gaps(&self) -> impl Iterator<Item = String> + '_ {
+        let namespaces = self.namespaces.iter().map(|(namespace, unread)| match unread {
+            Unread::Missing => format!("the namespace {} does not exist", namespace.escape_debug()),
+            Unread::Failed(why) => format!("namespace {}: {why}", namespace.escape_debug()),
+        });
+        let services = self.unreadable.iter().map(|(service, why)| {
+            let name: String = service.to_string().chars().take(200).collect();
+            format!("service {name}: {why}")
+        });
+        namespaces.chain(services)
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

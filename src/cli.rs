@@ -166,6 +166,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Catalog => {
             let read = source(&config, None)?.read(&std::collections::BTreeSet::new()).await?;
             print(&catalog::file::render(&read))?;
+            // A file cannot say what is missing from it.
+            let missing: Vec<String> = read.gaps().collect();
+            anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
         }
         other => match config.plane.clone() {

@@ -8,7 +8,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::api::{Rig, Way};
+use support::api::{Rig, WAYS, Way};
 use support::controller::{Controller, Env, run, stderr, stdout};
 use support::nomad::Nomad;
 use support::wait_for;
@@ -109,8 +109,14 @@ async fn serving(nomad: &Nomad, rig: &Rig, env: &Env) -> Controller {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
+    for way in WAYS {
+        wiped(way).await;
+    }
+}
+
+async fn wiped(way: Way) {
     let mut nomad = Nomad::start().await;
-    let rig = Rig::start(Way::Local, "3.2").await;
+    let rig = Rig::start(way, "3.2").await;
     let env = env(&rig, &nomad);
     let controller = serving(&nomad, &rig, &env).await;
 
@@ -201,7 +207,7 @@ async fn a_lost_node_takes_out_its_own_and_nobody_else() {
     let mut lost = nomad.join("b").await;
     let rig = Rig::start(Way::Local, "3.2").await;
     for number in 0..JOBS {
-        let node = if number % 2 == 0 { "a" } else { "b" };
+        let node = if number.is_multiple_of(2) { "a" } else { "b" };
         nomad.submit(job_on(node, &format!("job-{number}"))).await;
     }
     let controller = Controller::start(&env(&rig, &nomad), &[]);
@@ -209,7 +215,7 @@ async fn a_lost_node_takes_out_its_own_and_nobody_else() {
     lost.kill();
     wait_for_seated(&rig, ALL / 2).await;
     wait_for_held(&controller, 0).await;
-    let is_right = |number: usize| serves(&rig, &format!("job_{number}_0")) == (number % 2 == 0);
+    let is_right = |number: usize| serves(&rig, &format!("job_{number}_0")) == number.is_multiple_of(2);
     assert!((0..JOBS).all(is_right), "{}", rig.haproxy.text());
 }
 
@@ -224,6 +230,8 @@ async fn a_mistyped_namespace_takes_nobody_out() {
     let json = plan_json(&env).await;
     assert_eq!(json["namespaces"][0]["code"], "missing-namespace", "{json}");
     assert_eq!((&json["guard"]["instances"], &json["changes"]), (&ALL.into(), &false.into()), "{json}");
+    let catalog = run(&env, &["catalog"]).await;
+    assert!(!catalog.status.success() && stderr(&catalog).contains("defualt does not exist"), "{}", stderr(&catalog));
     let controller = Controller::start(&env, &[]);
     wait_for_held(&controller, ALL).await;
     stays(&rig).await;
