@@ -81,7 +81,7 @@ impl Cli {
 pub enum Command {
     /// Run the controller: a pass at each change, until SIGTERM
     Run {
-        /// Read the catalog from a file instead of Nomad, anew for each pass
+        /// Read the catalog from a file instead of Nomad, again for each pass
         #[arg(long, value_name = "FILE")]
         catalog: Option<PathBuf>,
     },
@@ -160,7 +160,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         other => match config.plane.clone() {
             None => anyhow::bail!(
-                "HAProxy is nowhere: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
+                "no HAProxy is configured: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
                  or haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine"
             ),
             Some(PlaneSettings::Local(settings)) => {
