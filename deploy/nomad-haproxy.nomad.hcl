@@ -100,7 +100,7 @@ job "nomad-haproxy" {
         args = [
           "run",
           "--nomad-address=unix://${NOMAD_SECRETS_DIR}/api.sock",
-          # Nomad renews the identity's token in this file; it is read anew for each request.
+          # Nomad renews the identity's token in this file; it is read again for each request.
           "--nomad-token-file=${NOMAD_SECRETS_DIR}/nomad_token",
           # Nomad sets NOMAD_NAMESPACE to the job's own, which would hide all others.
           "--nomad-namespace=*",

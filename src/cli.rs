@@ -81,7 +81,7 @@ impl Cli {
 pub enum Command {
     /// Run the controller: a pass at each change, until SIGTERM
     Run {
-        /// Read the catalog from a file instead of Nomad, anew for each pass
+        /// Read the catalog from a file instead of Nomad, again for each pass
         #[arg(long, value_name = "FILE")]
         catalog: Option<PathBuf>,
     },

@@ -106,7 +106,7 @@ settings! {
         /// ACL token
         #[arg(id = "nomad-token", long = "nomad-token", env = "NOMAD_TOKEN", hide_env_values = true, value_parser = secret, value_name = "TOKEN")]
         token: SecretString,
-        /// File with the ACL token, read anew for each request
+        /// File with the ACL token, read again for each request
         #[arg(id = "nomad-token-file", long = "nomad-token-file", env = "NOMAD_TOKEN_FILE", value_name = "FILE")]
         token_file: PathBuf,
         /// Region

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::api::{Rig, Way};
 use support::controller::{registration, write_catalog};
+use support::haproxy::{Haproxy, hand_written};
 use support::nomad::{self, Nomad, job};
 use support::{root, wait_for};
 
@@ -94,20 +96,23 @@ fn the_example_has_every_setting() {
         example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
     let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
     assert_eq!(entry, ["backends", "join"]);
-    // The names of the fields, as the program prints them of itself.
+    // The names of the fields, as the program prints them of itself, under the names of their sections.
     let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
     let printed = format!("{without:#?}");
-    let known: BTreeSet<&str> = printed
-        .lines()
-        .filter(|line| line.starts_with("        ") && !line.starts_with("            "))
-        .filter_map(|line| line.trim().split_once(": "))
-        .map(|(key, _)| key)
-        .collect();
-    let shown: BTreeSet<&str> = sections
+    let mut section = "";
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for line in printed.lines().filter(|line| !line.starts_with("            ")) {
+        let Some((key, _)) = line.trim().split_once(": ") else { continue };
+        if line.starts_with("        ") {
+            known.insert(format!("{section}.{key}"));
+        } else {
+            section = key;
+        }
+    }
+    let shown: BTreeSet<String> = sections
         .iter()
-        .filter_map(|(_, section)| section.as_object())
-        .flat_map(|section| section.keys())
-        .map(String::as_str)
+        .filter_map(|(section, keys)| Some((section, keys.as_object()?)))
+        .flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}.{key}")))
         .collect();
     assert_eq!(known, shown);
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
@@ -217,6 +222,53 @@ fn the_unit_is_in_form_and_needs_no_root() {
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !said.contains("nomad-haproxy.service"), "{said}");
+}
+
+/// As the unit and its README have it: a user of its own that owns the folder of the configuration, and whose group
+/// may use HAProxy's master socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_plane_needs_no_root() {
+    // Nobody has them.
+    const USER: u32 = 61_001;
+    const GROUP: u32 = 61_002;
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can become another user");
+        return;
+    }
+    let mut haproxy = Haproxy::prepare(support::haproxy::binary("3.2").unwrap());
+    haproxy.socket_options = format!("mode,660,gid,{GROUP}");
+    std::fs::write(haproxy.config(), hand_written(haproxy.folder(), haproxy.port)).unwrap();
+    haproxy.launch().await;
+    let rig = Rig::with(Way::Local, "3.2", haproxy).await;
+    let own = |path: &Path, mode: u32| {
+        std::os::unix::fs::chown(path, Some(USER), Some(GROUP)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    own(rig.haproxy.folder(), 0o755);
+    own(&rig.haproxy.config(), 0o644);
+    let mut env = rig.env();
+    env.push(("HAPROXY_WORKING_DIRECTORY".to_owned(), "/".to_owned()));
+    env.push(("HAPROXY_FILES".to_owned(), rig.haproxy.config().display().to_string()));
+    let unprivileged = |arguments: &[&str]| {
+        let inner = support::controller::command(&env, arguments);
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={USER}"), format!("--regid={USER}"), format!("--groups={GROUP}")]);
+        command.args(["--no-new-privs", "--bounding-set=-all"]).arg(inner.get_program()).args(inner.get_args());
+        command.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).output().unwrap()
+    };
+    if !unprivileged(&["--version"]).status.success() {
+        eprintln!("skipped: another user may not run {}", support::controller::binary().display());
+        return;
+    }
+    // A reload, then a live change.
+    for weight in ["weight=1", "weight=2"] {
+        write_catalog(&rig.catalog(), &[registration("api", "1", 1, 2001, &["enable=true", weight])]);
+        own(&rig.catalog(), 0o600);
+        let output = unprivileged(&["apply", "--catalog", rig.catalog().to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        rig.agrees().await;
+    }
+    assert_eq!(std::fs::metadata(rig.haproxy.config()).unwrap().uid(), USER);
 }
 
 #[test]

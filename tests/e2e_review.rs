@@ -7,16 +7,35 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use support::api::{Rig, Way};
 use support::controller::{apply, registration, run, stderr, stdout, write_catalog};
-use support::haproxy::has_backend;
+use support::haproxy::{Haproxy, hand_written, has_backend, matrix};
 
 everywhere!(a_pipeline_applies_what_was_reviewed_and_nothing_else, pipeline);
 everywhere!(what_haproxy_refuses_is_left_out_of_both, left_out);
 everywhere!(a_removal_that_was_reviewed_a_while_ago_is_applied, removal);
+
+everywhere!(a_reload_that_fails_ends_a_reviewed_pass, failed_reload);
+
+/// With several `defaults` sections the Data Plane API writes out once what each section inherits, before the first
+/// write: that is nobody else's change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_api_makes_of_the_file_is_no_difference() {
+    let config = |folder: &Path, port: u16| {
+        let more = "\ndefaults other\n  mode tcp\n  timeout connect 1s\n  timeout client 1s\n  timeout server 1s\n";
+        hand_written(folder, port) + more
+    };
+    for series in matrix() {
+        let rig = Rig::with(Way::Api, series, Haproxy::start_with(series, config).await).await;
+        write_catalog(&rig.catalog(), &[registration("api", "1", 1, 2001, &["enable=true"])]);
+        review(&rig).await;
+        let (applied, said) = apply_reviewed(&rig).await;
+        assert!(applied && has_backend(&rig.haproxy.text(), "api"), "HAProxy {series}: {said}");
+    }
+}
 
 fn file(rig: &Rig) -> PathBuf {
     rig.haproxy.folder().join("reviewed.plan")
@@ -125,4 +144,24 @@ async fn removal(rig: Rig, _way: Way) {
     assert!(applied && said.contains("no reload"), "{said}");
     rig.agrees().await;
     assert_eq!((rig.haproxy.state("api/api_1").await, rig.haproxy.state("api/api_2").await), ("maint", "drain"));
+}
+
+/// It is valid, but cannot be loaded: nothing else than what was reviewed is tried instead.
+async fn failed_reload(rig: Rig, _way: Way) {
+    let first = registration("first", "1", 1, 2002, &["enable=true"]);
+    write_catalog(&rig.catalog(), std::slice::from_ref(&first));
+    apply(&rig.env(), &rig.catalog()).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
+    rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
+    write_catalog(&rig.catalog(), &[first, registration("api", "1", 1, 2001, &["enable=true"])]);
+    review(&rig).await;
+    let foreign = rig.foreign();
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(!applied && said.contains("could not load") && !said.contains("reviewed"), "{said}");
+    assert!(!has_backend(&rig.haproxy.text(), "api") && rig.foreign() == foreign);
+    // The text is the one from before again, so the review still holds.
+    drop(taken);
+    let (applied, said) = apply_reviewed(&rig).await;
+    assert!(applied && has_backend(&rig.haproxy.text(), "api"), "{said}");
 }

@@ -76,6 +76,8 @@ pub struct Haproxy {
     pub arguments: Vec<String>,
     /// Its environment, the variables of the test apart.
     pub environment: Vec<(String, String)>,
+    /// What its master socket is set up with.
+    pub socket_options: String,
     /// Its working directory, if not the test's.
     pub working_directory: Option<PathBuf>,
 }
@@ -110,6 +112,7 @@ impl Haproxy {
             arguments: vec!["-f".to_owned(), config_file.display().to_string()],
             config_file,
             environment: Vec::new(),
+            socket_options: "mode,600".to_owned(),
             working_directory: None,
         }
     }
@@ -118,7 +121,11 @@ impl Haproxy {
     pub async fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.folder().join("log")).unwrap();
         let mut command = Command::new(&self.binary);
-        command.arg("-W").arg("-S").arg(format!("{},mode,600", self.master().display())).args(&self.arguments);
+        command
+            .arg("-W")
+            .arg("-S")
+            .arg(format!("{},{}", self.master().display(), self.socket_options))
+            .args(&self.arguments);
         command.envs(self.environment.iter().cloned()).stdout(log.try_clone().unwrap()).stderr(log);
         if let Some(folder) = &self.working_directory {
             command.current_dir(folder);
