@@ -203,8 +203,8 @@ mod cases {
     pub async fn custom(rig: Rig, _way: Way) {
         let mine = Server::start("mine").await;
         let foreign = rig.foreign();
-        let tags = ["enable=true", "backend=custom", "backend.name=shop", "balance=first"];
-        write_catalog(&rig.catalog(), &[registration("shop-v2", "1", 1, mine.port(), &tags)]);
+        let tags = ["enable=true", "backend=custom", "balance=first"];
+        write_catalog(&rig.catalog(), &[registration("shop", "1", 1, mine.port(), &tags)]);
         let said = apply(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("haproxy.balance"), "a tag for the whole backend is said to be ignored: {said}");
         let client = reqwest::Client::new();

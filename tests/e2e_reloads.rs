@@ -50,8 +50,8 @@ async fn with_backend(way: Way, series: &str, lines: &[&str]) -> Rig {
 }
 
 fn in_pool(port: u16, tags: &[&str]) -> Value {
-    let tags: Vec<&str> = ["backend=custom", "backend.name=pool"].iter().chain(tags).copied().collect();
-    instance("pool-v2", port, &tags)
+    let tags: Vec<&str> = ["backend=custom"].iter().chain(tags).copied().collect();
+    instance("pool", port, &tags)
 }
 
 mod linger {

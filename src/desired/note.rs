@@ -49,6 +49,8 @@ pub enum Code {
     NotAllowed,
     /// It shares a backend, and asks for other settings than the service that holds it first.
     OtherSettings,
+    /// The backend is shared by as many services as its description can list.
+    TooManyServices,
     /// It is not to be touched any more (`backend=static`), and HAProxy has something of it.
     LeftAlone,
     /// An instance's address.

@@ -17,6 +17,10 @@ use super::{
     Backend, BackendKind, BackendName, BackendSettings, Code, Held, Note, Place, Present, ServiceKey, Severity,
 };
 
+/// The longest list of services in a description, in bytes. The Data Plane API reads no line of 64 KiB or more, and
+/// then nothing of the file (seen on 3.2).
+const LONGEST_LIST: usize = 32 * 1024;
+
 /// One service's part in a backend, before it is known who gets the name.
 pub(super) struct Candidate {
     pub(super) service: ServiceKey,
@@ -249,7 +253,15 @@ impl Claim<'_> {
             backend.settings = settings.clone();
         }
         (backend.services, backend.instances, backend.tags) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut length = 0;
         for member in members {
+            length += member.service.to_word().len() + 1;
+            if length > LONGEST_LIST {
+                let text =
+                    format!("not routed: the backend {} is shared by more services than one line can list", self.name);
+                self.note(Severity::Error, &member.service, Code::TooManyServices, text);
+                continue;
+            }
             self.say_what_is_ignored(&member, &backend.settings, first);
             backend.services.push(member.service);
             backend.instances.extend(member.backend.instances);

@@ -257,7 +257,8 @@ fn address() -> impl Strategy<Value = String> {
     ]
 }
 
-fn registration() -> impl Strategy<Value = Registration> {
+/// One registration.
+pub fn registration() -> impl Strategy<Value = Registration> {
     let id = prop_oneof![12 => (0u8..6).prop_map(|n| format!("i{n}")), 1 => hostile()];
     let alloc = prop_oneof![12 => Just("0a-1".to_owned()), 1 => hostile()];
     let port = prop_oneof![12 => 1000i64..1004, 1 => select(PORTS)];
