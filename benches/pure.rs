@@ -85,7 +85,7 @@ fn main() {
     let all = registrations(1000, 5);
     let catalog = catalog(&all);
     let json = serde_json::to_string(&all).expect("a list");
-    let none = std::collections::BTreeSet::default();
+    let none = nomad_haproxy::plan::LeftOut::default();
     let empty = Observed::new(1, ConfigText::new("defaults base\n  mode http\n"), &owner);
     let built = build(&catalog, &empty.present(), &options);
     let from_nothing = Plan::new(&built, &empty, &plan_options, &none).expect("no conflict").plan;

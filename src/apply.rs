@@ -25,9 +25,10 @@ use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
-use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
+use crate::plan::{self, Action, Changes, Conflict, Part, Waiting};
 use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
 use arrivals::Arrivals;
+use culprit::{Culprit, Found};
 pub use draft::Draft;
 use memory::{Memory, Process, Unhelped};
 pub use status::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
@@ -115,6 +116,8 @@ enum Round {
     Done,
     /// What it saw has moved.
     Again(WriteError),
+    /// It is being found out what cannot be loaded; this goes on for as long as there are backends to halve.
+    Search,
 }
 
 impl<P: Plane> Controller<P> {
@@ -167,16 +170,17 @@ impl<P: Plane> Controller<P> {
         let mut catalog = None;
         let mut rounds = 0;
         loop {
-            rounds += 1;
             let seen = self.look(info, moment, &mut catalog, status).await?;
             match self.round(seen, permit.as_mut(), status).await? {
                 Round::Done => return Ok(()),
+                Round::Search => {}
                 // The next round would do something else.
                 Round::Again(why @ WriteError::ReloadFailed { .. }) if permit.is_some() => return Err(why.into()),
-                Round::Again(last) if rounds == ROUNDS => {
-                    return Err(PassError::Unsettled { rounds, last: Box::new(last) });
+                Round::Again(last) if rounds + 1 == ROUNDS => {
+                    return Err(PassError::Unsettled { rounds: ROUNDS, last: Box::new(last) });
                 }
                 Round::Again(why) => {
+                    rounds += 1;
                     if let WriteError::HalfLive { .. } = why {
                         // What was reviewed is in the file: the rest is repair.
                         permit = None;
@@ -220,11 +224,16 @@ impl<P: Plane> Controller<P> {
         let options = build::Options { init_state, ..self.options.build.clone() };
         let mut built = build::build(catalog, &observed.present(), &options);
         self.memory.keep_refusals(&built.desired, &observed);
+        self.memory.keep_unresolved(&observed);
+        let looked = known == Process::Unknown;
+        if looked {
+            self.memory.unresolved(plan::unresolved(&process, &observed), moment.instant);
+        }
         status.became_ready.extend(self.arrivals.look(&built.desired, &observed, Instant::now()));
         let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
-        Ok(Seen { info, moment, observed, built, holding, process, looked: known == Process::Unknown })
+        Ok(Seen { info, moment, observed, built, holding, process, looked })
     }
 
     async fn round(
@@ -276,12 +285,18 @@ impl<P: Plane> Controller<P> {
                     if draft.waiting.is_empty() {
                         self.memory.taken(seen.moment.instant);
                     }
-                    return self.settle(&seen, all_out, status).await;
+                    let settled = self.settle(&seen, all_out, status).await?;
+                    return Ok(if self.memory.is_searching() { Round::Search } else { settled });
                 }
-                Err(WriteError::Invalid { message }) => self.leave_out(&seen, &draft.plan, message).await?,
+                Err(error @ (WriteError::Invalid { .. } | WriteError::TooLong { .. })) => {
+                    self.leave_out(&seen, &draft, error).await?;
+                }
+                // Parts of what was reviewed are something else.
+                Err(WriteError::ReloadFailed { message }) if permit.is_some() => {
+                    return Ok(Round::Again(self.not_loaded(&seen, draft.plan.waiting(), message, status)));
+                }
                 Err(WriteError::ReloadFailed { message }) => {
-                    let waiting = draft.plan.waiting();
-                    return Ok(Round::Again(self.not_loaded(&seen, waiting, message, status)));
+                    return self.search(&seen, draft.plan.waiting(), message, status).await;
                 }
                 Err(error @ (WriteError::Conflict(_) | WriteError::HalfLive { .. })) => {
                     self.memory.doubt();
@@ -300,6 +315,11 @@ impl<P: Plane> Controller<P> {
         let Seen { moment, observed, built, holding, .. } = seen;
         let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
         let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
+        while self.memory.is_searching() && draft.plan.is_live() {
+            // What could not be loaded is asked for no more.
+            self.memory.group_is_done();
+            draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
+        }
         draft.guard.clone_from(holding);
         let waiting = draft.plan.waiting();
         let waits = if waiting.is_empty() { None } else { self.reload_waits(&waiting, seen) };
@@ -392,6 +412,7 @@ impl<P: Plane> Controller<P> {
         let summary = draft.summary(observed, &staged.text);
         self.plane.commit(observed, staged).await?;
         status.written.push(summary);
+        self.memory.group_is_done();
         self.reloaded(seen, status).await;
         Ok(())
     }
@@ -408,6 +429,43 @@ impl<P: Plane> Controller<P> {
                 self.memory.doubt();
             }
         }
+    }
+
+    /// HAProxy could not load a change that is valid. If it can load the file without it, the backends are loaded in
+    /// halves, down to those that are at fault: a reload that fails costs no traffic. If it cannot, the cause is
+    /// none of ours, and all that takes a reload waits.
+    async fn search(
+        &mut self,
+        seen: &Seen,
+        waiting: Waiting,
+        message: String,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
+        if waiting.is_empty() {
+            return Ok(Round::Again(self.not_loaded(seen, waiting, message, status)));
+        }
+        if self.memory.is_searching() {
+            status.failed_reloads += 1;
+            self.memory.doubt();
+        } else {
+            let observed = self.plane.observe().await?;
+            match self.plane.reload(&observed).await {
+                Err(WriteError::ReloadFailed { message }) => {
+                    return Ok(Round::Again(self.not_loaded(seen, waiting, message, status)));
+                }
+                Err(error @ WriteError::Conflict(_)) => return Ok(Round::Again(error)),
+                Err(WriteError::Invalid { message }) => return Err(PassError::Broken(message)),
+                Err(error) => return Err(error.into()),
+                Ok(()) => {
+                    status.failed_reloads += 1;
+                    self.reloaded(seen, status).await;
+                }
+            }
+        }
+        tracing::warn!(error = message, "HAProxy could not load a change; finding out which part of it");
+        let group = waiting.backends().map(|name| (name.clone(), seen.concerned(name))).collect();
+        self.memory.halve(group, message, &seen.built.desired, &seen.observed, seen.moment.instant);
+        Ok(Round::Search)
     }
 
     /// HAProxy could not load a change: it is remembered, and the pass goes on without it.
@@ -427,11 +485,17 @@ impl<P: Plane> Controller<P> {
         status.version = observed.version;
         status.counts = Counts::new(&observed);
         status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
+        self.memory.keep_unresolved(&observed);
         if let Some(end) = observed.next_drain() {
             status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
         }
         let (pid, told) = match self.memory.process(observed.version) {
             Process::Loaded { pid } => {
+                // A name that does not resolve is no error of a reload.
+                if !plan::unresolved(&Runtime::loaded(&observed), &observed).is_empty() {
+                    let process = self.plane.runtime(&observed).await?;
+                    self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
+                }
                 // A server that drains is in maintenance in a process that has just started.
                 let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
                 (Some(pid), self.tell(&changes.out, status).await)
@@ -467,6 +531,9 @@ impl<P: Plane> Controller<P> {
             return self.reload_for(seen, &lacking(&lacks), status).await;
         }
         if others.is_empty() || unhelped(&[], &others) {
+            if self.resolves_now(seen).await? {
+                return self.reload_for(seen, "names of servers resolve now", status).await;
+            }
             if told {
                 self.memory.agrees(info.pid, observed.version);
             } else {
@@ -488,6 +555,24 @@ impl<P: Plane> Controller<P> {
             Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the host name of a server resolves now that did not when the process started. HAProxy says: where
+    /// it may not start without the address of such a server, it refuses those lines of which it has none.
+    async fn resolves_now(&mut self, seen: &Seen) -> Result<bool, PassError> {
+        let Seen { observed, moment, .. } = seen;
+        let servers = self.memory.take_unresolved(moment.instant);
+        if servers.is_empty() {
+            return Ok(false);
+        }
+        let must_resolve = culprit::with_addresses(observed, &servers);
+        Ok(match self.plane.validate(&must_resolve).await? {
+            Verdict::Valid => true,
+            Verdict::Refused(message) => {
+                (1..servers.len()).contains(&culprit::named_servers(&message, observed, &servers))
+            }
+            Verdict::TooLong(_) => false,
+        })
     }
 
     /// Loads the file as it is, since the process differs in what only a reload sets right; and looks whether
@@ -521,6 +606,7 @@ impl<P: Plane> Controller<P> {
         status.version = observed.version;
         status.counts = Counts::new(&observed);
         let process = self.plane.runtime(&observed).await?;
+        self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
         let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
         let (alone, actions) = states_alone(&rest);
         let told = self.tell(&out, status).await & self.tell(&alone, status).await;
@@ -572,27 +658,54 @@ impl<P: Plane> Controller<P> {
             self.plane.abort(staged).await?;
             match verdict? {
                 Verdict::Valid => return done(summary),
-                Verdict::Refused(message) => self.leave_out(&seen, &draft.plan, message).await?,
+                Verdict::Refused(message) => self.leave_out(&seen, &draft, WriteError::Invalid { message }).await?,
+                Verdict::TooLong(limit) => self.leave_out(&seen, &draft, WriteError::TooLong { limit }).await?,
             }
         }
     }
 
-    /// Finds the backend that HAProxy refuses and leaves it out of this pass, and of later ones until it is
-    /// due again or asked for in another way.
-    async fn leave_out(&mut self, seen: &Seen, plan: &Plan, message: String) -> Result<(), PassError> {
+    /// Finds what HAProxy refuses and leaves it out of this pass, and of later ones until it is due again or asked
+    /// for in another way.
+    async fn leave_out(&mut self, seen: &Seen, draft: &Draft, error: WriteError) -> Result<(), PassError> {
         let Seen { observed, built, moment, .. } = seen;
-        let owner = &self.options.plan.owner;
-        let found = culprit::find(&self.plane, observed, plan, owner, &message).await?;
-        let Some((name, message)) = found else { return Err(PassError::Broken(message)) };
-        tracing::debug!(backend = %name, message, "HAProxy refuses a backend; the others go on");
-        let wanted = built.desired.backends.get(&name).cloned();
-        let services = seen.concerned(&name);
-        let first = self.memory.refuse(name, wanted, observed, services, message.clone(), moment.instant);
-        if first { Ok(()) } else { Err(PassError::Broken(message)) }
+        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let left_out = self.memory.left_out(moment.instant);
+        let without = |parts| match Draft::new(built, observed, &options, &left_out.and(parts)) {
+            Ok(less) if draft.waiting.is_empty() => less.after,
+            Ok(less) => less.without_reload(built, observed, &options).after,
+            // There was none with those parts.
+            Err(_) => observed.clone(),
+        };
+        let known = match error {
+            WriteError::TooLong { limit } => Some(Verdict::TooLong(limit)),
+            _ => None,
+        };
+        let culprits = match culprit::find(&self.plane, &draft.plan.parts(), without, known).await? {
+            // It is the way to HAProxy that refuses it.
+            Found::Culprits(culprits) if culprits.is_empty() => return Err(error.into()),
+            Found::Culprits(culprits) => culprits,
+            Found::Nobody(message) => return Err(PassError::Broken(message)),
+        };
+        for (turn, culprit) in (0..).zip(culprits) {
+            let Culprit { part, message, .. } = &culprit;
+            tracing::debug!(?part, message, "HAProxy refuses a part of the plan; the rest goes on");
+            let (services, message) = (seen.concerned_by(part), message.clone());
+            if !self.memory.refuse(culprit, turn, &built.desired, observed, services, moment.instant) {
+                return Err(PassError::Broken(message));
+            }
+        }
+        Ok(())
     }
 }
 
 impl Seen {
+    /// The services that a part is of.
+    fn concerned_by(&self, part: &Part) -> BTreeSet<ServiceKey> {
+        let Part::Instance(name, id) = part else { return self.concerned(part.backend()) };
+        let instances = self.built.desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
+        instances.filter(|instance| instance.id == *id).map(|instance| instance.service.clone()).collect()
+    }
+
     /// The services that a backend is, or was, made for.
     fn concerned(&self, name: &BackendName) -> BTreeSet<ServiceKey> {
         let Self { built, observed, .. } = self;
@@ -626,7 +739,7 @@ fn lacking(servers: &[(BackendName, ServerName)]) -> String {
         all => format!(", nor {} others", all - 1),
     };
     let first = servers.first().map(|(backend, server)| format!("{backend}/{server}")).unwrap_or_default();
-    format!("the process has no server {first}{more}")
+    format!("the process has no server {first}{more}, or no address for it")
 }
 
 /// Of the text without what of ours changes without a reload, and without the API's header,

@@ -177,10 +177,12 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                  or haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine"
             ),
             Some(PlaneSettings::Local(settings)) => {
-                with_plane(other, &config, Local::new(settings, config.owner.clone())).await
+                let plane = Local::new(settings, config.owner.clone());
+                with_plane(other, &config, plane.validating_within(config.validation_timeout)).await
             }
             Some(PlaneSettings::Dataplane(settings, write)) => {
-                with_plane(other, &config, Dataplane::new(settings, config.owner.clone(), write)?).await
+                let plane = Dataplane::new(settings, config.owner.clone(), write)?;
+                with_plane(other, &config, plane.validating_within(config.validation_timeout)).await
             }
         },
     }
@@ -341,7 +343,7 @@ fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version
     build.init_state = version.is_none_or(Version::has_init_state);
     let mut built = build::build(&catalog, &observed.present(), &build);
     let holding = plan::guard::offline(&mut built, &observed, &guard);
-    let mut draft = apply::Draft::new(&built, &observed, &plan, &std::collections::BTreeSet::new())?;
+    let mut draft = apply::Draft::new(&built, &observed, &plan, &plan::LeftOut::default())?;
     draft.guard = holding;
     Ok(DryRun {
         summary: draft.summary(&observed, &draft.after.text),

@@ -19,6 +19,7 @@ use crate::endpoint::Identity;
 use crate::errors::chain;
 use crate::plan::Strategy;
 use crate::plan::guard::{self, Policy, Share};
+use crate::plane::VALIDATION_TIMEOUT;
 use crate::plane::dataplane::{Password, Write};
 use crate::{nomad, plane};
 
@@ -175,6 +176,9 @@ settings! {
         /// How the Data Plane API writes [default: auto]
         #[arg(long = "haproxy-write", env = "HAPROXY_WRITE", value_name = "HOW")]
         write: Write,
+        /// How long HAProxy may take to validate a configuration; one that takes longer is refused [default: 60s]
+        #[arg(long = "haproxy-validation-timeout", env = "HAPROXY_VALIDATION_TIMEOUT", value_name = "TIME")]
+        validation_timeout: Span,
         /// The name under which backends are marked as ours [default: nomad]
         #[arg(long = "haproxy-owner", env = "HAPROXY_OWNER", value_name = "NAME")]
         owner: String,
@@ -460,6 +464,8 @@ pub struct Config {
     pub plane: Option<PlaneSettings>,
     /// Whose the backends are.
     pub owner: Owner,
+    /// How long HAProxy may take to validate a configuration.
+    pub validation_timeout: Duration,
     /// What to do about names that are taken.
     pub strategy: Strategy,
     /// What our tags start with.
@@ -527,6 +533,7 @@ impl TryFrom<Settings> for Config {
         Ok(Self {
             nomad: nomad_settings(nomad)?,
             namespaces,
+            validation_timeout: haproxy.validation_timeout.map_or(VALIDATION_TIMEOUT, |span| span.0),
             strategy: haproxy.backend_strategy.unwrap_or_default(),
             plane: plane_settings(haproxy)?,
             owner,

@@ -5,6 +5,7 @@
 
 pub mod display;
 pub mod guard;
+mod part;
 mod process;
 pub mod review;
 pub mod servers;
@@ -26,7 +27,8 @@ use crate::desired::{
     ServerOptions, Severity, SlotPolicy, State, Tenant,
 };
 use crate::observed::{Observed, ObservedBackend};
-pub use process::Changes;
+pub use part::{LeftOut, Part};
+pub use process::{Changes, unresolved};
 use slots::Seating;
 
 /// What to do when a service's backend exists and is not ours (`haproxy.backend_strategy`).
@@ -157,17 +159,12 @@ pub struct Conflict(pub Note);
 
 impl Plan {
     #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
-    /// Computes the difference. `excluded` backends are left as they are, but for instances that are gone.
-    pub fn new(
-        built: &Built,
-        observed: &Observed,
-        options: &Options,
-        excluded: &BTreeSet<BackendName>,
-    ) -> Result<Planned, Conflict> {
-        let mut planner = Planner { observed, held: &built.held, options, notes: Vec::new() };
+    /// Computes the difference. What is `left_out` stays as it is, but for instances that are gone.
+    pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
+        let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new() };
         let (mut plan, mut next) = (Plan::default(), None);
         for (name, backend) in &built.desired.backends {
-            let edit = if excluded.contains(name) {
+            let edit = if left_out.has_backend(name) {
                 observed
                     .backend(name)
                     .and_then(|observed| without_the_gone(backend, observed, &built.held, options.now))
@@ -181,7 +178,7 @@ impl Plan {
             if built.desired.backends.contains_key(&name) {
                 continue;
             }
-            let stays = excluded.contains(&name) || is_held(backend, &built.held);
+            let stays = left_out.has_backend(&name) || is_held(backend, &built.held);
             let removal = removal(backend, &built.held, options, stays);
             plan.edits.extend(removal.now.map(|edit| (name.clone(), edit)));
             if let Some(until) = removal.lingers_until {
@@ -270,15 +267,43 @@ impl Plan {
         self.edits.values().all(Edit::is_live)
     }
 
+    /// What of it can be left out by itself: the instances first, then the backends.
+    pub fn parts(&self) -> Vec<Part> {
+        let (mut instances, mut backends) = (Vec::new(), Vec::new());
+        for (name, edit) in &self.edits {
+            let (servers, is_whole): (Vec<&Server>, bool) = match edit {
+                Edit::Create { servers, .. } => (servers.iter().collect(), true),
+                Edit::Change { rewrite, edits, .. } => {
+                    (edits.iter().filter_map(ServerEdit::after).collect(), *rewrite != Rewrite::Nothing)
+                }
+                Edit::Servers(edits) => (edits.iter().filter_map(ServerEdit::after).collect(), false),
+                Edit::Delete => (Vec::new(), true),
+            };
+            let before = instances.len();
+            let ids = servers.iter().filter_map(|server| server.tenant.id());
+            instances.extend(ids.map(|id| Part::Instance(name.clone(), id.clone())));
+            if is_whole || instances.len() - before < edit.size() {
+                backends.push(Part::Backend(name.clone()));
+            }
+        }
+        instances.append(&mut backends);
+        instances
+    }
+
     /// How many sections and servers it writes.
     pub fn size(&self) -> usize {
-        let size = |edit: &Edit| match edit {
-            Edit::Create { servers, .. } => 1 + servers.len(),
-            Edit::Change { rewrite, edits, .. } => usize::from(*rewrite != Rewrite::Nothing) + edits.len(),
-            Edit::Servers(edits) => edits.len(),
-            Edit::Delete => 1,
-        };
-        self.edits.values().map(size).sum()
+        self.edits.values().map(Edit::size).sum()
+    }
+}
+
+impl Edit {
+    fn size(&self) -> usize {
+        match self {
+            Self::Create { servers, .. } => 1 + servers.len(),
+            Self::Change { rewrite, edits, .. } => usize::from(*rewrite != Rewrite::Nothing) + edits.len(),
+            Self::Servers(edits) => edits.len(),
+            Self::Delete => 1,
+        }
     }
 }
 
@@ -326,7 +351,11 @@ impl ServerEdit {
         let Self::Set { before: Some(before), after, fixed_weight } = self else { return false };
         let ServerOptions { weight, maxconn, backup } = after.options;
         let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
-        let address = before.address == after.address || matches!(after.address, Address::Ip(_));
+        // The process takes no host name, and of one that did not resolve it takes no address either. Of a server
+        // in maintenance it needs none.
+        let address = (&before.address, before.port) == (&after.address, after.port)
+            || after.state() == State::Maint
+            || matches!((&before.address, &after.address), (Address::Ip(_), Address::Ip(_)));
         fixed && address && (!fixed_weight || weight.unwrap_or(1) == before.options.weight.unwrap_or(1))
     }
 }
@@ -334,6 +363,7 @@ impl ServerEdit {
 struct Planner<'a> {
     observed: &'a Observed,
     held: &'a Held,
+    left_out: &'a LeftOut,
     options: &'a Options,
     notes: Vec<Note>,
 }
@@ -341,6 +371,13 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
         match (self.observed.backend(name), desired.kind) {
+            // Of what is left out there is nothing to make a backend for.
+            (None, BackendKind::Dynamic)
+                if !desired.instances.is_empty()
+                    && desired.instances.iter().all(|one| self.left_out.has_instance(name, &one.id)) =>
+            {
+                Ok(None)
+            }
             (None, BackendKind::Dynamic) => {
                 self.say_what_agents_cost(name, desired, None);
                 let servers = self.seat(name, desired, None, false);
@@ -455,6 +492,7 @@ impl Planner<'_> {
             foreign: observed.map_or(&none, |observed| &observed.foreign),
             instances: &desired.instances,
             held: self.held,
+            left_out: self.left_out,
             policy: if self.has_agents(observed) { spare } else { desired.slots },
             weight: observed.map_or(self.observed.default_weight, |observed| observed.default_weight),
             check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
@@ -577,6 +615,14 @@ impl ServerEdit {
         match self {
             Self::Add(server) | Self::Set { after: server, .. } => &server.name,
             Self::Remove(name) => name,
+        }
+    }
+
+    /// The server as it shall be.
+    fn after(&self) -> Option<&Server> {
+        match self {
+            Self::Add(server) | Self::Set { after: server, .. } => Some(server),
+            Self::Remove(_) => None,
         }
     }
 

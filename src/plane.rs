@@ -11,8 +11,10 @@ pub mod dataplane;
 pub mod local;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -21,6 +23,10 @@ use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
 use crate::plan::{Action, Plan};
+
+/// For one validation by default. It takes HAProxy 20 to 400 ms, and as long as its resolver takes for the host names
+/// of servers: with glibc, 10 s for each name that nobody answers for.
+pub const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,6 +71,12 @@ pub enum WriteError {
         /// HAProxy's words.
         message: String,
     },
+    /// HAProxy does not say in time whether it takes the configuration: nothing was written.
+    #[error("{}", Verdict::TooLong(*limit))]
+    TooLong {
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// It was valid, but HAProxy could not load it. The file from before is back, the process is the one
     /// from before.
     #[error("HAProxy could not load the configuration: {message}")]
@@ -93,6 +105,22 @@ pub enum Verdict {
     Valid,
     /// It refuses it, in these words. Lines that they name are lines of just this text.
     Refused(String),
+    /// It does not say within this time.
+    TooLong(Duration),
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Valid => f.write_str("valid"),
+            Self::Refused(message) => f.write_str(message),
+            Self::TooLong(limit) => write!(
+                f,
+                "its validation takes longer than {limit:?}: host names of servers that resolve slowly or not at all \
+                 take that long"
+            ),
+        }
+    }
 }
 
 /// Why a file must not be written through the Data Plane API, which renders all of it with each write.
@@ -232,12 +260,13 @@ pub trait Plane: Send + Sync {
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::Distorted`].
     fn stage(&self, observed: &Observed, plan: &Plan) -> impl Future<Output = Result<Staged, WriteError>> + Send;
     /// Has HAProxy validate what was staged, writes it, and loads it. [`WriteError::Access`],
-    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
+    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::ReloadFailed`].
     fn commit(&self, observed: &Observed, staged: Staged) -> impl Future<Output = Result<(), WriteError>> + Send;
     /// Drops what was staged.
     fn abort(&self, staged: Staged) -> impl Future<Output = Result<(), AccessError>> + Send;
     /// Writes a text and tells the process the same, without a reload. [`WriteError::Access`],
-    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::HalfLive`], [`WriteError::NotLive`].
+    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::HalfLive`],
+    /// [`WriteError::NotLive`].
     fn commit_live(
         &self,
         observed: &Observed,

@@ -433,7 +433,7 @@ async fn what_was_refused_is_not_searched_again_at_each_resync() {
     let url = env.iter().find(|(key, _)| key == "HAPROXY_DATAPLANE_URL").unwrap().1.clone();
     rig.api.as_mut().unwrap().url = url;
     let mut bad = registration("bad", "1", 1, 80, &["enable=true"]);
-    bad["Address"] = "no.such.host.invalid".into();
+    bad["Address"] = "no..name.invalid".into();
     write_catalog(&rig.catalog(), &[bad, registration("good", "2", 2, 2001, &["enable=true"])]);
     let (mut controller, start) = (controller(&rig), Moment::now(true));
     let mut validations = Vec::new();

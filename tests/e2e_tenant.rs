@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nomad_haproxy::catalog::{Catalog, Registration};
-use nomad_haproxy::desired::{Desired, Policy, Present, SlotPolicy, build};
+use nomad_haproxy::desired::{Desired, Grants, Present, SlotPolicy, build};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -230,7 +230,7 @@ fn desired_of(registrations: &[Registration]) -> Desired {
         slots: SlotPolicy { min_free: 4, max: 256 },
         init_state: true,
         lingers: true,
-        policy: Policy::default(),
+        grants: Grants::default(),
     };
     build::build(&catalog, &Present::default(), &options).desired
 }

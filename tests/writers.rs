@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
@@ -13,7 +12,7 @@ use nomad_haproxy::desired::build::{self, build};
 use nomad_haproxy::desired::{Owner, SlotPolicy};
 use nomad_haproxy::haproxy::text::ConfigText;
 use nomad_haproxy::observed::Observed;
-use nomad_haproxy::plan::{self, Plan};
+use nomad_haproxy::plan::{self, LeftOut, Plan};
 use nomad_haproxy::plane::Plane;
 use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
 use proptest::prelude::*;
@@ -81,9 +80,8 @@ fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
         linger: Duration::ZERO,
         now: Duration::ZERO,
     };
-    Plan::new(&build(catalog, &observed.present(), &build_options()), observed, &options, &BTreeSet::new())
-        .unwrap()
-        .plan
+    let built = build(catalog, &observed.present(), &build_options());
+    Plan::new(&built, observed, &options, &LeftOut::default()).unwrap().plan
 }
 
 fn hand_written() -> ConfigText {

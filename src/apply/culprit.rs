@@ -1,89 +1,250 @@
-//! Which backend of a plan HAProxy refuses: it names it, or a line of it; else the plan is halved.
+//! What of a plan HAProxy does not take: it names lines of it; else the plan is halved.
 
-use crate::desired::{BackendName, Owner};
-use crate::haproxy::text::ConfigText;
+use crate::desired::{Address, BackendName, Server};
+use crate::haproxy::render::INIT_ADDR;
+use crate::haproxy::text::{ConfigText, Directive};
 use crate::observed::Observed;
-use crate::plan::{self, Plan};
+use crate::plan::Part;
 use crate::plane::{AccessError, Plane, Verdict};
 
-/// Finds the backend and HAProxy's words about it. `None`: the configuration is refused without us, too.
+/// Validations after which a search is over: it leaves out all that it has in sight, rather than to hold up
+/// everything else. One takes 20 to 400 ms.
+const MOST: usize = 40;
+
+/// A part to be left out, with HAProxy's words about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Culprit {
+    pub(super) part: Part,
+    pub(super) message: String,
+    /// Its name is one of those that take too long to resolve.
+    pub(super) is_slow: bool,
+}
+
+/// What came of a search.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Without these HAProxy takes the rest. None: it takes all of it.
+    Culprits(Vec<Culprit>),
+    /// It refuses the configuration whatever is left out, in these words.
+    Nobody(String),
+}
+
+/// Finds what of the `parts` must be left out. `without` is the configuration after the plan without some,
+/// `known` what HAProxy says of all of it, where that is about just this text.
+///
+/// HAProxy reports all the lines that it refuses at once, so that most searches take two validations, however
+/// many instances are bad. What it does not name costs as many as the parts can be halved.
 pub(super) async fn find<P: Plane>(
     plane: &P,
-    observed: &Observed,
-    plan: &Plan,
-    owner: &Owner,
-    message: &str,
-) -> Result<Option<(BackendName, String)>, AccessError> {
-    if refusal(plane, &observed.text).await?.is_some() {
-        return Ok(None);
-    }
-    let mut suspects: Vec<BackendName> = plan.edits.keys().cloned().collect();
-    let mut words = message.to_owned();
+    parts: &[Part],
+    without: impl Fn(Vec<Part>) -> Observed + Sync,
+    mut known: Option<Verdict>,
+) -> Result<Found, AccessError> {
+    let mut search = Search { plane, without, validations: 0 };
+    let mut culprits: Vec<Culprit> = Vec::new();
     loop {
-        // A message about just this text: the lines that it names are the lines of it.
-        let text = plan::text::apply(&subset(plan, &suspects), observed, owner);
-        if let Some(precise) = refusal(plane, &text).await? {
-            words = precise;
-            // A backend may be called like a word of the message: only one that is refused alone is it.
-            if let Some(name) = named(&words, &text, &suspects) {
-                let alone = plan::text::apply(&subset(plan, std::slice::from_ref(&name)), observed, owner);
-                if refusal(plane, &alone).await?.is_some() {
-                    return Ok(Some((name, words)));
-                }
+        let left_out: Vec<Part> = culprits.iter().map(|culprit| culprit.part.clone()).collect();
+        let after = (search.without)(left_out.clone());
+        let verdict = match known.take() {
+            Some(verdict) => verdict,
+            None => search.verdict(&after).await?,
+        };
+        let (message, is_slow) = match verdict {
+            Verdict::Valid => return Ok(Found::Culprits(culprits)),
+            Verdict::Refused(message) => (message, false),
+            slow @ Verdict::TooLong(_) => (slow.to_string(), true),
+        };
+        let suspects: Vec<Part> = parts.iter().filter(|part| !left_out.contains(part)).cloned().collect();
+        let named = named(&message, &after, &suspects);
+        if !named.is_empty() {
+            culprits.extend(named);
+            continue;
+        }
+        let is_likely =
+            |part: &Part| if is_slow { has_name(part, &after) } else { is_mentioned(part, &message, &after) };
+        let (likely, others): (Vec<Part>, Vec<Part>) = suspects.into_iter().partition(is_likely);
+        let found = search.halve(left_out, likely, others, is_slow).await?;
+        if found.is_empty() {
+            return Ok(Found::Nobody(message));
+        }
+        culprits.extend(found.into_iter().map(|part| Culprit { part, message: message.clone(), is_slow }));
+    }
+}
+
+struct Search<'a, P, W> {
+    plane: &'a P,
+    without: W,
+    validations: usize,
+}
+
+impl<P: Plane, W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, P, W> {
+    async fn verdict(&mut self, after: &Observed) -> Result<Verdict, AccessError> {
+        self.validations += 1;
+        self.plane.validate(&after.text).await
+    }
+
+    /// Whether HAProxy takes the rest.
+    async fn is_valid(&mut self, left_out: &[Part], more: &[Part]) -> Result<bool, AccessError> {
+        let after = (self.without)([left_out, more].concat());
+        Ok(self.verdict(&after).await? == Verdict::Valid)
+    }
+
+    /// The last of those that must be left out beside the others; none: it is of no use. Names that are slow only
+    /// together have no last one, so they are left out together.
+    async fn halve(
+        &mut self,
+        left_out: Vec<Part>,
+        likely: Vec<Part>,
+        others: Vec<Part>,
+        all_likely: bool,
+    ) -> Result<Vec<Part>, AccessError> {
+        let (mut refused, mut valid) = (0, likely.len());
+        let all = [likely, others].concat();
+        if valid == 0 || !self.is_valid(&left_out, &all[..valid]).await? {
+            (refused, valid) = (valid, all.len());
+            if refused == valid || !self.is_valid(&left_out, &all).await? {
+                return Ok(Vec::new());
+            }
+        } else if all_likely {
+            return Ok(all[..valid].to_vec());
+        }
+        while valid - refused > 1 && self.validations < MOST {
+            let middle = usize::midpoint(refused, valid);
+            if self.is_valid(&left_out, &all[..middle]).await? {
+                valid = middle;
+            } else {
+                refused = middle;
             }
         }
-        if suspects.len() <= 1 {
-            return Ok(suspects.pop().map(|name| (name, words)));
-        }
-        let second = suspects.split_off(suspects.len() / 2);
-        let first_text = plan::text::apply(&subset(plan, &suspects), observed, owner);
-        if refusal(plane, &first_text).await?.is_none() {
-            suspects = second;
-        }
+        let is_over = self.validations >= MOST;
+        Ok(if is_over { all[..valid].to_vec() } else { all[valid - 1..valid].to_vec() })
     }
 }
 
-async fn refusal<P: Plane>(plane: &P, text: &ConfigText) -> Result<Option<String>, AccessError> {
-    Ok(match plane.validate(text).await? {
-        Verdict::Valid => None,
-        Verdict::Refused(message) => Some(message),
-    })
-}
-
-fn subset(plan: &Plan, names: &[BackendName]) -> Plan {
-    Plan {
-        edits: plan
-            .edits
-            .iter()
-            .filter(|(name, _)| names.contains(name))
-            .map(|(n, e)| (n.clone(), e.clone()))
-            .collect(),
+/// The suspects on the lines that the message names: as `[file:LINE]`, or as `line LINE`.
+fn named(message: &str, after: &Observed, suspects: &[Part]) -> Vec<Culprit> {
+    let mut culprits: Vec<Culprit> = Vec::new();
+    for words in message.split("; ") {
+        let Some(part) = line(words).and_then(|line| part_at(line, after, suspects)) else { continue };
+        if !culprits.iter().any(|culprit| culprit.part == part) {
+            culprits.push(Culprit { part, message: words.to_owned(), is_slow: false });
+        }
     }
+    culprits
 }
 
-/// The suspect that the message names: as `[file:LINE]`, as `backend 'NAME'`, or as `NAME/server`.
-fn named(message: &str, text: &ConfigText, suspects: &[BackendName]) -> Option<BackendName> {
-    let suspect = |name: &str| suspects.iter().find(|suspect| suspect.as_str() == name).cloned();
-    let lines =
-        message.match_indices(']').filter_map(|(at, _)| message[..at].rsplit_once(':')?.1.parse::<usize>().ok());
-    let by_line =
-        lines.filter_map(|line| text.section_at(line.checked_sub(1)?)).find_map(|section| suspect(&section.name));
-    let words = message.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.:".contains(c)));
-    by_line.or_else(|| words.map(|word| word.trim_matches([':', '.'])).find_map(suspect))
+/// The line that is named, from 1.
+fn line(words: &str) -> Option<usize> {
+    let bracketed = || words.split(']').find_map(|before| before.rsplit_once(':')?.1.parse().ok());
+    let stated = || words.strip_prefix("line ")?.split_once(':')?.0.parse().ok();
+    stated().or_else(bracketed)
+}
+
+/// What stands there: an instance's server, or else something of a backend.
+fn part_at(line: usize, after: &Observed, suspects: &[Part]) -> Option<Part> {
+    let at = line.checked_sub(1)?;
+    let section = after.text.section_at(at).filter(|section| section.kind == "backend")?;
+    let name = section.name.parse().ok()?;
+    let backend = after.backend(&name)?;
+    let (_, directive) = after.text.directives(&section).find(|(line, _)| *line == at)?;
+    let server = backend.servers.iter().find(|server| {
+        backend.is_our_server(at) && directive.words.get(1).is_some_and(|word| word == server.name.as_str())
+    });
+    let instance = server.and_then(|server| server.tenant.id()).map(|id| Part::Instance(name.clone(), id.clone()));
+    instance.into_iter().chain([Part::Backend(name)]).find(|part| suspects.contains(part))
+}
+
+/// The configuration where HAProxy may not start without the addresses of these servers.
+pub(super) fn with_addresses(observed: &Observed, servers: &[(BackendName, Server)]) -> ConfigText {
+    let mut text = observed.text.clone();
+    for (name, server) in servers {
+        let Some(backend) = observed.backend(name) else { continue };
+        let mut lines = observed.text.directives(&backend.section);
+        let is_it = |at: usize, directive: &Directive| {
+            backend.is_our_server(at) && directive.words.get(1).is_some_and(|word| word == server.name.as_str())
+        };
+        if let Some((at, _)) = lines.find(|(at, directive)| is_it(*at, directive)) {
+            text.splice(at..at + 1, [observed.text.lines()[at].replace(INIT_ADDR, "libc")]);
+        }
+    }
+    text
+}
+
+/// How many of these servers a message names.
+pub(super) fn named_servers(message: &str, observed: &Observed, servers: &[(BackendName, Server)]) -> usize {
+    let part = |(name, server): &(BackendName, Server)| Some(Part::Instance(name.clone(), server.tenant.id()?.clone()));
+    let suspects: Vec<Part> = servers.iter().filter_map(part).collect();
+    named(message, observed, &suspects).len()
+}
+
+fn server<'o>(part: &Part, after: &'o Observed) -> Option<&'o Server> {
+    let Part::Instance(backend, id) = part else { return None };
+    after.backend(backend)?.servers.iter().find(|server| server.tenant.id() == Some(id))
+}
+
+/// Whether HAProxy resolves a name for it: nothing else takes long.
+fn has_name(part: &Part, after: &Observed) -> bool {
+    server(part, after).is_some_and(|server| matches!(server.address, Address::Host(_)))
+}
+
+/// Whether the message mentions it, as `BACKEND/SERVER` or as a word. A backend may be called like any word of
+/// it, so this only says where to look first.
+fn is_mentioned(part: &Part, message: &str, after: &Observed) -> bool {
+    match part {
+        Part::Instance(backend, _) => {
+            server(part, after).is_some_and(|server| message.contains(&format!("{backend}/{}", server.name)))
+        }
+        Part::Backend(name) => {
+            let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.:".contains(c)));
+            words.any(|word| word.trim_matches([':', '.']) == name.as_str())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::InstanceId;
+
+    const TEXT: &str = "global\nbackend a\n  description nomad-haproxy:nomad default/a\n  mode http\n\
+                        \x20 server a_1 10.0.0.1:80 # {\"owner\":\"nomad\",\"id\":\"x\"}\nbackend b\n  balance nope\n\
+                        \x20 server theirs 10.0.0.1:80\nfrontend c\n  bind :1\n";
+
+    fn after() -> Observed {
+        Observed::new(1, ConfigText::new(TEXT), &"nomad".parse().expect("an owner"))
+    }
+
+    fn backend(name: &str) -> Part {
+        Part::Backend(name.parse().expect("a name"))
+    }
+
+    fn instance(name: &str, id: &str) -> Part {
+        Part::Instance(name.parse().expect("a name"), InstanceId::new(id))
+    }
 
     #[test]
-    fn haproxy_names_a_backend_in_several_ways() {
-        let text = ConfigText::new("global\nbackend a\n  mode http\nbackend b\n  mode http\n  balance nope\n");
-        let suspects: Vec<BackendName> = ["a", "b"].iter().map(|n| n.parse().expect("a name")).collect();
-        let found = |message: &str| named(message, &text, &suspects).map(|name| name.to_string());
-        assert_eq!(found("config : parsing [/tmp/x.cfg:6] : balance only supports …").as_deref(), Some("b"));
-        assert_eq!(found("backend 'a', server 'x': unable to find required resolvers").as_deref(), Some("a"));
-        assert_eq!(found("config : a/a_1: could not resolve address 'x'").as_deref(), Some("a"));
-        assert_eq!(found("out of memory"), None);
+    fn all_lines_that_haproxy_names_are_found() {
+        let suspects = [instance("a", "x"), backend("a"), backend("b"), backend("c")];
+        let parts = |message: &str| -> Vec<Part> {
+            named(message, &after(), &suspects).into_iter().map(|culprit| culprit.part).collect()
+        };
+        let [ax, a, b, _] = suspects.clone();
+        let bad_name = "[/tmp/x.cfg:5] : 'server a/a_1' : Can't create DNS resolution for server 'a_1'";
+        assert_eq!(parts(&format!("config : {bad_name}; {bad_name}; line 7: unknown algorithm")), [ax, b.clone()]);
+        assert_eq!(parts("config : parsing [/tmp/x.cfg:4] : unknown mode"), [a]);
+        assert_eq!(parts("[/tmp/x.cfg:8] : of a server of theirs"), [b]);
+        assert_eq!(parts("[/tmp/x.cfg:10] : a frontend that is called like a backend"), []);
+        assert_eq!(parts("[/tmp/x.cfg:99] : out of memory; a/a_1; line 0: x; [x]"), []);
+    }
+
+    #[test]
+    fn haproxy_mentions_parts_in_several_ways() {
+        let (message, after) = ("backend 'b', server a/a_1: unable to find: 'c'.", after());
+        for part in [instance("a", "x"), backend("b"), backend("c"), backend("a")] {
+            assert!(is_mentioned(&part, message, &after), "{part:?}");
+        }
+        for part in [instance("b", "x"), backend("unabl"), backend("d")] {
+            assert!(!is_mentioned(&part, message, &after), "{part:?}");
+        }
     }
 }

@@ -1,15 +1,14 @@
 //! A plan with what it comes to: computed alike for a pass, for a dry run, and offline. Pure.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::desired::build::Built;
-use crate::desired::{BackendName, NamespaceNote, Note};
+use crate::desired::{NamespaceNote, Note};
 use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
-use crate::plan::{self, Conflict, Options, Plan, Waiting};
+use crate::plan::{self, Conflict, LeftOut, Options, Plan, Waiting};
 
 /// A plan, and the configuration that it leads to.
 #[derive(Debug)]
@@ -31,13 +30,8 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Computes it; `left_out` are backends that HAProxy refuses.
-    pub fn new(
-        built: &Built,
-        observed: &Observed,
-        options: &Options,
-        left_out: &BTreeSet<BackendName>,
-    ) -> Result<Self, Conflict> {
+    /// Computes it; `left_out` is what HAProxy refuses.
+    pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Self, Conflict> {
         let plan::Planned { plan, notes, next } = Plan::new(built, observed, options, left_out)?;
         let after = after(&plan, observed, options);
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Backend, BackendName, Code, Desired, Note, ServerName, ServiceKey, Severity};
+use crate::desired::{Backend, BackendName, Code, Desired, Instance, Note, Server, ServerName, ServiceKey, Severity};
 use crate::observed::{Foreign, Observed};
-use crate::plan::{Action, Waiting};
+use crate::plan::{Action, LeftOut, Part, Waiting};
+
+use super::culprit::Culprit;
 
 /// From a refusal, or a reload that failed, to the next attempt: the cause may lie outside of what is
 /// seen here (a port that was taken, a name that did not resolve). Each further one waits twice as long.
@@ -45,6 +47,11 @@ impl Retry {
         Self { wait: FIRST_RETRY, at: now + FIRST_RETRY }
     }
 
+    fn turn(turn: u32, now: Instant) -> Self {
+        let wait = FIRST_RETRY.saturating_mul(turn.saturating_add(1)).min(LAST_RETRY);
+        Self { wait, at: now + wait }
+    }
+
     fn next(self, now: Instant) -> Self {
         let wait = (self.wait * 2).min(LAST_RETRY);
         Self { wait, at: now + wait }
@@ -55,11 +62,32 @@ impl Retry {
     }
 }
 
-/// A change of one backend that HAProxy refuses.
+/// What was asked for of a part.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    /// `None`: that it goes.
+    Backend(Option<Backend>),
+    Instance(Option<Instance>),
+}
+
+impl Wanted {
+    fn new(part: &Part, desired: &Desired) -> Self {
+        let backend = desired.backends.get(part.backend());
+        match part {
+            Part::Backend(_) => Self::Backend(backend.cloned()),
+            Part::Instance(_, id) => {
+                let mut instances = backend.into_iter().flat_map(|backend| &backend.instances);
+                Self::Instance(instances.find(|instance| instance.id == *id).cloned())
+            }
+        }
+    }
+}
+
+/// A change of one part that HAProxy refuses, or could not load.
 #[derive(Debug)]
 struct Refusal {
-    /// What was asked for; `None`: that the backend goes.
-    wanted: Option<Backend>,
+    code: Code,
+    wanted: Wanted,
     /// What was there that is not ours: the cause may be in it.
     foreign: Foreign,
     /// The services that it concerns.
@@ -83,6 +111,16 @@ struct Unloadable {
     retry: Retry,
 }
 
+/// The search for what HAProxy cannot load of a change that is valid, when it can load the file without it: one
+/// group of backends after the other is loaded, and one that cannot be is halved.
+#[derive(Debug)]
+struct Search {
+    /// The last one is the next. All others wait.
+    groups: Vec<Vec<(BackendName, BTreeSet<ServiceKey>)>>,
+    /// HAProxy's words.
+    message: String,
+}
+
 /// What a process still lacked after a reload that was made for it: the next one would not help either.
 #[derive(Debug)]
 pub(super) struct Unhelped {
@@ -98,6 +136,13 @@ pub(super) struct Unhelped {
     pub(super) finding: String,
 }
 
+/// Servers in service whose host name did not resolve when the process started.
+#[derive(Debug)]
+struct Unresolved {
+    servers: Vec<(BackendName, Server)>,
+    retry: Retry,
+}
+
 /// What a controller remembers of one HAProxy.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -106,9 +151,11 @@ pub(super) struct Memory {
     process: Process,
     /// When HAProxy was last reloaded by us.
     reloaded: Option<Instant>,
-    refused: BTreeMap<BackendName, Refusal>,
+    refused: BTreeMap<Part, Refusal>,
     unloadable: Option<Unloadable>,
+    search: Option<Search>,
     unhelped: Option<Unhelped>,
+    unresolved: Option<Unresolved>,
 }
 
 impl Memory {
@@ -126,6 +173,7 @@ impl Memory {
         };
         if known.is_some_and(|known| known != pid) {
             self.unloadable = None;
+            self.search = None;
             self.unhelped = None;
         }
         if everything || known != Some(pid) {
@@ -184,41 +232,108 @@ impl Memory {
         self.unhelped = unhelped;
     }
 
-    /// HAProxy refuses a change of this backend. `false`: it was left out already, and what is left of the
-    /// change is refused as well.
+    /// Which servers the process was seen to have no address for.
+    pub(super) fn unresolved(&mut self, servers: Vec<(BackendName, Server)>, now: Instant) {
+        let earlier = self.unresolved.take().filter(|earlier| earlier.servers == servers);
+        let retry = earlier.map_or_else(|| Retry::first(now), |earlier| earlier.retry);
+        self.unresolved = (!servers.is_empty()).then_some(Unresolved { servers, retry });
+    }
+
+    /// Forgets those that the file has no more.
+    pub(super) fn keep_unresolved(&mut self, observed: &Observed) {
+        let is_there = |(name, server): &(BackendName, Server)| {
+            observed.backend(name).is_some_and(|backend| backend.servers.contains(server))
+        };
+        if let Some(unresolved) = &mut self.unresolved {
+            unresolved.servers.retain(is_there);
+        }
+        self.unresolved.take_if(|unresolved| unresolved.servers.is_empty());
+    }
+
+    /// Those servers, when it is time to see whether their names resolve now.
+    pub(super) fn take_unresolved(&mut self, now: Instant) -> Vec<(BackendName, Server)> {
+        let Some(due) = self.unresolved.as_mut().filter(|known| known.retry.is_due(now)) else { return Vec::new() };
+        due.retry = due.retry.next(now);
+        due.servers.clone()
+    }
+
+    /// HAProxy refuses a part. Those that are slow are tried again one after another, the `turn`th of them later
+    /// than those before it: alone each may be fast enough. `false`: it was left out already, and what is left
+    /// of the change is refused as well.
     pub(super) fn refuse(
         &mut self,
-        name: BackendName,
-        wanted: Option<Backend>,
+        culprit: Culprit,
+        turn: u32,
+        desired: &Desired,
         observed: &Observed,
         services: BTreeSet<ServiceKey>,
-        message: String,
         now: Instant,
     ) -> bool {
-        let earlier = self.refused.get(&name).map(|refusal| refusal.retry);
+        let Culprit { part, message, is_slow } = culprit;
+        let earlier = self.refused.get(&part).map(|refusal| refusal.retry);
         let retry = match earlier {
+            None if is_slow => Retry::turn(turn, now),
             None => Retry::first(now),
             Some(retry) if retry.is_due(now) => retry.next(now),
             Some(_) => return false,
         };
-        self.refused.insert(name, Refusal { wanted, foreign: observed.foreign(), services, message, retry });
+        let (wanted, foreign) = (Wanted::new(&part, desired), observed.foreign());
+        self.refused.insert(part, Refusal { code: Code::Refused, wanted, foreign, services, message, retry });
         true
+    }
+
+    /// Whether it is being found out what cannot be loaded.
+    pub(super) fn is_searching(&self) -> bool {
+        self.search.is_some()
+    }
+
+    /// HAProxy could not load this group, and can load the file without it: a backend that is alone in it is left
+    /// out, more are halved.
+    pub(super) fn halve(
+        &mut self,
+        mut group: Vec<(BackendName, BTreeSet<ServiceKey>)>,
+        message: String,
+        desired: &Desired,
+        observed: &Observed,
+        now: Instant,
+    ) {
+        self.group_is_done();
+        if group.len() > 1 {
+            let second = group.split_off(group.len() / 2);
+            let search = self.search.get_or_insert_with(|| Search { groups: Vec::new(), message: String::new() });
+            search.message = message;
+            search.groups.extend([second, group]);
+        } else if let Some((name, services)) = group.pop() {
+            let part = Part::Backend(name);
+            let retry = self.refused.get(&part).map_or_else(|| Retry::first(now), |earlier| earlier.retry.next(now));
+            let (wanted, foreign) = (Wanted::new(&part, desired), observed.foreign());
+            self.refused.insert(part, Refusal { code: Code::NotLoaded, wanted, foreign, services, message, retry });
+        }
+    }
+
+    /// The next group is loaded, or needs to be no more.
+    pub(super) fn group_is_done(&mut self) {
+        if let Some(search) = &mut self.search {
+            search.groups.pop();
+        }
+        self.search.take_if(|search| search.groups.is_empty());
     }
 
     /// Forgets the refusals of what is no longer asked for, or may have lost its cause.
     pub(super) fn keep_refusals(&mut self, desired: &Desired, observed: &Observed) {
         if !self.refused.is_empty() {
             let foreign = observed.foreign();
-            self.refused.retain(|name, refusal| {
-                desired.backends.get(name) == refusal.wanted.as_ref() && refusal.foreign == foreign
-            });
+            self.refused
+                .retain(|part, refusal| Wanted::new(part, desired) == refusal.wanted && refusal.foreign == foreign);
         }
     }
 
-    /// The backends to leave out now; a refused one that is due again is not among them.
-    pub(super) fn left_out(&self, now: Instant) -> BTreeSet<BackendName> {
+    /// What is left out now; what was refused and is due again is not among it.
+    pub(super) fn left_out(&self, now: Instant) -> LeftOut {
         let waits = self.refused.iter().filter(|(_, refusal)| !refusal.retry.is_due(now));
-        waits.map(|(name, _)| name.clone()).collect()
+        let others = self.search.iter().filter_map(|search| search.groups.split_last()).flat_map(|(_, others)| others);
+        let others = others.flatten().map(|(name, _)| Part::Backend(name.clone()));
+        waits.map(|(part, _)| part.clone()).chain(others).collect()
     }
 
     /// A plan was written: what was due again was taken.
@@ -257,18 +372,40 @@ impl Memory {
     /// When the next refused or unloadable change is due.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let refused = self.refused.values().map(|refusal| refusal.retry.at);
-        refused.chain(self.unloadable.as_ref().map(|known| known.retry.at)).min()
+        let unresolved = self.unresolved.as_ref().map(|known| known.retry.at);
+        refused.chain(self.unloadable.as_ref().map(|known| known.retry.at)).chain(unresolved).min()
     }
 
     /// What there is to say about what is left out.
     pub(super) fn notes(&self) -> Vec<Note> {
-        let refused = self.refused.iter().flat_map(|(name, refusal)| {
-            let Refusal { wanted, foreign: _, services, message, retry: _ } = refusal;
-            let text = match wanted {
-                Some(_) => format!("left as it was: HAProxy refuses the backend {name}: {message}"),
-                None => format!("its backend {name} stays, without instances: HAProxy refuses to lose it: {message}"),
+        let refused = self.refused.iter().flat_map(|(part, refusal)| {
+            let Refusal { code, wanted, foreign: _, services, message, retry: _ } = refusal;
+            let name = part.backend();
+            let text = match (part, wanted) {
+                _ if *code == Code::NotLoaded => {
+                    format!("left as it was: HAProxy could not load the backend {name}: {message}")
+                }
+                (Part::Instance(_, id), _) => {
+                    let id = id.as_str();
+                    format!(
+                        "instance {id} is left as it was: HAProxy refuses its server in the backend {name}: {message}"
+                    )
+                }
+                (Part::Backend(_), Wanted::Backend(None)) => {
+                    format!("its backend {name} stays, without instances: HAProxy refuses to lose it: {message}")
+                }
+                (Part::Backend(_), _) => format!("left as it was: HAProxy refuses the backend {name}: {message}"),
             };
-            errors(services, Code::Refused, text)
+            errors(services, *code, text)
+        });
+        let searched = self.search.iter().flat_map(|search| {
+            let text = format!(
+                "left as it was: HAProxy could not load a change that it is part of; which part is at fault is being \
+                 found out: {}",
+                search.message
+            );
+            let services = search.groups.iter().flatten().flat_map(|(_, services)| services).cloned().collect();
+            errors(&services, Code::NotLoaded, text).collect::<Vec<_>>()
         });
         let unloadable = self.unloadable.iter().flat_map(|known| {
             let text = format!("left as it was: HAProxy could not load the change: {}", known.message);
@@ -278,7 +415,16 @@ impl Memory {
             let text = format!("the process differs from its file, and a reload does not help: {}", known.finding);
             errors(&known.services, Code::ProcessDiffers, text)
         });
-        refused.chain(unloadable).chain(unhelped).collect()
+        let servers = self.unresolved.iter().flat_map(|known| &known.servers);
+        let unresolved = servers.filter_map(|(name, server)| {
+            let text = format!(
+                "{name}/{} takes no traffic: HAProxy could not resolve {} when it started; it is reloaded when it can",
+                server.name, server.address
+            );
+            let service = server.tenant.service()?.clone();
+            Some(Note { severity: Severity::Error, service, code: Code::Unresolved, text })
+        });
+        refused.chain(searched).chain(unloadable).chain(unhelped).chain(unresolved).collect()
     }
 }
 

@@ -94,7 +94,7 @@ impl PassError {
     /// file.
     pub fn outline(&self) -> String {
         let write = |error: &WriteError| match error {
-            WriteError::Access(_) | WriteError::NotLive(_) => chain(error),
+            WriteError::Access(_) | WriteError::NotLive(_) | WriteError::TooLong { .. } => chain(error),
             WriteError::Conflict(_) => "the configuration changed during the pass".to_owned(),
             WriteError::Invalid { .. } => "HAProxy refuses the configuration; its reason is in the log".to_owned(),
             WriteError::ReloadFailed { .. } => {

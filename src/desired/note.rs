@@ -71,6 +71,8 @@ pub enum Code {
     BackendInTheWay,
     /// `agent-check` leaves no room for spare servers.
     AgentCheck,
+    /// HAProxy could not resolve an instance's host name.
+    Unresolved,
     /// HAProxy refuses the change.
     Refused,
     /// HAProxy could not load the change.

@@ -131,7 +131,7 @@ impl Tenant {
 pub struct Server {
     /// `<backend>_<n>`.
     pub name: ServerName,
-    /// Where it listens; of a free slot, where the last instance did.
+    /// Where it listens; of a free slot, where the last instance did, unless that was a host name.
     pub address: Address,
     /// The port.
     pub port: u16,

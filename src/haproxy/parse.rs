@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::desired::tags::LONGEST;
 use crate::desired::{
-    BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions, ServiceKey,
-    Tenant, Timing,
+    Address, BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions,
+    ServiceKey, Tenant, Timing,
 };
 
-use super::render::{REDISPATCH_INTERVAL, RETRIES};
+use super::render::{INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
 use super::text::Directive;
 
 /// The last second of the year 9999.
@@ -54,7 +54,7 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
         gated: false,
         tenant: tenant(data)?,
     };
-    let mut enabled = true;
+    let (mut enabled, mut may_lack_address) = (true, false);
     let mut words = words.iter().map(String::as_str);
     while let Some(word) = words.next() {
         match word {
@@ -62,13 +62,15 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
             "backup" => server.options.backup = true,
             "enabled" => enabled = true,
             "disabled" => enabled = false,
+            "init-addr" if words.next() == Some(INIT_ADDR) => may_lack_address = true,
             "init-state" if words.next() == Some("down") => server.gated = true,
             "weight" => server.options.weight = Some(words.next()?.parse().ok()?),
             "maxconn" => server.options.maxconn = Some(words.next()?.parse().ok()?),
             _ => return None,
         }
     }
-    (enabled == server.is_enabled()).then_some(server)
+    let is_named = matches!(server.address, Address::Host(_));
+    (enabled == server.is_enabled() && may_lack_address == is_named).then_some(server)
 }
 
 /// Who sits there. Times that we would never write are not taken: an end of 2^64 seconds is none that can be
@@ -217,7 +219,6 @@ pub fn time(text: &str) -> Option<Duration> {
 mod tests {
     use super::super::render;
     use super::*;
-    use crate::desired::Address;
     use proptest::prelude::*;
 
     fn owner() -> Owner {
@@ -266,6 +267,11 @@ mod tests {
             line("server a_1 10.0.0.1:80 enabled weight 100 # {\"alloc\":\"q\",\"owner\":\"nomad\",\"id\":\"x\"}");
         let ServerLine::Ours(_, Some(ours)) = ours else { panic!("{ours:?}") };
         assert_eq!((ours.port, ours.options.weight), (80, Some(100)));
+        // As releases before 0.2 wrote it: a name that stops resolving would make the whole file unusable.
+        let named =
+            |more: &str| line(&format!("server a_1 db.internal:80{more} # {{\"owner\":\"nomad\",\"id\":\"x\"}}"));
+        assert!(matches!(named(""), ServerLine::Ours(_, None)));
+        assert!(matches!(named(" init-addr last,libc,none"), ServerLine::Ours(_, Some(_))));
         // Ours, but put into maintenance in the file by somebody: to be written anew.
         let drift = line("server a_1 10.0.0.1:80 disabled # {\"owner\":\"nomad\",\"id\":\"x\"}");
         assert!(matches!(drift, ServerLine::Ours(_, None)));
@@ -332,10 +338,10 @@ mod tests {
 
         #[test]
         fn servers_are_read_back_as_they_were_written(
-            id in ".{1,60}", namespace in ".{1,20}", service in ".{1,20}", v6: bool, port: u16, check: bool, backup: bool,
+            id in ".{1,60}", namespace in ".{1,20}", service in ".{1,20}", address in r"(10\.1\.2\.3|2001:db8::5|db\.internal)", port: u16, check: bool, backup: bool,
             weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed in 0..=LAST_SECOND * 1000, drain in prop::option::of(1u64..100_000),
         ) {
-            let address: Address = if v6 { "2001:db8::5" } else { "10.1.2.3" }.parse().expect("an address");
+            let address: Address = address.parse().expect("an address");
             let tenant = if free { Tenant::Free { freed, drain_until: drain } } else {
                 Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), service: Some(ServiceKey { namespace, name: service }), drain: drain.map(Duration::from_millis) }
             };

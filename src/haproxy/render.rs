@@ -9,6 +9,10 @@ use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Ow
 pub const REDISPATCH_INTERVAL: u32 = 1;
 /// HAProxy's default, stated so that a `defaults` section with `retries 0` does not undo the redispatch.
 pub const RETRIES: u32 = 3;
+/// How HAProxy comes to the address of a host name when it starts (configuration manual, `init-addr`). The last
+/// step counts: a name that does not resolve leaves its server without an address, and without it HAProxy would
+/// refuse the whole file.
+pub const INIT_ADDR: &str = "last,libc,none";
 
 /// A backend's header line.
 pub fn header(name: &BackendName, from: Option<&str>) -> String {
@@ -90,6 +94,9 @@ pub fn server(server: &Server, owner: &Owner) -> String {
     }
     if !server.is_enabled() {
         line.push_str(" disabled");
+    }
+    if matches!(server.address, Address::Host(_)) {
+        line.push_str(&format!(" init-addr {INIT_ADDR}"));
     }
     if *gated {
         line.push_str(" init-state down");

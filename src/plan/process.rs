@@ -19,7 +19,9 @@ pub struct Changes {
     pub out: Vec<StateChange>,
     /// With the file: addresses, weights, and who comes in.
     pub rest: Vec<Action>,
-    /// Servers that the file from before has and the process lacks: only a reload helps.
+    /// Servers that the file from before has and the process lacks, or has without an address (their host name
+    /// did not resolve, and the process takes no other address then; seen on 3.0, 3.2 and 3.4): only a reload
+    /// helps.
     pub lacks: Vec<(BackendName, ServerName)>,
 }
 
@@ -98,6 +100,21 @@ impl Changes {
     }
 }
 
+/// The servers in service whose host name did not resolve when this process started; it does not look again.
+pub fn unresolved(process: &Runtime, observed: &Observed) -> Vec<(BackendName, Server)> {
+    let lacks_address = |name: &BackendName, server: &Server| {
+        let running = process.server(name, &server.name);
+        matches!(server.address, Address::Host(_))
+            && server.is_enabled()
+            && running.is_some_and(|running| running.address.is_none())
+    };
+    let of = |(name, section): (BackendName, &ObservedBackend)| {
+        let lacking = section.servers.iter().filter(|server| lacks_address(&name, server)).cloned();
+        lacking.map(|server| (name.clone(), server)).collect::<Vec<_>>()
+    };
+    observed.managed().flat_map(of).collect()
+}
+
 fn servers(backend: Option<&ObservedBackend>) -> BTreeMap<&ServerName, &Server> {
     backend.into_iter().flat_map(|backend| &backend.servers).map(|server| (&server.name, server)).collect()
 }
@@ -133,11 +150,18 @@ impl Seat<'_> {
                 changes.out.push(StateChange { backend, server, state: leaves });
             }
         }
-        if let Address::Ip(ip) = server.address
-            && (running.address, running.port) != (Some(ip), server.port)
-        {
-            let (backend, server_name) = name();
-            changes.rest.push(Action::Address(backend, server_name, ip, server.port));
+        match (&server.address, running.address) {
+            // Nobody is sent to a server in maintenance.
+            _ if wanted == State::Maint => {}
+            // Its slot had a host name before; one that has a name now is loaded anew in any case.
+            (Address::Ip(_), None) if known.is_some_and(|known| matches!(known.address, Address::Ip(_))) => {
+                changes.lacks.push(name());
+            }
+            (Address::Ip(ip), Some(now)) if (now, running.port) != (*ip, server.port) => {
+                let (backend, server_name) = name();
+                changes.rest.push(Action::Address(backend, server_name, *ip, server.port));
+            }
+            (Address::Ip(_) | Address::Host(_), _) => {}
         }
         if let Some(weight) = server.options.weight.filter(|weight| self.weighs_otherwise(*weight))
             && (!section.agent_check || moved_in)

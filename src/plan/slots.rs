@@ -12,6 +12,11 @@ use crate::desired::{
     Address, BackendName, Held, Instance, InstanceId, Server, ServerOptions, SlotPolicy, State, Tenant,
 };
 
+use super::LeftOut;
+
+/// The port of a slot that nobody sits in yet.
+const PLACEHOLDER_PORT: u16 = 1;
+
 /// What a backend has, and what it should hold.
 pub struct Seating<'a> {
     /// The backend.
@@ -35,6 +40,8 @@ pub struct Seating<'a> {
     pub gated: bool,
     /// The time, since 1970.
     pub now: Duration,
+    /// What HAProxy refuses: an instance among it stays as it is, or waits.
+    pub left_out: &'a LeftOut,
     /// Whether the backend is written anew in any case, so that spares may go without a further reload.
     pub may_shrink: bool,
 }
@@ -76,12 +83,18 @@ impl Seating<'_> {
 
     /// Updates who stays, frees the slots of those that left, and returns who has no slot yet.
     fn keep_and_free<'i>(&'i self, slots: &mut BTreeMap<u32, Server>) -> Vec<&'i Instance> {
-        let mut by_id: BTreeMap<&InstanceId, &Instance> = self.instances.iter().map(|i| (&i.id, i)).collect();
+        let (refused, taken): (Vec<_>, Vec<_>) =
+            self.instances.iter().partition(|instance| self.left_out.has_instance(self.backend, &instance.id));
+        let refused: BTreeSet<&InstanceId> = refused.into_iter().map(|instance| &instance.id).collect();
+        let mut by_id: BTreeMap<&InstanceId, &Instance> = taken.into_iter().map(|i| (&i.id, i)).collect();
         let mut last = slots.values().filter_map(Server::freed).max().unwrap_or(0);
         for server in slots.values_mut() {
             if let Some(instance) = server.tenant.id().and_then(|id| by_id.remove(id)) {
                 self.sit(server, instance);
-            } else if !self.held.keeps(&server.tenant) && free(server, &mut last, self.now) {
+            } else if !self.held.keeps(&server.tenant)
+                && !server.tenant.id().is_some_and(|id| refused.contains(id))
+                && free(server, &mut last, self.now)
+            {
                 server.gated = self.gated;
             }
         }
@@ -142,7 +155,7 @@ impl Seating<'_> {
             let mut server = Server {
                 name,
                 address: Address::PLACEHOLDER,
-                port: 1,
+                port: PLACEHOLDER_PORT,
                 check: self.check,
                 gated: self.gated,
                 options: ServerOptions { weight: Some(self.weight), ..options },
@@ -195,7 +208,7 @@ pub fn vacate(servers: &[Server], stays: impl Fn(&Tenant) -> bool, now: Duration
 /// next one is the time, so that it says how long a backend has been empty, and more than any before, should
 /// the clock have gone back. Returns whether somebody left.
 fn free(server: &mut Server, last: &mut u64, now: Duration) -> bool {
-    match &server.tenant {
+    let left = match &server.tenant {
         Tenant::Free { freed, drain_until: Some(until) } if Duration::from_secs(*until) <= now => {
             server.tenant = Tenant::Free { freed: *freed, drain_until: None };
             false
@@ -207,7 +220,12 @@ fn free(server: &mut Server, last: &mut u64, now: Duration) -> bool {
             server.tenant = Tenant::Free { freed: *last, drain_until };
             true
         }
+    };
+    // HAProxy would resolve the name of a slot that nobody sits in, too.
+    if matches!(server.address, Address::Host(_)) && server.state() == State::Maint {
+        (server.address, server.port) = (Address::PLACEHOLDER, PLACEHOLDER_PORT);
     }
+    left
 }
 
 /// Rounded up: a drain is never cut short.
@@ -246,6 +264,7 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             held: &Held::default(),
+            left_out: &LeftOut::default(),
             policy,
             weight: 1,
             check: false,
@@ -293,6 +312,7 @@ mod tests {
                 foreign: &foreign,
                 instances,
                 held: &Held::default(),
+                left_out: &LeftOut::default(),
                 policy,
                 weight,
                 check,
@@ -340,6 +360,7 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             held: &Held::default(),
+            left_out: &LeftOut::default(),
             policy: POLICY,
             weight: 1,
             check: true,
@@ -370,6 +391,7 @@ mod tests {
             foreign: &foreign,
             instances: &instances,
             held: &Held::default(),
+            left_out: &LeftOut::default(),
             policy: POLICY,
             weight: 1,
             check: false,

@@ -1,7 +1,5 @@
 //! Plans of small states, by the case.
 
-use std::collections::BTreeSet;
-
 use super::review::{Permit, Review};
 use super::*;
 use crate::catalog::{Catalog, Registration};
@@ -69,7 +67,7 @@ fn plan(built: &Built, observed: &Observed, strategy: Strategy) -> Result<Planne
 /// With a clock, and a minute of lingering.
 fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration) -> Result<Planned, Conflict> {
     let linger = if now.is_zero() { Duration::ZERO } else { Duration::from_secs(60) };
-    Plan::new(built, observed, &Options { owner: owner(), strategy, linger, now }, &BTreeSet::new())
+    Plan::new(built, observed, &Options { owner: owner(), strategy, linger, now }, &LeftOut::default())
 }
 
 /// The configuration after a plan.
@@ -288,7 +286,9 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     next.desired.backends.get_mut(&name("api")).expect("api").instances.clear();
     let options =
         Options { owner: owner(), strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO };
-    let plan = Plan::new(&next, &before, &options, &BTreeSet::from([name("api")])).expect("no conflict").plan;
+    let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
+        .expect("no conflict")
+        .plan;
     assert_eq!(told(&plan, &before), Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]));
 }
 

@@ -14,6 +14,7 @@ mod runtime;
 mod survey;
 mod transaction;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,12 +24,15 @@ use tokio::sync::Mutex;
 
 use crate::desired::Owner;
 use crate::errors::chain;
+use crate::haproxy::render::INIT_ADDR;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
 use crate::plan::{self, Action, Plan};
 
-use super::{AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Verdict, WriteError};
+use super::{
+    AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, VALIDATION_TIMEOUT, Verdict, WriteError,
+};
 use client::{Answer, Body, Client, refused, unavailable};
 pub use client::{DataplaneConfig, Password};
 use survey::Surveyed;
@@ -65,6 +69,7 @@ pub struct Dataplane {
     client: Client,
     owner: Owner,
     write: Write,
+    validation_timeout: Duration,
     /// With `auto`: this API's structured edits were seen to drop a field that we write, so the text it is.
     text_only: AtomicBool,
     /// What sections inherit was made explicit, and the file was not seen to have it so yet.
@@ -81,10 +86,39 @@ impl Dataplane {
             client,
             owner,
             write,
+            validation_timeout: VALIDATION_TIMEOUT,
             text_only: AtomicBool::new(false),
             made_explicit: AtomicBool::new(false),
             surveyed: Mutex::default(),
         })
+    }
+
+    /// Sets how long one validation may take.
+    #[must_use]
+    pub fn validating_within(self, validation_timeout: Duration) -> Self {
+        Self { validation_timeout, ..self }
+    }
+
+    /// The time for an answer that comes after a validation and perhaps a reload, which takes longer than that.
+    fn load_timeout(&self) -> Duration {
+        self.validation_timeout * 3
+    }
+
+    /// The API validates for as long as it takes, and writes then. So new host names, which alone take long, are
+    /// validated first: a validation that is given up writes nothing.
+    async fn validate_names(&self, observed: &Observed, text: &ConfigText) -> Result<(), WriteError> {
+        let names = |text: &ConfigText| -> BTreeSet<String> {
+            let named = text.lines().iter().filter(|line| line.contains(INIT_ADDR));
+            named.filter_map(|line| line.split_whitespace().nth(2).map(str::to_owned)).collect()
+        };
+        if names(text).is_subset(&names(&observed.text)) {
+            return Ok(());
+        }
+        match self.validate(text).await? {
+            Verdict::Valid => Ok(()),
+            Verdict::Refused(message) => Err(WriteError::Invalid { message }),
+            Verdict::TooLong(limit) => Err(WriteError::TooLong { limit }),
+        }
     }
 
     fn stage_text(&self, observed: &Observed, plan: &Plan) -> Staged {
@@ -120,14 +154,15 @@ impl Dataplane {
         actions: Option<String>,
     ) -> Result<Answer, AccessError> {
         let version = version.to_string();
-        let body = Body { text: Some(text.to_bytes()), actions, json: None };
+        let body = Body { text: Some(text.to_bytes()), actions, json: None, within: Some(self.load_timeout()) };
         self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await
     }
 
     /// Commits a transaction, which reloads. Whatever fails, it does not stay behind.
     async fn commit_transaction(&self, observed: &Observed, id: &str) -> Result<(), WriteError> {
         let path = format!("{TRANSACTIONS}/{id}");
-        let answer = self.client.send(Method::PUT, &path, &[("force_reload", "true")], Body::default()).await;
+        let body = Body { within: Some(self.load_timeout()), ..Body::default() };
+        let answer = self.client.send(Method::PUT, &path, &[("force_reload", "true")], body).await;
         let result = match answer {
             Ok(answer) => self.loaded(observed, &answer).await,
             Err(error) => Err(error.into()),
@@ -303,7 +338,11 @@ impl Plane for Dataplane {
     }
 
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError> {
-        if let Err(error) = self.make_inheritance_explicit(observed).await {
+        let ready = match self.validate_names(observed, &staged.text).await {
+            Ok(()) => self.make_inheritance_explicit(observed).await,
+            invalid => invalid,
+        };
+        if let Err(error) = ready {
             if let Some(id) = &staged.transaction {
                 self.drop_after_failure(id).await;
             }
@@ -326,6 +365,7 @@ impl Plane for Dataplane {
     }
 
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
+        self.validate_names(observed, text).await?;
         self.make_inheritance_explicit(observed).await?;
         let actions = Some(header(actions)?).filter(|actions| !actions.is_empty());
         let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
@@ -342,8 +382,12 @@ impl Plane for Dataplane {
     }
 
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
-        let body = Body { text: Some(text.to_bytes()), ..Body::default() };
-        let answer = self.client.send(Method::POST, RAW, &[("only_validate", "true")], body).await?;
+        let body = Body { text: Some(text.to_bytes()), within: Some(self.load_timeout()), ..Body::default() };
+        let sent = self.client.send(Method::POST, RAW, &[("only_validate", "true")], body);
+        let Ok(answer) = tokio::time::timeout(self.validation_timeout, sent).await else {
+            return Ok(Verdict::TooLong(self.validation_timeout));
+        };
+        let answer = answer?;
         match refused("a validation", &answer) {
             _ if answer.status.is_success() => Ok(Verdict::Valid),
             WriteError::Invalid { message } => Ok(Verdict::Refused(message)),

@@ -26,14 +26,12 @@ use self::launch::Launch;
 use self::process::Process;
 use self::unfinished::Unfinished;
 use super::{
-    AccessError, HaproxyInfo, Plane, Runtime, RuntimeServer, Staged, StateChange, Survey, Verdict, WriteError,
+    AccessError, HaproxyInfo, Plane, Runtime, RuntimeServer, Staged, StateChange, Survey, VALIDATION_TIMEOUT, Verdict,
+    WriteError,
 };
 
 /// For one command of the running process.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// For a validation or a reload: HAProxy reads certificates and resolves names in it.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How this HAProxy is reached.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -56,12 +54,19 @@ pub struct LocalConfig {
 pub struct Local {
     settings: LocalConfig,
     owner: Owner,
+    validation_timeout: Duration,
 }
 
 impl Local {
     /// Takes the settings as they are; whether they are right, the first call shows.
     pub fn new(settings: LocalConfig, owner: Owner) -> Self {
-        Self { settings, owner }
+        Self { settings, owner, validation_timeout: VALIDATION_TIMEOUT }
+    }
+
+    /// Sets how long one validation may take.
+    #[must_use]
+    pub fn validating_within(self, validation_timeout: Duration) -> Self {
+        Self { validation_timeout, ..self }
     }
 
     /// The configuration file, links followed: a rename must replace the file, not the link.
@@ -92,7 +97,8 @@ impl Local {
 
     /// Asks the master to load the file. It answers when the new worker runs, or why there is none.
     async fn load(&self) -> Result<(), WriteError> {
-        let answer = self.master("reload", LOAD_TIMEOUT).await?;
+        // A new worker does all that a validation does, and more.
+        let answer = self.master("reload", self.validation_timeout * 2).await?;
         match answer.lines().next() {
             Some("Success=1") => Ok(()),
             _ => Err(WriteError::ReloadFailed { message: alerts(&answer) }),
@@ -113,10 +119,10 @@ impl Local {
         let launch = self.launch().await?;
         let hint = launch.hint();
         let run = launch.command(binary, path).kill_on_drop(true).output();
-        let output = tokio::time::timeout(LOAD_TIMEOUT, run)
-            .await
-            .map_err(|elapsed| AccessError::Unavailable { what: what(), source: elapsed.into() })?
-            .map_err(|source| AccessError::Refused { what: what(), source: Some(source.into()) })?;
+        let Ok(output) = tokio::time::timeout(self.validation_timeout, run).await else {
+            return Ok(Verdict::TooLong(self.validation_timeout));
+        };
+        let output = output.map_err(|source| AccessError::Refused { what: what(), source: Some(source.into()) })?;
         if output.status.success() {
             return Ok(Verdict::Valid);
         }
@@ -266,6 +272,7 @@ impl Local {
         match self.validate(text).await? {
             Verdict::Valid => Ok(()),
             Verdict::Refused(message) => Err(WriteError::Invalid { message }),
+            Verdict::TooLong(limit) => Err(WriteError::TooLong { limit }),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! A case: a configuration file, settings, and what happens step by step.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
 use nomad_haproxy::desired::build;
 use nomad_haproxy::desired::{BackendName, Grant, Grants, Owner, ServiceKey, SlotPolicy};
-use nomad_haproxy::plan::{self, Strategy as Taken};
+use nomad_haproxy::plan::{self, LeftOut, Part, Strategy as Taken};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -58,8 +57,8 @@ impl Step {
         catalog_of(self.registrations.iter().rev(), &self.unreadable)
     }
 
-    pub fn refused(&self) -> BTreeSet<BackendName> {
-        self.refused.iter().cloned().collect()
+    pub fn refused(&self) -> LeftOut {
+        self.refused.iter().cloned().map(Part::Backend).collect()
     }
 }
 

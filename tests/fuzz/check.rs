@@ -10,7 +10,7 @@ use nomad_haproxy::desired::{
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
 use nomad_haproxy::plan::display::Summary;
-use nomad_haproxy::plan::{self, Changes, Conflict, Plan, Planned, text};
+use nomad_haproxy::plan::{self, Changes, Conflict, LeftOut, Plan, Planned, text};
 use nomad_haproxy::plane::Runtime;
 
 use super::case::{Case, Settings, Step, moved, shown};
@@ -166,7 +166,7 @@ struct Pass<'a> {
     /// Whether somebody may have torn a word apart that says that a secret follows.
     is_edited: bool,
     options: plan::Options,
-    refused: BTreeSet<BackendName>,
+    refused: LeftOut,
 }
 
 impl Pass<'_> {
@@ -277,7 +277,7 @@ impl Pass<'_> {
             let is_concerned = |note: &nomad_haproxy::desired::Note| {
                 note.severity == Severity::Error && desired.services.contains(&note.service) && errors(&note.text)
             };
-            if planned.notes.iter().any(is_concerned) || self.refused.contains(name) {
+            if planned.notes.iter().any(is_concerned) || self.refused.has_backend(name) {
                 continue;
             }
             let Some(found) = after.backend(name) else { return Err(format!("{name} is not there")) };

@@ -13,7 +13,7 @@ use crate::haproxy::text::ConfigText;
 
 use super::super::{AccessError, WriteError};
 
-/// For one answer. A forced reload answers only when it is done, and a validation reads certificates.
+/// For one answer that takes neither a validation nor a reload.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the password comes from.
@@ -66,14 +66,19 @@ impl Answer {
         let parsed: Option<Value> = serde_json::from_slice(&self.body).ok();
         let text = String::from_utf8_lossy(&self.body);
         let message = parsed.as_ref().and_then(|value| value["message"].as_str()).unwrap_or(&text);
-        // In a validation error each of HAProxy's lines stands as `msg="…"`.
-        let lines: Vec<&str> = message
-            .lines()
-            .filter_map(|line| line.split_once("msg=\"").map(|(_, rest)| rest.strip_suffix('"').unwrap_or(rest)))
-            .filter(|line| {
-                !line.to_lowercase().contains("errors found in configuration") && !line.contains("Error(s) found")
+        // In a validation error each of HAProxy's lines stands as `msg="…"`, where it names a line behind `line=N`.
+        let alert = |line: &str| {
+            let (number, words) = line.split_once("msg=\"")?;
+            let words = words.strip_suffix('"').unwrap_or(words);
+            Some(match number.trim().strip_prefix("line=") {
+                Some(number) => format!("line {number}: {words}"),
+                None => words.to_owned(),
             })
-            .collect();
+        };
+        let is_summary = |line: &String| {
+            line.to_lowercase().contains("errors found in configuration") || line.contains("Error(s) found")
+        };
+        let lines: Vec<String> = message.lines().filter_map(alert).filter(|line| !is_summary(line)).collect();
         if lines.is_empty() { message.trim().to_owned() } else { lines.join("; ") }
     }
 
@@ -117,6 +122,8 @@ pub(super) struct Body {
     pub(super) json: Option<Value>,
     pub(super) text: Option<Vec<u8>>,
     pub(super) actions: Option<String>,
+    /// How long the answer may take, where HAProxy validates or reloads for it.
+    pub(super) within: Option<Duration>,
 }
 
 impl Client {
@@ -182,6 +189,9 @@ impl Client {
         }
         if let Some(text) = body.text {
             request = request.header("Content-Type", "text/plain").body(text);
+        }
+        if let Some(within) = body.within {
+            request = request.timeout(within);
         }
         if let Some(actions) = body.actions {
             request = request.header("X-Runtime-Actions", actions);

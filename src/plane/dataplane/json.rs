@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::desired::{BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Timing};
-use crate::haproxy::render::{self, REDISPATCH_INTERVAL, RETRIES};
+use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Timing};
+use crate::haproxy::render::{self, INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
 
 /// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours,
 /// as the API gave them.
@@ -98,6 +98,9 @@ pub(super) fn server(server: &Server, owner: &Owner) -> Value {
     });
     if server.check {
         body["check"] = json!("enabled");
+    }
+    if matches!(server.address, Address::Host(_)) {
+        body["init-addr"] = json!(INIT_ADDR);
     }
     if server.gated {
         body["init-state"] = json!("down");

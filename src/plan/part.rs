@@ -1,0 +1,55 @@
+//! What of a plan can be left out by itself, when HAProxy does not take it.
+
+use std::collections::BTreeSet;
+
+use crate::desired::{BackendName, InstanceId};
+
+/// A part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// One instance in a backend. Left out, its server stays as it is, or is not made.
+    Instance(BackendName, InstanceId),
+    /// A whole backend. Left out, it stays as it is, but for the instances that are gone.
+    Backend(BackendName),
+}
+
+impl Part {
+    /// The backend that it is, or is in.
+    pub fn backend(&self) -> &BackendName {
+        let (Self::Instance(backend, _) | Self::Backend(backend)) = self;
+        backend
+    }
+}
+
+/// The parts that are left out of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftOut(BTreeSet<Part>);
+
+impl LeftOut {
+    /// Whether the backend is left out as a whole.
+    pub fn has_backend(&self, name: &BackendName) -> bool {
+        self.has(|| Part::Backend(name.clone()))
+    }
+
+    /// Whether just this instance is left out.
+    pub fn has_instance(&self, backend: &BackendName, id: &InstanceId) -> bool {
+        self.has(|| Part::Instance(backend.clone(), id.clone()))
+    }
+
+    fn has(&self, part: impl FnOnce() -> Part) -> bool {
+        // In nearly every pass there is nothing to compare with.
+        !self.0.is_empty() && self.0.contains(&part())
+    }
+
+    /// Leaves out these, too.
+    #[must_use]
+    pub fn and(&self, parts: impl IntoIterator<Item = Part>) -> Self {
+        Self(self.0.iter().cloned().chain(parts).collect())
+    }
+}
+
+impl FromIterator<Part> for LeftOut {
+    fn from_iter<I: IntoIterator<Item = Part>>(parts: I) -> Self {
+        Self(parts.into_iter().collect())
+    }
+}
