@@ -186,13 +186,10 @@ impl Demo {
                     let reloads = event["reloads"].as_u64().unwrap_or(0);
                     self.reloads += usize::try_from(reloads).unwrap();
                     let how = if reloads > 0 { "one reload" } else { "no reload" };
-                    println!(
-                        "\n   pass: version {}, {how}\n{}",
-                        event["version"],
-                        painted(event["diff"].as_str().unwrap_or(""))
-                    );
+                    println!("\n   pass: version {}, {how}", event["version"]);
                 }
-                Some("note" | "the pass failed") => println!("   {event}"),
+                Some("configuration written") => println!("{}", painted(event["diff"].as_str().unwrap_or(""))),
+                Some("problem with a service" | "the pass failed") => println!("   {event}"),
                 _ => {}
             }
         }
@@ -259,6 +256,8 @@ async fn show(options: &Options) -> usize {
     let port = proxy.port();
     let mut env = proxy.env();
     env.push(set("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s".into()));
+    // The diffs are for debugging.
+    env.push(set("NOMAD_HAPROXY_LOG_LEVEL", "info,nomad_haproxy::report=debug".into()));
     let mut arguments = Vec::new();
     match &cluster {
         Cluster::Nomad(nomad) => {

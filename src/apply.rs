@@ -4,6 +4,7 @@
 //! A pass goes round again when what it saw has moved under it: somebody else wrote, HAProxy could not load
 //! the change (what needs no reload goes on without it), or the process took only part of a live change.
 
+mod arrivals;
 mod culprit;
 mod draft;
 mod memory;
@@ -24,9 +25,10 @@ use crate::plan::display::Summary;
 use crate::plan::review::{Permit, Review};
 use crate::plan::{self, Action, Changes, Conflict, Plan, Waiting};
 use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
+use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process, Unhelped};
-pub use status::{Counts, Outcome, PassError, PassStatus, Stage};
+pub use status::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
 
 /// How often one pass goes round.
 const ROUNDS: usize = 4;
@@ -86,6 +88,7 @@ pub struct Controller<P> {
     source: Source,
     options: Options,
     memory: Memory,
+    arrivals: Arrivals,
 }
 
 /// What a round works on.
@@ -109,7 +112,7 @@ enum Round {
 impl<P: Plane> Controller<P> {
     /// Puts one together; nothing is sent yet.
     pub fn new(plane: P, source: Source, options: Options) -> Self {
-        Self { plane, source, options, memory: Memory::default() }
+        Self { plane, source, options, memory: Memory::default(), arrivals: Arrivals::default() }
     }
 
     /// One pass. With `review`, only if it does what was reviewed.
@@ -196,10 +199,12 @@ impl<P: Plane> Controller<P> {
             None => catalog.insert(self.source.read(&observed.namespaces()).await?),
         };
         status.index = catalog.index;
+        status.catalog_read.get_or_insert_with(SystemTime::now);
         let init_state = info.version.has_init_state();
         let built =
             build::build(catalog, &observed.present(), &build::Options { init_state, ..self.options.build.clone() });
         self.memory.keep_refusals(&built.desired, &observed);
+        status.became_ready.extend(self.arrivals.look(&built.desired, &observed, Instant::now()));
         Ok(Seen { info, moment, observed, built, process, looked: known == Process::Unknown })
     }
 
@@ -401,6 +406,7 @@ impl<P: Plane> Controller<P> {
         let observed = self.plane.observe().await?;
         status.version = observed.version;
         status.counts = Counts::new(&observed);
+        status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
         if let Some(end) = observed.next_drain() {
             status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
         }

@@ -1,66 +1,265 @@
-//! What the loop says of itself, for whoever asks whether it is alive and ready.
+//! Whether the loop is alive, and whether HAProxy is in line with the catalog.
+//!
+//! The loop publishes one value, [`State`]; what is asked of it is computed from that value and the time. Nothing
+//! looks at HAProxy or Nomad because somebody asks, so an answer is as old as the last pass: at most
+//! `reconcile.resync_interval`, where nothing woke the loop before.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::time::Duration;
 
-use crate::desired::Note;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, has a minute,
-/// and there are several.
-const STUCK_AFTER: Duration = Duration::from_secs(300);
+use crate::apply::{PassStatus, Stage};
+use crate::errors::one_line;
 
-/// What the loop tells of itself.
-#[derive(Debug)]
-pub struct Health {
-    started: Instant,
-    /// Milliseconds since the start.
-    last_turn: AtomicU64,
-    converged: AtomicBool,
-    notes: Mutex<Vec<Note>>,
+/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, has a minute, and there
+/// are several. Between passes the loop waits, for as long as nothing happens, and is alive.
+pub const STUCK_AFTER: Duration = Duration::from_secs(300);
+/// So many failed passes in a row are no passing trouble.
+pub const FAILURES: u64 = 3;
+/// Without a good pass for this long, HAProxy may be out of line. It counts from the beginning of the first pass that
+/// failed, or of the one that is running: a loop that has nothing to do for longer is a healthy one.
+pub const UNREADY_AFTER: Duration = Duration::from_secs(30);
+
+/// The passes that failed since the last good one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failing {
+    /// When the first of them began.
+    pub since: Instant,
+    /// How many there are.
+    pub passes: u64,
+    /// Where the last one failed.
+    pub stage: Stage,
+    /// Why, without HAProxy's own words.
+    pub cause: String,
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            last_turn: AtomicU64::new(0),
-            converged: AtomicBool::new(false),
-            notes: Mutex::default(),
+/// What the loop says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State {
+    /// When the pass that is running began.
+    pub running: Option<Instant>,
+    /// When the last good pass ended.
+    pub converged: Option<Instant>,
+    /// The failed passes since.
+    pub failing: Option<Failing>,
+}
+
+/// Why HAProxy may be out of line with the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReady {
+    /// No pass has ended yet.
+    Starting,
+    /// Passes fail.
+    Failing {
+        /// What is known of them.
+        failing: Failing,
+        /// For how long.
+        lasted: Duration,
+    },
+    /// A pass takes too long.
+    Slow(Duration),
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("not ready: the first pass has not ended yet"),
+            Self::Failing { failing: Failing { since: _, passes, stage, cause }, lasted } => {
+                let (passes, lasted) = (count(*passes), lasted.as_secs());
+                write!(f, "not ready: {passes} failed, the first {lasted} s ago; stage {stage}: {cause}")
+            }
+            Self::Slow(lasted) => write!(f, "not ready: a pass has been running for {} s", lasted.as_secs()),
         }
     }
 }
 
+fn count(passes: u64) -> String {
+    if passes == 1 { "1 pass".to_owned() } else { format!("{passes} passes in a row") }
+}
+
+impl State {
+    fn began(&mut self, now: Instant) {
+        self.running = Some(now);
+    }
+
+    fn ended(&mut self, status: &PassStatus, now: Instant) {
+        let since = self.running.take().unwrap_or(now);
+        let Some(error) = &status.error else {
+            (self.converged, self.failing) = (Some(now), None);
+            return;
+        };
+        let before = self.failing.take();
+        self.failing = Some(Failing {
+            since: before.as_ref().map_or(since, |before| before.since),
+            passes: before.map_or(0, |before| before.passes) + 1,
+            stage: status.stage,
+            cause: one_line(&error.outline()),
+        });
+    }
+
+    /// Whether the loop turns.
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.running.is_none_or(|since| now.saturating_duration_since(since) < STUCK_AFTER)
+    }
+
+    /// Whether HAProxy is in line with the catalog, as far as is known.
+    pub fn readiness(&self, now: Instant) -> Result<(), NotReady> {
+        if let Some(failing) = &self.failing {
+            let lasted = now.saturating_duration_since(failing.since);
+            if self.converged.is_none() || failing.passes >= FAILURES || lasted >= UNREADY_AFTER {
+                return Err(NotReady::Failing { failing: failing.clone(), lasted });
+            }
+        }
+        if self.converged.is_none() {
+            return Err(NotReady::Starting);
+        }
+        let running = self.running.map(|since| now.saturating_duration_since(since));
+        running.filter(|lasted| *lasted >= UNREADY_AFTER).map_or(Ok(()), |lasted| Err(NotReady::Slow(lasted)))
+    }
+}
+
+/// Publishes the [`State`].
+#[derive(Debug, Default)]
+pub struct Health(watch::Sender<State>);
+
 impl Health {
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// A pass begins.
+    pub fn began(&self) {
+        self.0.send_modify(|state| state.began(Instant::now()));
     }
 
-    /// The loop turns.
-    pub fn turned(&self) {
-        self.last_turn.store(self.now(), Ordering::Relaxed);
+    /// A pass has ended.
+    pub fn ended(&self, status: &PassStatus) {
+        self.0.send_modify(|state| state.ended(status, Instant::now()));
     }
 
-    /// A pass ended with HAProxy in line with the catalog.
-    pub fn converged(&self) {
-        self.converged.store(true, Ordering::Relaxed);
-    }
-
-    /// Takes the notes of a pass; whether they differ from the ones before.
-    pub fn notes_changed(&self, notes: &[Note]) -> bool {
-        let mut known = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = *known != notes;
-        *known = notes.to_vec();
-        changed
+    /// The state, now and whenever it changes.
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.0.subscribe()
     }
 
     /// Whether the loop turns.
     pub fn is_live(&self) -> bool {
-        Duration::from_millis(self.now().saturating_sub(self.last_turn.load(Ordering::Relaxed))) < STUCK_AFTER
+        self.0.borrow().is_live(Instant::now())
     }
 
-    /// Whether one pass has converged.
-    pub fn is_ready(&self) -> bool {
-        self.converged.load(Ordering::Relaxed)
+    /// Whether HAProxy is in line with the catalog, as far as is known.
+    pub fn readiness(&self) -> Result<(), NotReady> {
+        self.0.borrow().readiness(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::PassError;
+
+    fn good() -> PassStatus {
+        PassStatus::default()
+    }
+
+    fn failed() -> PassStatus {
+        let error = Some(PassError::Broken("parsing [haproxy.cfg:3]: unknown word\n's3cr3t'".into()));
+        PassStatus { stage: Stage::Apply, error, ..PassStatus::default() }
+    }
+
+    /// A state with a clock of its own.
+    struct Clocked(State, Instant);
+
+    impl Clocked {
+        fn new() -> Self {
+            Self(State::default(), Instant::now())
+        }
+
+        fn wait(&mut self, seconds: u64) {
+            self.1 += Duration::from_secs(seconds);
+        }
+
+        fn began(&mut self) {
+            self.0.began(self.1);
+        }
+
+        fn ended(&mut self, status: &PassStatus) {
+            self.0.ended(status, self.1);
+        }
+
+        fn pass(&mut self, status: &PassStatus) {
+            self.began();
+            self.ended(status);
+        }
+
+        fn readiness(&self) -> Result<(), NotReady> {
+            self.0.readiness(self.1)
+        }
+
+        fn is_live(&self) -> bool {
+            self.0.is_live(self.1)
+        }
+    }
+
+    #[test]
+    fn it_is_ready_after_the_first_good_pass_and_not_before() {
+        let mut health = Clocked::new();
+        assert_eq!(health.readiness(), Err(NotReady::Starting));
+        health.pass(&failed());
+        let said = health.readiness().expect_err("it was never in line").to_string();
+        let cause = "HAProxy refuses its own configuration file as it stands; its reason is in the log";
+        assert_eq!(said, format!("not ready: 1 pass failed, the first 0 s ago; stage apply: {cause}"));
+        health.pass(&good());
+        assert_eq!(health.readiness(), Ok(()));
+    }
+
+    #[test]
+    fn three_failed_passes_in_a_row_are_too_many() {
+        let mut health = Clocked::new();
+        health.pass(&good());
+        for passes in 1..=4 {
+            health.pass(&failed());
+            health.wait(1);
+            assert_eq!(health.readiness().is_ok(), passes < 3, "{passes}");
+        }
+        let said = health.readiness().expect_err("four have failed").to_string();
+        assert!(said.starts_with("not ready: 4 passes in a row failed, the first 4 s ago; stage apply: "), "{said}");
+        health.pass(&good());
+        assert_eq!(health.readiness(), Ok(()));
+        health.pass(&failed());
+        assert_eq!(health.readiness(), Ok(()), "they are counted from one again");
+    }
+
+    #[test]
+    fn half_a_minute_without_a_good_pass_is_too_long() {
+        let mut health = Clocked::new();
+        health.pass(&good());
+        // Nothing happens for long: there is nothing wrong with that.
+        health.wait(3600);
+        assert_eq!((health.readiness(), health.is_live()), (Ok(()), true));
+        health.began();
+        health.wait(10);
+        health.ended(&failed());
+        health.wait(19);
+        assert_eq!(health.readiness(), Ok(()), "29 s");
+        health.wait(1);
+        assert!(matches!(health.readiness(), Err(NotReady::Failing { .. })), "30 s since the failed one began");
+        health.pass(&good());
+        assert_eq!(health.readiness(), Ok(()));
+    }
+
+    #[test]
+    fn a_pass_that_hangs_is_seen_before_it_ends() {
+        let mut health = Clocked::new();
+        health.pass(&good());
+        health.began();
+        health.wait(29);
+        assert_eq!(health.readiness(), Ok(()));
+        health.wait(2);
+        let said = health.readiness().expect_err("it takes too long").to_string();
+        assert_eq!(said, "not ready: a pass has been running for 31 s");
+        assert!(health.is_live());
+        health.wait(STUCK_AFTER.as_secs());
+        assert!(!health.is_live());
+        health.ended(&good());
+        assert_eq!((health.readiness(), health.is_live()), (Ok(()), true));
     }
 }

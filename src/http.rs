@@ -2,17 +2,29 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
+use crate::shutdown;
+
+/// For the head of a request, also of the next one on a connection that is kept: longer than most intervals between
+/// scrapes and probes, so that these keep their connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// From an error of `accept` (no descriptors left) to the next attempt.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 struct Shared {
@@ -25,32 +37,66 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until it is told to stop.
+/// Serves until it is told to stop, and then at most [`shutdown::ANSWERS`] longer: connections on which nothing is
+/// asked are closed at once, the others when they have their answer or the time is over.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new()
-        .route(
-            "/healthz",
-            get(async |State(shared): State<Shared>| answer(shared.health.is_live(), "the loop has stopped")),
-        )
-        .route(
-            "/readyz",
-            get(async |State(shared): State<Shared>| answer(shared.health.is_ready(), "no pass has converged yet")),
-        )
+    let service = TowerToHyperService::new(router(Shared { metrics, health }));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    // What is in the set ends with it.
+    let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        // What becomes of a connection is its client's business.
+        let connection = graceful.watch(connection);
+        connections.spawn(async move { drop(connection.await) });
+    }
+    drop(listener);
+    if tokio::time::timeout(shutdown::ANSWERS, graceful.shutdown()).await.is_err() {
+        tracing::debug!("clients of the HTTP listener did not take their answers in time");
+    }
+    Ok(())
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
-        .with_state(Shared { metrics, health });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        .with_state(shared)
 }
 
-fn answer(good: bool, otherwise: &'static str) -> (StatusCode, &'static str) {
-    if good { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, otherwise) }
+async fn alive(State(shared): State<Shared>) -> (StatusCode, &'static str) {
+    if shared.health.is_live() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not alive: a pass does not end\n")
+    }
 }
 
-async fn metrics_text(State(shared): State<Shared>) -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], shared.metrics.render())
+async fn ready(State(shared): State<Shared>) -> (StatusCode, String) {
+    match shared.health.readiness() {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+async fn metrics_text(State(shared): State<Shared>, headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::accepted(accepted);
+    ([(header::CONTENT_TYPE, format.content_type())], shared.metrics.render(format))
 }

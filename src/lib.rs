@@ -34,9 +34,10 @@
 //!   the text, [`plan::Changes`] what the process is set to, [`plan::display`] what people read of it,
 //!   [`plan::review`] what they agreed to.
 //! - [`plane`]: the way to HAProxy, by [`plane::dataplane`] or [`plane::local`].
-//! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it.
+//! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: what the
+//!   log says of passes. [`health`]: whether the loop is alive, and HAProxy in line with the catalog.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
-//! - [`config`], [`cli`], [`health`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: what people and
+//! - [`config`], [`cli`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: what people and
 //!   programs see.
 
 pub mod apply;
@@ -55,5 +56,6 @@ pub mod observed;
 pub mod plan;
 pub mod plane;
 pub mod reconcile;
+pub mod report;
 pub mod shutdown;
 pub mod telemetry;

@@ -128,7 +128,7 @@ pub enum Harm {
 pub struct Survey {
     /// Why it must not be written.
     pub harm: Option<Harm>,
-    /// Comments that would be lost, with their line numbers.
+    /// The lines of the comments that would be lost.
     pub comments: Vec<String>,
 }
 

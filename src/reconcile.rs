@@ -12,14 +12,17 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::apply::{Controller, Moment, Outcome, PassStatus};
+use crate::apply::{Controller, Moment};
 use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
 use crate::config::Timings;
-use crate::errors::chain;
+use crate::errors::{chain, kind, one_line};
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::nomad::NomadError;
 use crate::plane::Plane;
+use crate::report::{Failure, Outage, Reporter};
+use crate::shutdown;
 
 /// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
 /// knock at a recovering HAProxy in step.
@@ -45,6 +48,9 @@ pub enum Wake {
 }
 
 impl Wake {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Started, Self::Catalog, Self::Resync, Self::Retry, Self::Deferred];
+
     /// For logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -120,7 +126,8 @@ impl Timer {
     }
 }
 
-/// Runs until it is told to stop. A pass that has begun is finished first.
+/// Runs until it is told to stop. A pass that is running has [`shutdown::PASS`] to end, so that no reload is cut
+/// for nothing; then it is cut, as it may be killed at any moment: what it left is set right by the next start.
 pub async fn run<P: Plane>(
     mut controller: Controller<P>,
     source: Source,
@@ -130,14 +137,13 @@ pub async fn run<P: Plane>(
     stop: CancellationToken,
 ) {
     let (sender, mut wakes) = mpsc::channel(16);
-    let watcher = tokio::spawn(watch(source, sender, stop.clone()));
+    let watcher = tokio::spawn(watch(source, sender, metrics.clone(), stop.clone()));
     let mut debounce = Debounce::new(timings);
     let mut backoff: Option<ExponentialBackoff> = None;
-    let mut reason = Wake::Started;
+    let (mut reason, mut reporter) = (Wake::Started, Reporter::default());
     debounce.wake(Instant::now());
     let mut timer = Timer::new(timings.resync_interval, Instant::now());
     loop {
-        health.turned();
         let due = debounce.due();
         let (at, timer_reason) = timer.next();
         tokio::select! {
@@ -157,7 +163,14 @@ pub async fn run<P: Plane>(
             }
         }
         let moment = Moment::now(timer.takes_resync(Instant::now()));
-        let next = pass(&mut controller, moment, reason, &metrics, &health).await;
+        let pass = pass(&mut controller, moment, reason, &metrics, &health, &mut reporter);
+        let next = tokio::select! {
+            next = pass => next,
+            () = shutdown::pass_is_due(&stop) => {
+                tracing::warn!("the pass was cut short; the next start sets right what it left");
+                break;
+            }
+        };
         debounce.passed(Instant::now());
         timer.follow_up = match next {
             Next::Resync => None,
@@ -192,7 +205,7 @@ enum Next {
     Retry,
 }
 
-/// One pass, with its line in the log and its part in the metrics.
+/// One pass, with its lines in the log and its part in metrics and health.
 #[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
 async fn pass<P: Plane>(
     controller: &mut Controller<P>,
@@ -200,41 +213,25 @@ async fn pass<P: Plane>(
     reason: Wake,
     metrics: &Metrics,
     health: &Health,
+    reporter: &mut Reporter,
 ) -> Next {
     let started = Instant::now();
+    health.began();
     let status = controller.pass(moment, None).await;
-    metrics.pass(&status, started.elapsed(), reason.as_str());
-    report(&status, health.notes_changed(&status.notes));
+    let took = started.elapsed();
+    metrics.pass(&status, took, reason);
+    reporter.pass(&status, took, Instant::now());
+    health.ended(&status);
     if status.error.is_some() {
         return Next::Retry;
     }
-    health.converged();
     status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
 }
 
-fn report(status: &PassStatus, news: bool) {
-    let PassStatus { version, index, reloads, told, written, .. } = status;
-    let diff = written.last().map_or("", |summary| summary.diff.as_str());
-    match status.outcome() {
-        Outcome::Unchanged => tracing::debug!(version, index, "nothing to do"),
-        Outcome::Repaired => tracing::info!(version, reloads, told, "the process agrees with its file again"),
-        Outcome::Applied => tracing::info!(version, index, reloads, diff, "applied"),
-        Outcome::Failed => {
-            let error = status.error.as_ref().map(|error| chain(error)).unwrap_or_default();
-            let (stage, done) = (status.stage.as_str(), status.done());
-            tracing::error!(stage, version, reloads, diff, done, error, "the pass failed");
-        }
-    }
-    // Reported when they are new, not with every pass.
-    for note in status.notes.iter().filter(|_| news) {
-        tracing::warn!(service = %note.service, note = %note, "note");
-    }
-}
-
 /// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.
-async fn watch(source: Source, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
+async fn watch(source: Source, wakes: mpsc::Sender<Wake>, metrics: Arc<Metrics>, stop: CancellationToken) {
     match source {
-        Source::Nomad(nomad) => watch_nomad(nomad, wakes, stop).await,
+        Source::Nomad(nomad) => watch_nomad(nomad, wakes, &metrics, stop).await,
         Source::File(path) => watch_file(path, wakes, stop).await,
     }
 }
@@ -253,25 +250,53 @@ async fn watch_file(path: PathBuf, wakes: mpsc::Sender<Wake>, stop: Cancellation
     }
 }
 
-async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
+async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, metrics: &Metrics, stop: CancellationToken) {
     let mut index = 0;
-    let mut backoff = retries();
+    let (mut backoff, mut outage) = (retries(), Outage::default());
     while !stop.is_cancelled() {
         // The first answer comes at once: it gives the index to wait from.
-        match nomad.changed(index).await {
+        let changed = nomad.changed(index).await;
+        metrics.nomad_answers(changed.is_ok());
+        let wakes_loop = match changed {
             Ok(now) => {
                 backoff = retries();
-                // Lower than before is a restore or another cluster: all the more a reason to look.
-                if now != index && wakes.send(Wake::Catalog).await.is_err() {
-                    return;
+                if let Some(extent) = outage.over(Instant::now()) {
+                    tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
                 }
-                index = now;
+                // Lower than before is a restore or another cluster: all the more a reason to look.
+                now != std::mem::replace(&mut index, now)
             }
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "cannot watch the catalog; it is still read at each pass");
                 index = 0;
-                tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+                cannot_watch(&mut outage, &error)
             }
+        };
+        if wakes_loop && wakes.send(Wake::Catalog).await.is_err() {
+            return;
+        }
+        if index == 0 {
+            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+        }
+    }
+}
+
+/// Whether the loop is to look: at the beginning of an outage a pass says what it means for HAProxy, and whether the
+/// catalog can still be read.
+fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
+    let (kind, error) = (kind(error), one_line(&chain(error)));
+    match outage.failed(&kind, Instant::now()) {
+        Failure::New => {
+            tracing::warn!(%error, "cannot watch Nomad; every pass still reads the whole catalog");
+            true
+        }
+        Failure::Reminder(extent) => {
+            let (failed, outage_s) = (extent.failures, extent.seconds());
+            tracing::warn!(failed, outage_s, %error, "still cannot watch Nomad");
+            false
+        }
+        Failure::Known => {
+            tracing::debug!(%error, "cannot watch Nomad, as before");
+            false
         }
     }
 }

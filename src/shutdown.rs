@@ -1,7 +1,18 @@
-//! SIGTERM and SIGINT: stop after the pass that runs.
+//! SIGTERM and SIGINT: the program ends within five seconds, whatever a client, HAProxy or Nomad does.
+//!
+//! A pass that is running has [`PASS`] to end, and answers that are on their way have [`ANSWERS`], both from the
+//! signal on. A pass that is cut harms nothing: each of its steps may be the last one at any moment, and the next
+//! start sets right what it left. But a reload that has begun is better awaited than made twice.
+
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// How long a running pass is waited for. Most take milliseconds, and a reload a second.
+pub const PASS: Duration = Duration::from_secs(4);
+/// How long the clients of the HTTP listener have to take their answers.
+pub const ANSWERS: Duration = Duration::from_secs(2);
 
 /// A token that is cancelled by the first SIGTERM or SIGINT.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
@@ -9,12 +20,18 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let cancelled = stop.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping after this pass");
+        let signal = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal, "stopping");
         cancelled.cancel();
     });
     Ok(stop)
+}
+
+/// Returns when a pass that is still running must be cut; never, as long as nobody asks to stop.
+pub async fn pass_is_due(stop: &CancellationToken) {
+    stop.cancelled().await;
+    tokio::time::sleep(PASS).await;
 }

@@ -381,7 +381,7 @@ async fn a_change_that_failed_to_load_waits_for_another_haproxy() {
         let changed = Instant::now();
         wait_for("the reload to fail", Duration::from_secs(20), async || (failed() > 0).then_some(())).await;
         wait_for("a note", Duration::from_secs(20), async || {
-            controller.log().contains("service new: left as it was").then_some(())
+            controller.log().contains("\"service\":\"new\",\"code\":\"not-loaded\"").then_some(())
         })
         .await;
         let reloads = rig.haproxy.reloads().await;

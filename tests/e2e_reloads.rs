@@ -231,7 +231,7 @@ async fn a_backend_in_a_branch_that_is_not_taken_costs_no_reload_again_and_again
         })
         .await;
         let note = controller.events().into_iter().find(|event| event["note"].as_str().is_some()).unwrap();
-        assert!(note["note"].as_str().unwrap().starts_with("error: service api: "), "{note}");
+        assert_eq!((&note["level"], &note["service"]), (&"ERROR".into(), &"api".into()), "{note}");
         assert!(rig.haproxy.reloads().await <= reloads + 1);
         let before = state(&rig).await;
         controller.wait_for_resyncs(4).await;

@@ -1,12 +1,14 @@
 //! What a pass came to. It is always complete: an error takes nothing away from it.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
 
 use crate::catalog::SourceError;
-use crate::desired::Note;
+use crate::desired::{BackendName, Note, Server};
+use crate::errors::chain;
 use crate::observed::Observed;
 use crate::plan::Conflict;
 use crate::plan::display::Summary;
@@ -30,6 +32,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Observe, Self::Catalog, Self::Plan, Self::Apply, Self::Repair];
+
     /// For logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -83,27 +88,64 @@ pub enum PassError {
     },
 }
 
-/// What HAProxy has of ours.
+impl PassError {
+    /// The error for readers who need no password: without HAProxy's own words, which may quote any line of its
+    /// file.
+    pub fn outline(&self) -> String {
+        let write = |error: &WriteError| match error {
+            WriteError::Access(_) | WriteError::NotLive(_) => chain(error),
+            WriteError::Conflict(_) => "the configuration changed during the pass".to_owned(),
+            WriteError::Invalid { .. } => "HAProxy refuses the configuration; its reason is in the log".to_owned(),
+            WriteError::ReloadFailed { .. } => {
+                "HAProxy could not load the configuration; its reason is in the log".to_owned()
+            }
+            WriteError::HalfLive { .. } => {
+                "HAProxy did not take a run-time change; its reason is in the log".to_owned()
+            }
+            WriteError::Distorted(_) => {
+                "the Data Plane API would not write what was planned; the log says what".to_owned()
+            }
+        };
+        match self {
+            Self::Broken(_) => {
+                "HAProxy refuses its own configuration file as it stands; its reason is in the log".to_owned()
+            }
+            Self::Write(error) => write(error),
+            Self::Unsettled { last, .. } => format!("{self}: {}", write(last)),
+            other => chain(other),
+        }
+    }
+}
+
+/// The slots of one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Backends that are ours or hold servers of ours.
-    pub backends: usize,
-    /// Slots with an instance.
+pub struct Slots {
+    /// Those with an instance.
     pub seated: usize,
-    /// Slots without.
+    /// Those without.
     pub free: usize,
+}
+
+/// What HAProxy has of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// The backends that are ours or hold servers of ours, each with its slots.
+    pub backends: BTreeMap<BackendName, Slots>,
 }
 
 impl Counts {
     pub(super) fn new(observed: &Observed) -> Self {
-        let mut counts = Self::default();
-        for (_, backend) in observed.managed() {
-            counts.backends += 1;
-            let seated = backend.servers.iter().filter(|server| server.is_enabled()).count();
-            counts.seated += seated;
-            counts.free += backend.servers.len() - seated;
-        }
-        counts
+        let slots = |servers: &[Server]| {
+            let seated = servers.iter().filter(|server| server.is_enabled()).count();
+            Slots { seated, free: servers.len() - seated }
+        };
+        Self { backends: observed.managed().map(|(name, backend)| (name, slots(&backend.servers))).collect() }
+    }
+
+    /// The slots of all backends.
+    pub fn slots(&self) -> Slots {
+        let sum = |sum: Slots, one: &Slots| Slots { seated: sum.seated + one.seated, free: sum.free + one.free };
+        self.backends.values().fold(Slots::default(), sum)
     }
 }
 
@@ -121,6 +163,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Unchanged, Self::Applied, Self::Repaired, Self::Failed];
+
     /// For metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -149,6 +194,11 @@ pub struct PassStatus {
     pub notes: Vec<Note>,
     /// The catalog's index; 0 before it was read.
     pub index: u64,
+    /// When the catalog was read; `None`: it was not.
+    pub catalog_read: Option<SystemTime>,
+    /// For each instance that this pass was the first to see ready in HAProxy: how long before that the
+    /// controller first read its registration.
+    pub became_ready: Vec<Duration>,
     /// The version of the configuration when it was last read.
     pub version: u64,
     /// What is managed.
@@ -179,6 +229,17 @@ impl PassStatus {
             return "HAProxy keeps what it has".to_owned();
         }
         format!("done before that: {} writes, {told} run-time changes, {reloads} reloads", written.len())
+    }
+
+    /// Whether HAProxy's configuration was read.
+    pub fn has_observed(&self) -> bool {
+        self.error.is_none() || self.stage > Stage::Observe || self.version > 0
+    }
+
+    /// Whether the notes are all that there are. A pass that failed before its plan was made knows only those that
+    /// are remembered.
+    pub fn notes_are_complete(&self) -> bool {
+        self.error.is_none() || self.stage >= Stage::Apply
     }
 
     pub(super) fn wake_at(&mut self, at: Instant) {

@@ -383,10 +383,7 @@ mod tests {
         let built =
             built(vec![registration("a-b", "1", 9, &["enable=true"]), registration("a_b", "2", 3, &["enable=true"])]);
         assert_eq!(names(&built), ["a_b"]);
-        assert_eq!(
-            built.desired.backends.values().next().expect("one").services.iter().next().expect("one").name,
-            "a_b"
-        );
+        assert_eq!(built.desired.backends.values().next().expect("one").services.first().expect("one").name, "a_b");
         assert_eq!(
             (built.notes.len(), built.notes[0].severity, built.notes[0].service.name.as_str()),
             (1, Severity::Error, "a-b")

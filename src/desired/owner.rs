@@ -22,7 +22,8 @@ impl FromStr for Owner {
 }
 
 impl Owner {
-    const PREFIX: &str = "nomad-haproxy:";
+    /// What the description of every backend begins with that a controller makes, of whatever owner.
+    pub const PREFIX: &str = "nomad-haproxy:";
     /// Services that are set off by a space, the others by a comma: HAProxy refuses a line of more than 64 words
     /// (`MAX_LINE_ARGS`).
     const WORDS: usize = 32;

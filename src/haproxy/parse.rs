@@ -104,6 +104,20 @@ pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Opti
     read.settings()
 }
 
+/// Whether a directive of a backend is one that a controller would write, of whatever owner. Of a backend that is
+/// not ours only a `server` can be.
+pub fn is_a_controllers(directive: &Directive) -> bool {
+    let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["server", ..] => {
+            let owner = metadata(directive).and_then(|data| data.get("owner")?.as_str()?.parse::<Owner>().ok());
+            owner.is_some_and(|owner| matches!(server(directive, &owner), ServerLine::Ours(_, Some(_))))
+        }
+        ["description", mark, ..] => directive.comment.is_none() && mark.starts_with(Owner::PREFIX),
+        words => directive.comment.is_none() && Reading::default().directive(words).is_some(),
+    }
+}
+
 #[derive(Default)]
 struct Reading {
     description: Option<String>,

@@ -97,7 +97,7 @@ fn named((kind, name, keyword): &Place) -> String {
     }
 }
 
-/// The comments outside of our sections that `after` lacks, as they stand, with their lines.
+/// The lines of the comments outside of our sections that `after` lacks.
 pub fn lost_comments(before: &Observed, after: &Observed) -> Vec<String> {
     let mut left: BTreeMap<String, usize> = BTreeMap::new();
     for (_, comment) in comments(after) {
@@ -110,7 +110,8 @@ pub fn lost_comments(before: &Observed, after: &Observed) -> Vec<String> {
         }
         _ => true,
     });
-    lost.map(|(line, comment)| format!("line {line}: # {comment}")).collect()
+    // Without its words: somebody may have commented a password out.
+    lost.map(|(line, _)| format!("line {line}")).collect()
 }
 
 /// The comments that stand in no section of ours, with their lines.

@@ -1,5 +1,10 @@
 //! What a person or a program reads of a plan.
+//!
+//! The configuration holds passwords and tokens, and what is printed ends up in logs, tickets and the output of
+//! pipelines. No list of words can tell a secret, so the diff shows the lines that a controller writes, and of every
+//! other line no more than its first word.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
@@ -7,8 +12,9 @@ use similar::TextDiff;
 
 use crate::desired::{BackendName, Note};
 use crate::haproxy::bytes;
-use crate::haproxy::text::{ConfigText, Directive};
-use crate::observed::Observed;
+use crate::haproxy::parse::is_a_controllers;
+use crate::haproxy::text::{ConfigText, Directive, Section};
+use crate::observed::{Observed, ObservedBackend};
 
 use super::servers::{self, ServerSummary};
 use super::{Edit, Plan, ServerEdit};
@@ -52,7 +58,7 @@ pub struct Summary {
 impl Summary {
     /// Sums up a plan. `staged` is the text that would be written.
     pub fn new(plan: &Plan, observed: &Observed, staged: &ConfigText, notes: Vec<Note>) -> Self {
-        let (diff, rerendered_lines) = diff(&observed.text, staged, plan);
+        let (diff, rerendered_lines) = diff(observed, staged, plan);
         let backends = plan.edits.iter().map(|(name, edit)| backend(name, edit, observed)).collect();
         Self { changes: !plan.is_empty(), live: plan.is_live(), backends, notes, rerendered_lines, blocked: None, diff }
     }
@@ -108,56 +114,87 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
 /// Where the other sections are the same to the byte it is the diff of the whole text. Where the Data
 /// Plane API sorted and spaced them anew, a diff of the whole would hide the change under a hundred
 /// lines that mean nothing, so only the sections of the plan are compared.
-fn diff(current: &ConfigText, staged: &ConfigText, plan: &Plan) -> (String, usize) {
+fn diff(observed: &Observed, staged: &ConfigText, plan: &Plan) -> (String, usize) {
     if plan.is_empty() {
         return (String::new(), 0);
     }
-    // The hash that the Data Plane API keeps on top changes with every write, and says nothing.
-    let is_hash = |line: &&String| line.starts_with("# _md5hash=");
-    let hash = current.lines().iter().find(is_hash);
-    let after = staged.lines().iter().map(|line| hash.filter(|_| is_hash(&line)).unwrap_or(line).as_str());
-    let (before, after) = (current.lines().concat(), after.collect::<String>());
+    let current = &observed.text;
+    let (before, after) = (shown(current, observed, plan), shown(staged, observed, plan));
     let theirs = |text: &ConfigText| foreign_lines(text, plan);
     let (theirs_before, theirs_after) = (theirs(current), theirs(staged));
     if theirs_before == theirs_after {
-        return (unified(&before, &after), 0);
+        return (unified(&before.concat(), &after.concat()), 0);
     }
     let changed = TextDiff::from_lines(&theirs_before, &theirs_after);
     let rerendered = changed.iter_all_changes().filter(|change| change.tag() == similar::ChangeTag::Insert).count();
-    (unified(&sections_of(current, plan), &sections_of(staged, plan)), rerendered)
+    (unified(&sections_of(current, &before, plan), &sections_of(staged, &after, plan)), rerendered)
 }
 
-/// A line of the diff's context may be anybody's: what stands behind such a word is not printed.
-const SECRETS: &[&str] = &[
-    "password",
-    "insecure-password",
-    "auth",
-    "secret",
-    "token",
-    "key",
-    "setenv",
-    "presetenv",
-    // Of `http-request set-header`.
-    "authorization",
-    "proxy-authorization",
-    "x-api-key",
-    "x-auth-token",
-];
+/// The lines of a text, for people to read.
+fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
+    // Lines above the first section, and behind the last directive of one, belong to nobody.
+    let mut shown: Vec<String> = text.lines().iter().map(|line| keyword_only(line)).collect();
+    for section in text.sections() {
+        let ours = is_planned(&section, plan).then(|| is_ours(&section, observed, plan));
+        let Some(header) = section.lines.clone().next() else { continue };
+        if section.is_known() {
+            shown[header] = with_end(&header_of(&section), &text.lines()[header]);
+        }
+        let Some(ours) = ours else { continue };
+        for (at, directive) in text.directives(&section).skip(1) {
+            if is_a_controllers(&directive) && (ours || directive.keyword() == "server") {
+                shown[at].clone_from(&text.lines()[at]);
+            }
+        }
+    }
+    shown
+}
 
-fn masked(text: &str) -> String {
-    let is_secret = |word: &&String| SECRETS.iter().any(|secret| word.eq_ignore_ascii_case(secret));
-    let mask = |line: &str| match Directive::parse(line).words.iter().find(is_secret) {
-        Some(word) => match line.split_once(word.as_str()) {
-            Some((before, _)) => format!("{before}{word} ***\n"),
-            None => "***\n".to_owned(),
-        },
-        None => line.to_owned(),
+/// Whether a section of the plan is made by us; in somebody else's only the servers are ours.
+fn is_ours(section: &Section, observed: &Observed, plan: &Plan) -> bool {
+    plan.edits.iter().filter(|(name, _)| name.as_str() == section.name).any(|(name, edit)| match edit {
+        Edit::Create { .. } | Edit::Change { .. } | Edit::Delete => true,
+        Edit::Servers(_) => observed.backend(name).is_some_and(ObservedBackend::is_ours),
+    })
+}
+
+fn header_of(section: &Section) -> String {
+    let Section { kind, name, from, lines: _, certain: _ } = section;
+    let name = if name.is_empty() { String::new() } else { format!(" {name}") };
+    let from = from.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
+    format!("{kind}{name}{from}")
+}
+
+/// A line without what it says: its indentation and its first word, if that looks like a keyword.
+fn keyword_only(line: &str) -> String {
+    let directive = Directive::parse(line);
+    let indentation = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
+    let is_version = |line: &str| {
+        line.strip_prefix("# _version=").is_some_and(|version| version.trim_end().bytes().all(|b| b.is_ascii_digit()))
     };
-    text.split_inclusive('\n').map(mask).collect()
+    // The hash that the Data Plane API keeps on top changes with every write, and says nothing.
+    let is_hash = line.starts_with("# _md5hash=");
+    let keyword = directive.keyword();
+    let is_keyword = !keyword.is_empty() && keyword.bytes().all(|b| b.is_ascii_lowercase() || b"-_.".contains(&b));
+    let rest = directive.words.len() > 1 || directive.comment.is_some();
+    let shown: Cow<'_, str> = match directive.words.len() {
+        _ if is_version(line) => return line.to_owned(),
+        0 if directive.comment.is_none() => return line.to_owned(),
+        0 if is_hash => "# _md5hash=…".into(),
+        0 => "# …".into(),
+        _ if is_keyword && rest => format!("{keyword} …").into(),
+        _ if is_keyword => keyword.into(),
+        _ => "…".into(),
+    };
+    with_end(&format!("{indentation}{shown}"), line)
+}
+
+fn with_end(shown: &str, line: &str) -> String {
+    let end = if line.ends_with('\n') { "\n" } else { "" };
+    format!("{shown}{end}")
 }
 
 fn unified(before: &str, after: &str) -> String {
-    let (before, after) = (&masked(before), &masked(after));
     let diff = TextDiff::from_lines(before, after)
         .unified_diff()
         .context_radius(3)
@@ -166,7 +203,7 @@ fn unified(before: &str, after: &str) -> String {
     bytes::shown(&diff).into_owned()
 }
 
-fn is_planned(section: &crate::haproxy::text::Section, plan: &Plan) -> bool {
+fn is_planned(section: &Section, plan: &Plan) -> bool {
     matches!(section.kind.as_str(), "backend" | "listen") && plan.edits.keys().any(|name| name.as_str() == section.name)
 }
 
@@ -183,10 +220,10 @@ fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
     lines.map(|(_, line)| line.as_str()).filter(|line| is_compared(line)).collect()
 }
 
-fn sections_of(text: &ConfigText, plan: &Plan) -> String {
+fn sections_of(text: &ConfigText, shown: &[String], plan: &Plan) -> String {
     let mut sections: Vec<_> = text.sections().into_iter().filter(|section| is_planned(section, plan)).collect();
     sections.sort_by(|a, b| a.name.cmp(&b.name));
-    sections.iter().flat_map(|section| &text.lines()[section.lines.clone()]).map(String::as_str).collect()
+    sections.iter().flat_map(|section| &shown[section.lines.clone()]).map(String::as_str).collect()
 }
 
 impl fmt::Display for Summary {
@@ -229,33 +266,93 @@ impl fmt::Display for Summary {
 mod tests {
     use super::*;
 
+    fn plan(name: &str, edit: Edit) -> Plan {
+        Plan { edits: [(name.parse().expect("a name"), edit)].into() }
+    }
+
+    fn observed(text: &str) -> Observed {
+        Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner"))
+    }
+
+    fn diff_of(before: &str, after: &str, name: &str, edit: Edit) -> (String, usize) {
+        diff(&observed(before), &ConfigText::new(after), &plan(name, edit))
+    }
+
+    const OURS: &str = "  server a_1 127.0.0.1:1 weight 1 # {\"id\":\"x\",\"owner\":\"nomad\"}\n";
+
     #[test]
-    fn a_password_beside_a_change_is_not_printed() {
-        let before = "userlist api\n  http-request set-header Authorization 's3cret'\n  user admin insecure-password s3cret\n  stats auth admin:s3cret\n";
-        let after = format!("{before}\nbackend api\n  mode http\n");
-        let diff = unified(before, &after);
-        assert!(!diff.contains("s3cret") && diff.contains("   user admin insecure-password ***"), "{diff}");
-        assert!(diff.contains("+backend api"), "{diff}");
+    fn of_lines_that_are_not_ours_only_the_keyword_is_printed() {
+        let before = "userlist people # s3cr3t\n  user admin insecure-password s3cr3t\n# s3cr3t\n\
+                      frontend web\n  bind :443 ssl crt /s3cr3t.pem\n  http-request set-header Authorization \"s3cr3t x\"\n  S3CR3T\n\n\
+                      backend a\n  # s3cr3t\n  http-request set-header X-Key s3cr3t # s3cr3t\n  server old s3cr3t:1 cookie s3cr3t\n";
+        let (diff, rerendered) = diff_of(before, &format!("{before}{OURS}"), "a", Edit::Servers(Vec::new()));
+        assert!(!diff.to_lowercase().contains("s3cr3t"), "{diff}");
+        let context = "   # …\n   http-request …\n   server …\n+  server a_1 127.0.0.1:1 weight 1 #";
+        assert!(diff.contains(context), "{diff}");
+        assert_eq!(rerendered, 0);
+        // A header is shown without what stands behind it, a word that is no keyword not at all.
+        let (diff, _) = diff_of(
+            before,
+            &before.replace("backend a\n", &format!("backend a\n{OURS}")),
+            "a",
+            Edit::Servers(Vec::new()),
+        );
+        assert!(diff.contains("   …\n \n backend a\n+  server a_1"), "{diff}");
+    }
+
+    #[test]
+    fn in_a_backend_of_ours_a_line_of_a_person_is_not_printed() {
+        let ours = format!("backend a\n  description nomad-haproxy:nomad default/a\n  mode http\n{OURS}");
+        let theirs = "  http-request set-header X-Key s3cr3t\n  option httpchk GET / HTTP/1.1 s3cr3t\n  description s3cr3t\n  balance roundrobin # s3cr3t\n";
+        let changed = "  server a_2 127.0.0.1:2 sni str(s3cr3t) # {\"id\":\"y\",\"owner\":\"nomad\"}\n";
+        let (diff, _) = diff_of(&format!("{ours}{theirs}{changed}# s3cr3t\n"), "# s3cr3t\n", "a", Edit::Delete);
+        assert!(!diff.contains("s3cr3t"), "{diff}");
+        for line in [
+            "-backend a\n",
+            "-  description nomad-haproxy:nomad default/a\n",
+            "-  mode http\n",
+            "-  server a_1 127.0.0.1:1 weight 1 # {",
+            "-  http-request …\n",
+            "-  balance …\n",
+            "-  server …\n",
+            " # …\n",
+        ] {
+            assert!(diff.contains(line), "{line} in:\n{diff}");
+        }
+    }
+
+    #[test]
+    fn in_a_backend_of_theirs_nothing_but_a_server_can_be_ours() {
+        let before = "backend a\n  description nomad-haproxy:other s3cr3t\n  option httpchk GET /s3cr3t\n";
+        let (diff, _) = diff_of(before, &format!("{before}{OURS}"), "a", Edit::Servers(Vec::new()));
+        assert!(!diff.contains("s3cr3t") && diff.contains("   option …\n+  server a_1"), "{diff}");
+    }
+
+    #[test]
+    fn lines_that_the_api_renders_in_another_way_are_counted_and_not_printed() {
+        let before = "frontend web\n  bind   :1 # s3cr3t\nbackend a\n  http-request   set-header X s3cr3t\n";
+        let after = format!("frontend web\n  bind :1 # s3cr3t\nbackend a\n  http-request set-header X s3cr3t\n{OURS}");
+        let (diff, rerendered) = diff_of(before, &after, "a", Edit::Servers(Vec::new()));
+        assert_eq!(rerendered, 1);
+        assert!(!diff.contains("s3cr3t") && diff.contains(" backend a\n   http-request …\n+  server a_1"), "{diff}");
     }
 
     #[test]
     fn a_comment_above_a_server_of_ours_is_not_rendered_anew() {
-        let before = "backend a\n  # words\n.if true\n  server a_1 127.0.0.1:1\n.endif\n";
+        let before = format!("backend a\n  # words\n.if true\n{OURS}.endif\n");
         let after = "backend a\n  # words\n.if true\n.endif\n";
-        let plan = Plan { edits: [("a".parse().expect("a name"), Edit::Servers(Vec::new()))].into() };
-        let (diff, rerendered) = diff(&ConfigText::new(before), &ConfigText::new(after), &plan);
-        assert!(diff.contains("   # words\n") && diff.contains("-  server a_1"), "{diff}");
+        let (diff, rerendered) = diff_of(&before, after, "a", Edit::Servers(Vec::new()));
+        assert!(diff.contains("   # …\n") && diff.contains("-  server a_1"), "{diff}");
         assert_eq!(rerendered, 0);
     }
 
     #[test]
     fn the_hash_of_the_api_is_no_change() {
-        let text =
-            |hash: &str, rest: &str| ConfigText::new(&format!("# _md5hash={hash}\n# _version=3\n\nglobal\n{rest}"));
+        let text = |hash: &str, rest: &str| format!("# _md5hash={hash}\n# _version=3\n\nglobal\n{rest}");
         let (before, after) = (text("a", "\nbackend api\n  mode http\n"), text("b", ""));
-        let plan = Plan { edits: [("api".parse().expect("a name"), Edit::Delete)].into() };
-        let (diff, rerendered) = diff(&before, &after, &plan);
-        assert!(diff.contains("@@ -2,6 +2,3 @@") && diff.contains("-backend api") && !diff.contains("md5"), "{diff}");
+        let (diff, rerendered) = diff_of(&before, &after, "api", Edit::Delete);
+        assert!(diff.contains("@@ -2,6 +2,3 @@") && diff.contains("-backend api"), "{diff}");
+        assert!(diff.contains(" # _version=3\n"), "{diff}");
         assert_eq!(rerendered, 0);
     }
 }

@@ -2,7 +2,7 @@
 //! is on the PATH (or `DATAPLANEAPI_BIN` names one), else the fake one.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,14 @@ pub fn which() -> String {
 enum Process {
     Real(Group),
     Fake(tokio::task::JoinHandle<()>),
+    /// Killed; what it takes to start it again.
+    Gone,
+}
+
+/// How an API is started.
+enum Recipe {
+    Real { path: PathBuf, file: PathBuf, log: PathBuf },
+    Fake(Arc<FakeApi>),
 }
 
 /// What the metadata of every server of ours has.
@@ -54,6 +62,7 @@ const OWNER: &str = "\"owner\":\"nomad\"";
 pub struct Api {
     pub url: String,
     process: Process,
+    recipe: Recipe,
 }
 
 impl Api {
@@ -63,12 +72,12 @@ impl Api {
             None => {
                 let fake = FakeApi::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
                 let (url, task) = fake.serve().await;
-                Self { url, process: Process::Fake(task) }
+                Self { url, process: Process::Fake(task), recipe: Recipe::Fake(fake) }
             }
         }
     }
 
-    async fn start_real(path: &PathBuf, haproxy: &Haproxy) -> Self {
+    async fn start_real(path: &Path, haproxy: &Haproxy) -> Self {
         let folder = haproxy.folder();
         let (port, master) = (free_port(), haproxy.master());
         for name in ["tx", "maps", "ssl", "general", "storage", "spoe", "spoe-tx"] {
@@ -96,24 +105,45 @@ impl Api {
         );
         let file = folder.join("dataplaneapi.yml");
         fs::write(&file, config).unwrap();
-        let log = fs::File::create(folder.join("dataplaneapi.log")).unwrap();
-        let group = Group::spawn(Command::new(path).arg("-f").arg(&file).stdout(log.try_clone().unwrap()).stderr(log));
         let url = format!("http://127.0.0.1:{port}");
-        wait_for("dataplaneapi to answer", Duration::from_secs(30), async || {
+        let recipe = Recipe::Real { path: path.to_owned(), file, log: folder.join("dataplaneapi.log") };
+        let mut api = Self { url, process: Process::Gone, recipe };
+        api.launch().await;
+        api
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        match std::mem::replace(&mut self.process, Process::Gone) {
+            Process::Real(mut group) => group.kill(),
+            Process::Fake(task) => task.abort(),
+            Process::Gone => {}
+        }
+    }
+
+    /// Starts it, for the first time or after [`Self::kill`].
+    pub async fn launch(&mut self) {
+        self.process = match &self.recipe {
+            Recipe::Real { path, file, log } => {
+                let log = fs::File::options().create(true).append(true).open(log).unwrap();
+                Process::Real(Group::spawn(
+                    Command::new(path).arg("-f").arg(file).stdout(log.try_clone().unwrap()).stderr(log),
+                ))
+            }
+            Recipe::Fake(fake) => Process::Fake(fake.serve_at(self.url.trim_start_matches("http://")).await.1),
+        };
+        let url = &self.url;
+        wait_for("the Data Plane API to answer", Duration::from_secs(30), async || {
             let request = reqwest::Client::new().get(format!("{url}/v3/info")).basic_auth("admin", Some("secret"));
             request.send().await.ok().filter(|response| response.status().is_success()).map(drop)
         })
         .await;
-        Self { url, process: Process::Real(group) }
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
-        match &mut self.process {
-            Process::Real(group) => group.kill(),
-            Process::Fake(task) => task.abort(),
-        }
+        self.kill();
     }
 }
 

@@ -142,7 +142,11 @@ impl FakeApi {
 
     /// Serves on a port of the kernel's choice; its address.
     pub async fn serve(self: &Arc<Self>) -> (String, tokio::task::JoinHandle<()>) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.serve_at("127.0.0.1:0").await
+    }
+
+    pub async fn serve_at(self: &Arc<Self>, address: &str) -> (String, tokio::task::JoinHandle<()>) {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(handle).with_state(self.clone());
         (url, tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }))

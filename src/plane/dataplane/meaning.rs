@@ -92,7 +92,7 @@ mod tests {
         let observed = Observed::new(1, ConfigText::new(text), &owner());
         let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged), &owner());
         assert_eq!(losses("# _version=1\n# Dataplaneapi managed File\nbackend theirs # a\n  # theirs\n"), []);
-        assert_eq!(losses("backend theirs # a\n"), [Loss::Comment("line 6: # theirs".into())]);
+        assert_eq!(losses("backend theirs # a\n"), [Loss::Comment("line 6".into())]);
         let kept = "backend ours\n  description nomad-haproxy:nomad\n  mode http\nbackend theirs # a\n# theirs\n";
         assert_eq!(losses(kept), [Loss::Planned("ours".parse().expect("a name"))]);
     }

@@ -1,0 +1,155 @@
+//! The two text formats that Prometheus reads. prometheus-client writes OpenMetrics; whoever does not ask for that
+//! gets the older one, which differs in little (Prometheus documentation, "Exposition formats"; OpenMetrics 1.0):
+//! the family of a counter has the name of its samples, there is no type `info`, no unit, and no line for the end.
+
+use std::collections::BTreeMap;
+
+/// A format of a scrape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The Prometheus text format 0.0.4.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
+impl Format {
+    /// The format for these `Accept` headers: OpenMetrics only where it is named and not refused (`q=0`). Prometheus
+    /// names it first.
+    pub fn accepted<'a>(headers: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut ranges = headers.into_iter().flat_map(|header| header.split(','));
+        let wanted = ranges.any(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let kind = parts.next().unwrap_or_default();
+            let refused = parts
+                .filter_map(|part| part.strip_prefix("q="))
+                .any(|weight| weight.parse::<f32>().is_ok_and(|weight| weight <= 0.0));
+            kind.eq_ignore_ascii_case(OPEN_METRICS) && !refused
+        });
+        if wanted { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// For the header of the answer.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// A text in OpenMetrics, in this format.
+    pub(super) fn of(self, open_metrics: String) -> String {
+        match self {
+            Self::Text => text(&open_metrics),
+            Self::OpenMetrics => open_metrics,
+        }
+    }
+}
+
+fn text(open_metrics: &str) -> String {
+    let types: BTreeMap<&str, &str> =
+        open_metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let family = |name: &str| match types.get(name) {
+        Some(&"counter") => format!("{name}_total"),
+        Some(&"info") => format!("{name}_info"),
+        _ => name.to_owned(),
+    };
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        let line = match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("EOF" | "UNIT"), ..) => continue,
+            (Some("#"), Some("HELP"), Some(name), Some(help)) => {
+                // Quotes are escaped in OpenMetrics only.
+                format!("# HELP {} {}", family(name), help.replace("\\\"", "\""))
+            }
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                let kind = match kind {
+                    "info" => "gauge",
+                    "unknown" => "untyped",
+                    other => other,
+                };
+                format!("# TYPE {} {kind}", family(name))
+            }
+            _ => line.to_owned(),
+        };
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::{Counts, PassStatus, Slots};
+    use crate::metrics::Metrics;
+    use crate::reconcile::Wake;
+    use std::collections::BTreeSet;
+    use std::time::{Duration, SystemTime};
+
+    #[test]
+    fn open_metrics_is_for_whoever_asks_for_it() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, format) in [
+            (&[][..], Format::Text),
+            (&["*/*"], Format::Text),
+            (&["text/html,text/plain;q=0.3"], Format::Text),
+            (&["application/openmetrics-text;q=0, text/plain"], Format::Text),
+            (&[prometheus], Format::OpenMetrics),
+            (&["text/plain", "Application/OpenMetrics-Text"], Format::OpenMetrics),
+        ] {
+            assert_eq!(Format::accepted(accept.iter().copied()), format, "{accept:?}");
+        }
+    }
+
+    /// All metrics, each with a value.
+    fn full() -> Metrics {
+        let metrics = Metrics::default();
+        let backends = [("api".parse().expect("a name"), Slots { seated: 1, free: 4 })].into();
+        let status = PassStatus {
+            version: 1,
+            index: 7,
+            counts: Counts { backends },
+            catalog_read: Some(SystemTime::now()),
+            became_ready: vec![Duration::from_millis(30)],
+            ..PassStatus::default()
+        };
+        metrics.pass(&status, Duration::from_millis(5), Wake::Started);
+        metrics.nomad_answers(true);
+        metrics
+    }
+
+    /// The rules of the text format: each family has one HELP and one TYPE line, then its samples, all of them
+    /// together, with the names that its type allows.
+    #[test]
+    fn the_text_is_what_prometheus_reads() {
+        let text = full().render(Format::Text);
+        let (mut families, mut family) = (BTreeSet::new(), (String::new(), String::new()));
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, help) = help.split_once(' ').expect("a help");
+                assert!(!help.is_empty() && families.insert(name.to_owned()), "{line}");
+                let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} "))).expect("a type");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}: {kind}");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}: {kind}");
+                assert!(lines.peek().is_some_and(|line| line.starts_with(name)), "{name} has no sample");
+                family = (name.to_owned(), kind.to_owned());
+                continue;
+            }
+            assert!(!line.starts_with('#'), "{line}");
+            let end = line.find(['{', ' ']).expect("a name");
+            let suffix = line[..end].strip_prefix(&family.0).unwrap_or_else(|| panic!("{line} is not of {family:?}"));
+            let allowed: &[&str] = if family.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            assert!(allowed.contains(&suffix), "{line} of {family:?}");
+            let (_, value) = line.rsplit_once(' ').expect("a value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+        assert_eq!(families.len(), 16, "{families:?}");
+        assert!(text.ends_with('\n') && text.contains("# TYPE nomad_haproxy_build_info gauge\n"), "{text}");
+        assert!(text.contains("nomad_haproxy_registration_to_ready_seconds_count 1\n"), "{text}");
+    }
+}
