@@ -28,7 +28,7 @@ const NAMED: usize = 5;
 const PROBLEMS: usize = 50;
 /// Lines of a diff that are logged.
 const DIFF_LINES: usize = 40;
-/// Characters of one name: names are for others to choose.
+/// Characters of a name, and of a problem that was logged before: both are for others to choose.
 const NAME: usize = 100;
 
 /// Failures that follow one another, whatever their causes.
@@ -156,7 +156,7 @@ impl Reporter {
             }
         }
         for Note { severity: _, service, code, text } in gone.iter().take(PROBLEMS) {
-            let (service, code, note) = (shortened(service), word(*code), one_line(text));
+            let (service, code, note) = (shortened(service), word(*code), shortened(&one_line(text)));
             tracing::info!(%service, code, %note, "problem resolved");
         }
         for (notes, what) in [(new, "new"), (gone, "resolved")] {
