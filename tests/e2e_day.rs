@@ -114,7 +114,9 @@ fn normalised(line: &str, rig: &Rig) -> String {
     {
         line = replaced(&line, prefix, no_digit, by);
     }
-    line.trim().to_owned()
+    // A connection that ends may be closed, reset or refused.
+    let cause = replaced(&line, "client error", |_| false, ": CAUSE");
+    cause.trim().to_owned()
 }
 
 struct Day {
@@ -137,6 +139,7 @@ impl Day {
         let mut lines: Vec<String> = log[self.read..].lines().map(|line| normalised(line, &self.rig)).collect();
         // The watch and the passes go on by themselves: who is first after an outage is open.
         if title.contains("returns") {
+            lines = lines.iter().map(|line| replaced(line, "reason=\"", |c| c == '"', "REASON")).collect();
             lines.sort();
         }
         self.read = log.len();
@@ -151,10 +154,10 @@ async fn a_day_in_the_log_is_plain_english() {
         registration(service, &format!("{service}-{port}"), port.into(), port, &tags)
     };
     let api = one("api", 2001, &[]);
-    let web = |ports: &[u16]| ports.iter().map(|port| one("web", *port, &[])).collect::<Vec<_>>();
+    let www = |ports: &[u16]| ports.iter().map(|port| one("www", *port, &[])).collect::<Vec<_>>();
     let with = |first: &[&Value], then: Vec<Value>| first.iter().copied().cloned().chain(then).collect::<Vec<_>>();
 
-    let mut nomad = Nomad::new(&with(&[&api], web(&[2011, 2012])));
+    let mut nomad = Nomad::new(&with(&[&api], www(&[2011, 2012])));
     let rig = Rig::start(Way::Local, "3.2").await;
     let env = rig.env_with(&[
         ("NOMAD_ADDR", &format!("http://{}", nomad.address)),
@@ -165,16 +168,16 @@ async fn a_day_in_the_log_is_plain_english() {
     let mut day = Day { rig, controller, read: 0, text: String::new() };
     day.step("The controller starts, and adopts what Nomad has.", &[" applied "]).await;
 
-    nomad.register(&with(&[&api], web(&[2011, 2012, 2013])));
+    nomad.register(&with(&[&api], www(&[2011, 2012, 2013])));
     day.step("A service is scaled up.", &[" applied "]).await;
-    nomad.register(&with(&[&api], web(&[2013])));
+    nomad.register(&with(&[&api], www(&[2013])));
     day.step("And down.", &[" applied "]).await;
 
     let (bad, cart) = (one("api", 2001, &["wieght=3"]), one("cart", 2021, &["backend=custom"]));
-    nomad.register(&with(&[&bad, &cart], web(&[2013])));
+    nomad.register(&with(&[&bad, &cart], www(&[2013])));
     day.step("A job has a tag with a mistake in it, another one a backend that does not exist.", &["cart", "wieght"])
         .await;
-    nomad.register(&with(&[&api], web(&[2013])));
+    nomad.register(&with(&[&api], www(&[2013])));
     day.step("Both are mended.", &["cart", "wieght"]).await;
 
     nomad.kill();
@@ -186,7 +189,7 @@ async fn a_day_in_the_log_is_plain_english() {
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
     day.rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
     let new = one("new", 2031, &[]);
-    nomad.register(&with(&[&api, &new], web(&[2013, 2014])));
+    nomad.register(&with(&[&api, &new], www(&[2013, 2014])));
     day.step(
         "Somebody has added a listener on a port that is taken; a job comes, another one is scaled.",
         &["the pass failed", "service=new"],
@@ -194,11 +197,11 @@ async fn a_day_in_the_log_is_plain_english() {
     .await;
     drop(taken);
     day.rig.edit(|text| text.replacen(&bind, "acl is_shop", 1)).await;
-    nomad.register(&with(&[&api, &new], web(&[2013, 2014, 2015])));
+    nomad.register(&with(&[&api, &new], www(&[2013, 2014, 2015])));
     day.step("The listener is gone again.", &["new +1", "problem resolved"]).await;
 
     day.rig.haproxy.kill();
-    nomad.register(&with(&[&api, &new], web(&[2013])));
+    nomad.register(&with(&[&api, &new], www(&[2013])));
     day.step("HAProxy is stopped.", &["the pass failed"]).await;
     day.rig.haproxy.launch().await;
     day.step("It is started, and returns.", &[" applied ", "passes succeed again"]).await;
