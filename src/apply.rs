@@ -131,8 +131,11 @@ impl<P: Plane> Controller<P> {
     pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
         let result = self.rounds(moment, review, &mut status).await;
-        if let Err(error) = result {
-            status.error = Some(error);
+        match result {
+            Err(error) => status.error = Some(error),
+            // A reload failed, and the pass went on without what takes one.
+            Ok(()) if status.error.is_some() => status.stage = Stage::Apply,
+            Ok(()) => {}
         }
         status.notes.extend(self.memory.notes());
         status.notes.sort();
@@ -185,7 +188,7 @@ impl<P: Plane> Controller<P> {
                         // What was reviewed is in the file: the rest is repair.
                         permit = None;
                     }
-                    tracing::warn!(error = %chain(&why), "the pass goes round again");
+                    tracing::warn!(error = %chain(&why), "the pass starts over");
                 }
             }
         }

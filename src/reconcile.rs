@@ -286,16 +286,16 @@ fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
     let (kind, error) = (kind(error), one_line(&chain(error)));
     match outage.failed(&kind, Instant::now()) {
         Failure::New => {
-            tracing::warn!(%error, "cannot watch Nomad; every pass still reads the whole catalog");
+            tracing::warn!(%error, "cannot watch Nomad for changes; trying again");
             true
         }
         Failure::Reminder(extent) => {
             let (failed, outage_s) = (extent.failures, extent.seconds());
-            tracing::warn!(failed, outage_s, %error, "still cannot watch Nomad");
+            tracing::warn!(failed, outage_s, %error, "still cannot watch Nomad for changes");
             false
         }
         Failure::Known => {
-            tracing::debug!(%error, "cannot watch Nomad, as before");
+            tracing::debug!(%error, "cannot watch Nomad for changes, as before");
             false
         }
     }

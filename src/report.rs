@@ -13,6 +13,7 @@ use crate::apply::{Outcome, PassError, PassStatus};
 use crate::desired::{Code, Note, Severity};
 use crate::errors::{chain, kind, one_line};
 use crate::plan::display::Summary;
+use crate::plan::servers::ServerAction;
 
 /// From the first failure of an outage to the first reminder; each further one comes after twice the time.
 const FIRST_REMINDER: Duration = Duration::from_secs(30);
@@ -27,7 +28,7 @@ const NAMED: usize = 5;
 const PROBLEMS: usize = 50;
 /// Lines of a diff that are logged.
 const DIFF_LINES: usize = 40;
-/// Characters of one name: names are for others to choose.
+/// Characters of a name, and of a problem that was logged before: both are for others to choose.
 const NAME: usize = 100;
 
 /// Failures that follow one another, whatever their causes.
@@ -155,7 +156,7 @@ impl Reporter {
             }
         }
         for Note { severity: _, service, code, text } in gone.iter().take(PROBLEMS) {
-            let (service, code, note) = (shortened(service), word(*code), one_line(text));
+            let (service, code, note) = (shortened(service), word(*code), shortened(&one_line(text)));
             tracing::info!(%service, code, %note, "problem resolved");
         }
         for (notes, what) in [(new, "new"), (gone, "resolved")] {
@@ -202,14 +203,21 @@ impl Totals {
         let mut by_name: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         let mut all = Self { services: String::new(), added: 0, removed: 0, changed: 0 };
         for backend in written.iter().flat_map(|summary| &summary.backends) {
-            let names = backend.services.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-            let name = if names.is_empty() { backend.name.to_string() } else { names };
-            let (added, removed) = by_name.entry(name).or_default();
-            *added += backend.instances_added;
-            *removed += backend.instances_removed;
             all.added += backend.instances_added;
             all.removed += backend.instances_removed;
             all.changed += backend.servers_changed;
+            let instances = backend.servers.iter().filter_map(|server| Some((server.service.as_ref()?, server.action)));
+            let mut named = false;
+            for (service, action) in instances {
+                let (added, removed) = by_name.entry(service.to_string()).or_default();
+                *added += usize::from(action == ServerAction::In);
+                *removed += usize::from(action == ServerAction::Out);
+                named = true;
+            }
+            // No instance comes or goes: its settings change, or it is deleted.
+            if !named {
+                by_name.entry(backend.name.to_string()).or_default();
+            }
         }
         let one = |(name, (added, removed)): (&String, &(usize, usize))| {
             let mut text = shortened(name);
@@ -260,6 +268,7 @@ mod tests {
     use crate::apply::Stage;
     use crate::desired::ServiceKey;
     use crate::plan::display::BackendSummary;
+    use crate::plan::servers::ServerSummary;
     use std::io;
     use std::sync::{Arc, Mutex, PoisonError};
     use tracing_subscriber::fmt::MakeWriter;
@@ -323,14 +332,23 @@ mod tests {
     }
 
     fn backend(service: &str, added: usize, removed: usize) -> BackendSummary {
+        let server = |action| ServerSummary {
+            name: "a_1".parse().expect("a name"),
+            action,
+            address: None,
+            port: None,
+            instance: None,
+            allocation: None,
+            service: Some(key(service)),
+        };
+        let servers = [(ServerAction::In, added), (ServerAction::Out, removed)];
         BackendSummary {
             name: service.parse().expect("a name"),
             action: "servers",
-            services: [key(service)].into(),
             instances_added: added,
             instances_removed: removed,
             servers_changed: 0,
-            servers: Vec::new(),
+            servers: servers.iter().flat_map(|(action, n)| vec![server(*action); *n]).collect(),
         }
     }
 

@@ -291,6 +291,7 @@ fn controller<P: Plane>(rig: &Rig, plane: P) -> (Controller<P>, Moment) {
             slots: SlotPolicy { min_free: 2, max: 16 },
             init_state: true,
             lingers: false,
+            grants: nomad_haproxy::desired::Grants::default(),
         },
         plan: plan::Options {
             owner: owner(),

@@ -282,7 +282,7 @@ async fn readiness_follows_nomad() {
     nomad.launch().await;
     controller.wait_until_ready().await;
     wait_for_lines(&controller, "watching Nomad again", 1).await;
-    assert_eq!(named(&controller, "cannot watch Nomad; every pass still reads the whole catalog").len(), 1);
+    assert_eq!(named(&controller, "cannot watch Nomad for changes; trying again").len(), 1);
     assert!((controller.metric("nomad_haproxy_nomad_up").await - 1.0).abs() < 0.1);
 }
 

@@ -233,7 +233,10 @@ impl PassStatus {
         if written.is_empty() && *told == 0 && *reloads == 0 {
             return "HAProxy keeps what it has".to_owned();
         }
-        format!("done before that: {} writes, {told} run-time changes, {reloads} reloads", written.len())
+        let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
+        let (writes, changes) = (count(written.len(), "write"), count(*told, "run-time change"));
+        let reloads = count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
+        format!("done before that: {writes}, {changes}, {reloads}")
     }
 
     /// Whether HAProxy's configuration was read.

@@ -5,17 +5,16 @@
 //! other line no more than its first word.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 use similar::TextDiff;
 
-use crate::desired::{BackendName, NamespaceNote, Note, ServiceKey};
+use crate::desired::{BackendName, NamespaceNote, Note};
 use crate::haproxy::bytes;
 use crate::haproxy::parse::is_a_controllers;
 use crate::haproxy::text::{ConfigText, Directive, Section};
-use crate::observed::{Observed, ObservedBackend, Ownership};
+use crate::observed::{Observed, ObservedBackend};
 
 use super::guard::Holding;
 use super::servers::{self, ServerSummary};
@@ -28,8 +27,6 @@ pub struct BackendSummary {
     pub name: BackendName,
     /// `create`, `change`, `servers` or `delete`.
     pub action: &'static str,
-    /// The services whose instances come in, go out or change; where no instance does, those that it is made for.
-    pub services: BTreeSet<ServiceKey>,
     /// Instances that come in.
     pub instances_added: usize,
     /// Instances that go out.
@@ -86,7 +83,6 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
     let mut summary = BackendSummary {
         name: name.clone(),
         action: "delete",
-        services: services(name, edit, observed),
         instances_added: 0,
         instances_removed: 0,
         servers_changed: 0,
@@ -126,31 +122,6 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
         }
     }
     summary
-}
-
-/// The services that a change of a backend concerns.
-fn services(name: &BackendName, edit: &Edit, observed: &Observed) -> BTreeSet<ServiceKey> {
-    let section = observed.backend(name);
-    let present = section.map_or(&[][..], |section| &section.servers);
-    let concerned: BTreeSet<ServiceKey> = match edit {
-        Edit::Create { settings: _, servers } => {
-            servers.iter().filter_map(|server| server.tenant.service()).cloned().collect()
-        }
-        Edit::Delete => BTreeSet::new(),
-        Edit::Change { settings: _, rewrite: _, servers: _, edits } | Edit::Servers(edits) => {
-            let names: BTreeSet<_> = edits.iter().map(ServerEdit::name).collect();
-            let before = present.iter().filter(|server| names.contains(&server.name));
-            let after = edits.iter().filter_map(|edit| match edit {
-                ServerEdit::Add(server) | ServerEdit::Set { after: server, .. } => Some(server),
-                ServerEdit::Remove(_) => None,
-            });
-            before.chain(after).filter_map(|server| server.tenant.service()).cloned().collect()
-        }
-    };
-    match section.map(|section| &section.ownership) {
-        Some(Ownership::Ours(services)) if concerned.is_empty() => services.iter().cloned().collect(),
-        _ => concerned,
-    }
 }
 
 /// The diff of what is ours, and how many foreign lines are merely rendered anew.
