@@ -148,7 +148,7 @@ mod tests {
             let (_, value) = line.rsplit_once(' ').expect("a value");
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }
-        assert_eq!(families.len(), 16, "{families:?}");
+        assert_eq!(families.len(), 17, "{families:?}");
         assert!(text.ends_with('\n') && text.contains("# TYPE nomad_haproxy_build_info gauge\n"), "{text}");
         assert!(text.contains("nomad_haproxy_registration_to_ready_seconds_count 1\n"), "{text}");
     }
