@@ -34,6 +34,17 @@ pub struct Settings {
     pub init_state: bool,
     /// What each namespace may: its backends, and whether it may join somebody's.
     pub namespaces: Vec<(&'static str, Vec<&'static str>, bool)>,
+    pub policy: Compiled,
+}
+
+/// The same, once for a case.
+#[derive(Clone)]
+pub struct Compiled(Policy);
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("as above")
+    }
 }
 
 /// One pass, and what a person did before it.
@@ -89,17 +100,17 @@ impl Settings {
         }
     }
 
-    fn policy(&self) -> Policy {
-        let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
-            let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
-            ((*name).to_owned(), Grant { backends, join: *join })
-        };
-        Policy::new(&self.namespaces.iter().map(entry).collect()).expect("globs")
-    }
-
     pub fn plan(&self, now: Duration) -> plan::Options {
         plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now }
     }
+}
+
+fn compiled(namespaces: &[(&'static str, Vec<&'static str>, bool)]) -> Compiled {
+    let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
+        let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
+        ((*name).to_owned(), Grant { backends, join: *join })
+    };
+    Compiled(Policy::new(&namespaces.iter().map(entry).collect()).expect("globs"))
 }
 
 /// The clock, moved.
@@ -126,6 +137,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
+            policy: compiled(&namespaces),
             namespaces,
         },
     )
