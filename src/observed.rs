@@ -61,6 +61,8 @@ pub struct ObservedBackend {
     pub servers: Vec<Server>,
     /// Servers of ours whose line was changed or copied by somebody.
     pub drifted: BTreeSet<ServerName>,
+    /// Servers of ours whose line does not say which service they are of.
+    pub unnamed: BTreeSet<ServerName>,
     /// The names of the others' servers.
     pub foreign: BTreeSet<String>,
     /// The lines of the servers of ours.
@@ -242,14 +244,15 @@ impl ObservedBackend {
         Some(Place { is_theirs, holders, settings: self.settings.clone() })
     }
 
-    /// Lines of 0.1 do not say which service they are of; in a backend of one service it is that.
+    /// Lines of 0.1 do not say which service they are of; in a backend of one service, as 0.1 described it, it is
+    /// that. It is written out with the next change, before the description says more.
     fn name_the_service(&mut self) {
         let Ownership::Ours(services) = &self.ownership else { return };
-        let mut services = services.iter();
-        let (Some(only), None) = (services.next(), services.next()) else { return };
+        let [only] = services.as_slice() else { return };
         for server in &mut self.servers {
             if let Tenant::Instance { service: service @ None, .. } = &mut server.tenant {
                 *service = Some(only.clone());
+                self.unnamed.insert(server.name.clone());
             }
         }
     }
@@ -351,6 +354,7 @@ fn observed_backend(
         agent_check: effective.agent_check,
         servers: Vec::new(),
         drifted: BTreeSet::new(),
+        unnamed: BTreeSet::new(),
         foreign: BTreeSet::new(),
         our_lines: BTreeMap::new(),
         description: None,
@@ -388,7 +392,9 @@ fn observed_backend(
     if backend.is_ours() && all_unconditional {
         backend.settings = parse::settings(unconditional);
     }
-    backend.name_the_service();
+    if named.is_none() {
+        backend.name_the_service();
+    }
     backend.disown_copies();
     backend
 }

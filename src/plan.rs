@@ -594,7 +594,7 @@ fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit
     let mut edits: Vec<ServerEdit> = servers
         .iter()
         .filter_map(|after| match before.get(&after.name) {
-            Some(before) if *before == after => None,
+            Some(before) if *before == after && !observed.unnamed.contains(&after.name) => None,
             Some(before) => {
                 Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone(), fixed_weight })
             }

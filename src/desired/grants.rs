@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use globset::{Glob, GlobMatcher};
 use thiserror::Error;
@@ -33,7 +34,7 @@ pub struct BadGlob {
 
 /// Who may use which backend.
 #[derive(Debug, Clone, Default)]
-pub struct Grants(Vec<Rule>);
+pub struct Grants(Arc<[Rule]>);
 
 #[derive(Debug, Clone)]
 struct Rule {

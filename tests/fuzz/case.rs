@@ -1,6 +1,5 @@
 //! A case: a configuration file, settings, and what happens step by step.
 
-use std::fmt;
 use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
@@ -32,7 +31,7 @@ pub struct Settings {
     pub slots: SlotPolicy,
     pub init_state: bool,
     /// What each namespace may: its backends, and whether it may join somebody's.
-    pub namespaces: Vec<(&'static str, Vec<&'static str>, bool)>,
+    pub grants: Grants,
 }
 
 /// One pass, and what a person did before it.
@@ -85,21 +84,21 @@ impl Settings {
             slots,
             init_state,
             lingers,
-            grants: self.grants(),
+            grants: self.grants.clone(),
         }
-    }
-
-    fn grants(&self) -> Grants {
-        let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
-            let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
-            ((*name).to_owned(), Grant { backends, join: *join })
-        };
-        Grants::new(&self.namespaces.iter().map(entry).collect()).expect("globs")
     }
 
     pub fn plan(&self, now: Duration) -> plan::Options {
         plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now }
     }
+}
+
+fn grants(namespaces: &[(&'static str, Vec<&'static str>, bool)]) -> Grants {
+    let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
+        let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
+        ((*name).to_owned(), Grant { backends, join: *join })
+    };
+    Grants::new(&namespaces.iter().map(entry).collect()).expect("globs")
 }
 
 /// The clock, moved.
@@ -126,7 +125,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
-            namespaces,
+            grants: grants(&namespaces),
         },
     )
 }
