@@ -1,5 +1,6 @@
 //! A case: a configuration file, settings, and what happens step by step.
 
+use std::fmt;
 use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
