@@ -357,7 +357,7 @@ async fn the_fake_api_writes_and_reloads_as_the_real_one_was_recorded() {
 }
 
 /// Seen on 3.0, 3.2 and 3.4; a recording, which is JSON, cannot hold it.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_that_are_no_utf_8_and_lines_that_are_too_long_are_lost_as_in_the_real_api() {
     let haproxy = Haproxy::start("3.2").await;
     let fake = FakeApi::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), "3.2");

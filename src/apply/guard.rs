@@ -8,7 +8,7 @@ use crate::catalog::{Catalog, Source};
 use crate::desired::build::Built;
 use crate::desired::{InstanceId, NamespaceNote};
 use crate::observed::Observed;
-use crate::plan::guard::{Fate, Holding, Options, Past, Review};
+use crate::plan::guard::{Fate, Holding, Options, Past, Missing};
 
 use super::Moment;
 
@@ -71,11 +71,11 @@ impl Guard {
         moment: Moment,
     ) -> Option<Holding> {
         let past = Past { held: &self.held, index_went_back: self.index_went_back };
-        let review = Review::new(built, observed, &self.options, past);
-        self.forget(built, &review);
+        let missing = Missing::new(built, observed, &self.options, past);
+        self.forget(built, &missing);
         let due = moment.everything || self.retry.is_some_and(|(at, _)| moment.instant >= at);
         let is_known = |id| self.held.get(id).filter(|_| !due);
-        let (known, unknown): (Vec<_>, Vec<_>) = review.in_doubt().iter().partition(|one| is_known(&one.id).is_some());
+        let (known, unknown): (Vec<_>, Vec<_>) = missing.in_doubt().iter().partition(|one| is_known(&one.id).is_some());
         let mut fates: BTreeMap<InstanceId, Fate> =
             known.iter().filter_map(|one| Some((one.id.clone(), is_known(&one.id)?.clone()))).collect();
         let question = |instance: &_| Question {
@@ -87,7 +87,7 @@ impl Guard {
         if has_asked {
             fates.extend(source.fates(asked).await);
         }
-        let holding = review.verdict(&fates);
+        let holding = missing.verdict(&fates);
         self.remember(holding.as_ref(), has_asked, moment.instant);
         if let Some(holding) = &holding {
             holding.hold(built);
@@ -96,10 +96,10 @@ impl Guard {
     }
 
     /// Only who is there, or has just vanished, can be asked for.
-    fn forget(&mut self, built: &Built, review: &Review) {
+    fn forget(&mut self, built: &Built, missing: &Missing) {
         let backends = built.desired.backends.values();
         let present = backends.flat_map(|backend| &backend.instances).map(|instance| &instance.id);
-        let known = present.chain(review.vanished().iter().map(|one| &one.id));
+        let known = present.chain(missing.vanished().iter().map(|one| &one.id));
         self.origins = known.filter_map(|id| self.origins.remove_entry(id)).collect();
     }
 
@@ -194,8 +194,8 @@ mod tests {
         let (mut guard, now) = (guard(), Instant::now());
         let held = |fate: Fate| {
             let past = Past { held: &BTreeMap::new(), index_went_back: false };
-            let review = Review::new(&Built::default(), &served(), &guard_options(), past);
-            review.verdict(&BTreeMap::from([(InstanceId::new("1"), fate), (InstanceId::new("2"), Fate::Gone)]))
+            let missing = Missing::new(&Built::default(), &served(), &guard_options(), past);
+            missing.verdict(&BTreeMap::from([(InstanceId::new("1"), fate), (InstanceId::new("2"), Fate::Gone)]))
         };
         let mut waits = Vec::new();
         for _ in 0..9 {

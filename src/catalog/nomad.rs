@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use serde::Deserialize;
 
-use crate::desired::{InstanceId, ServiceKey};
+use crate::desired::{InstanceId, ServiceKey, tags};
 use crate::errors::chain;
 use crate::nomad::{Nomad, NomadError, Read};
 use crate::plan::guard::Fate;
@@ -175,8 +175,11 @@ impl NomadCatalog {
         fate::ask(&self.nomad, asked).await
     }
 
+    /// Whether a service has a tag of ours, if only in another case of letters: that is worth a note.
     fn is_ours(&self, service: &Listed) -> bool {
-        service.tags.iter().flatten().any(|tag| tag.starts_with(&self.prefix))
+        let mut tags = service.tags.iter().flatten().map(String::as_str);
+        tags.clone().any(|tag| tag.starts_with(&self.prefix))
+            || tags::in_another_case(&self.prefix, &mut tags).is_some()
     }
 
     fn watches(&self, namespace: &str) -> bool {

@@ -172,13 +172,13 @@ pub struct Past<'a> {
 
 /// What one read takes away, before anybody was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Review {
+pub struct Missing {
     /// Why it needs proof, if it does.
     reason: Option<Reason>,
     vanished: Vec<Vanished>,
 }
 
-impl Review {
+impl Missing {
     /// Compares what HAProxy serves with what the catalog has. Who is held as a part of a service or a namespace
     /// is not counted on either side.
     pub fn new(built: &Built, observed: &Observed, options: &Options, past: Past) -> Self {
@@ -233,7 +233,7 @@ impl Review {
 /// stays.
 pub fn offline(built: &mut Built, observed: &Observed, options: &Options) -> Option<Holding> {
     let past = Past { held: &BTreeMap::new(), index_went_back: false };
-    let holding = Review::new(built, observed, options, past).verdict(&BTreeMap::new())?;
+    let holding = Missing::new(built, observed, options, past).verdict(&BTreeMap::new())?;
     holding.hold(built);
     Some(holding)
 }

@@ -65,7 +65,7 @@ fn built(instances: impl IntoIterator<Item = usize>) -> Built {
 }
 
 fn reason(before: usize, after: usize, options: &Options, past: Past) -> Option<Reason> {
-    Review::new(&built(0..after), &observed(0..before), options, past).reason
+    Missing::new(&built(0..after), &observed(0..before), options, past).reason
 }
 
 #[test]
@@ -103,9 +103,9 @@ fn after_the_index_went_back_every_removal_needs_proof() {
 fn while_a_watched_namespace_does_not_exist_every_removal_needs_proof() {
     let mut built = built(0..49);
     built.namespaces = vec![NamespaceNote::new("a", &Unread::Failed("denied".into()))];
-    assert_eq!(Review::new(&built, &observed(0..50), &OPTIONS, FIRST).reason, None);
+    assert_eq!(Missing::new(&built, &observed(0..50), &OPTIONS, FIRST).reason, None);
     built.namespaces.push(NamespaceNote::new("defualt", &Unread::Missing));
-    assert_eq!(Review::new(&built, &observed(0..50), &OPTIONS, FIRST).reason, Some(Reason::NoNamespace));
+    assert_eq!(Missing::new(&built, &observed(0..50), &OPTIONS, FIRST).reason, Some(Reason::NoNamespace));
 }
 
 #[test]
@@ -121,10 +121,10 @@ fn who_is_held_stays_held_when_the_others_are_back() {
 fn who_is_held_as_a_service_or_turned_off_by_its_own_tags_is_not_counted() {
     let mut half = built(0..2);
     half.held.services = (2..50).map(|n| ServiceKey { namespace: "default".into(), name: format!("s{n}") }).collect();
-    assert_eq!(Review::new(&half, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&half, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
     let mut declined = built(0..2);
     declined.declined = (2..50).map(id).collect();
-    assert_eq!(Review::new(&declined, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&declined, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
 }
 
 #[test]
@@ -133,14 +133,14 @@ fn an_instance_that_moves_to_another_backend_has_not_vanished() {
     let backends = std::mem::take(&mut moved.desired.backends);
     moved.desired.backends =
         backends.into_iter().map(|(name, backend)| (format!("new_{name}").parse().expect("a name"), backend)).collect();
-    assert_eq!(Review::new(&moved, &observed(0..3), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&moved, &observed(0..3), &OPTIONS, FIRST).in_doubt(), []);
 }
 
 #[test]
 fn it_says_who_is_held_why_and_how_to_release() {
-    let review = Review::new(&built([]), &observed(0..3), &OPTIONS, FIRST);
+    let missing = Missing::new(&built([]), &observed(0..3), &OPTIONS, FIRST);
     let fates = BTreeMap::from([(id(0), Fate::Gone), (id(1), Fate::Running), (id(2), Fate::Unknown)]);
-    let holding = review.verdict(&fates).expect("two are held");
+    let holding = missing.verdict(&fates).expect("two are held");
     let notes: Vec<String> = holding.notes().iter().map(ToString::to_string).collect();
     assert_eq!(notes.len(), 2);
     assert!(
@@ -184,16 +184,16 @@ proptest! {
         let options = Options { policy: if strict { Policy::UpsertOnly } else { Policy::Sync }, ..OPTIONS };
         let mut built = built(after.iter().copied());
         let observed = observed(seated.iter().copied());
-        let review = Review::new(&built, &observed, &options, Past { held: &held, index_went_back });
+        let missing = Missing::new(&built, &observed, &options, Past { held: &held, index_went_back });
         let vanished: Vec<usize> = seated.difference(&after).copied().collect();
-        let tripped = review.reason.is_some();
-        let asked: BTreeSet<_> = review.in_doubt().iter().map(|one| one.id.clone()).collect();
+        let tripped = missing.reason.is_some();
+        let asked: BTreeSet<_> = missing.in_doubt().iter().map(|one| one.id.clone()).collect();
         prop_assert_eq!(asked, vanished.iter().filter(|_| tripped).map(|number| id(*number)).collect::<BTreeSet<_>>());
         let (share, all) = (vanished.len() >= 5 && vanished.len() * 10 > seated.len() * 3, after.is_empty());
         let was_held = vanished.iter().any(|number| held.contains_key(&id(*number)));
         prop_assert_eq!(tripped, !vanished.is_empty() && (strict || index_went_back || share || all || was_held));
         let fates = lost.iter().filter_map(|(number, fate)| Some((id(*number), fate.clone()?))).collect();
-        let holding = review.verdict(&fates);
+        let holding = missing.verdict(&fates);
         built.held.instances = holding.iter().flat_map(Holding::fates).map(|(id, _)| id.clone()).collect();
         for number in vanished {
             let has_proof = lost[&number] == Some(Fate::Gone);
