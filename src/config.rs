@@ -65,7 +65,7 @@ impl FromStr for Span {
     fn from_str(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text)
             .map(Self)
-            .map_err(|error| format!("{text:?} is no time such as 500ms or 30s: {error}"))
+            .map_err(|error| format!("invalid time {text:?}, use one such as 500ms or 30s: {error}"))
     }
 }
 
@@ -710,7 +710,7 @@ mod tests {
             (r#"{"reconcile": {"resync_interval": "soon"}}"#, "500ms"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
             (r#"{"namespaces": {"team-*": {"backend": ["x"]}}}"#, "unknown field `backend`"),
-            (r#"{"namespaces": {"team-*": {"backends": ["x", "a["]}}}"#, "\"a[\" is no glob"),
+            (r#"{"namespaces": {"team-*": {"backends": ["x", "a["]}}}"#, "invalid glob \"a[\""),
             (r#"{"namespaces": {"team-*": {"join": "yes"}}}"#, "expected a boolean"),
         ] {
             let error = parse(json).expect_err(json);

@@ -164,7 +164,7 @@ fn an_offline_plan_is_for_the_version_that_is_named() {
     assert!(diff("3.2").contains("init-state down") && diff("3.4.7").contains("init-state down"));
     assert!(diff("3.0").contains("+backend api") && !diff("3.0").contains("init-state"));
     says(controller(&with(&plan, &["--haproxy-version", "2.6"]), &[]), &["2.6", "3.0 or newer"]);
-    says(controller(&with(&plan, &["--haproxy-version", "new"]), &[]), &["no HAProxy version"]);
+    says(controller(&with(&plan, &["--haproxy-version", "new"]), &[]), &["not a HAProxy version"]);
     says(controller(&["plan", "--haproxy-version", "3.2"], &[]), &["--haproxy-config"]);
 }
 

@@ -113,7 +113,7 @@ async fn pipeline(rig: Rig, _way: Way) {
     std::fs::write(file(&rig), kept.replace("\"format\": 1", "\"format\": 2")).unwrap();
     refused(&rig, &["format 2", "reviewed.plan"]).await;
     std::fs::write(file(&rig), "{}").unwrap();
-    refused(&rig, &["no plan file", "reviewed.plan"]).await;
+    refused(&rig, &["not a plan file", "reviewed.plan"]).await;
 }
 
 /// HAProxy refuses one of two services when the plan is made, and again when it is applied.

@@ -8,7 +8,7 @@ use crate::catalog::{Catalog, Source};
 use crate::desired::build::Built;
 use crate::desired::{InstanceId, NamespaceNote};
 use crate::observed::Observed;
-use crate::plan::guard::{Fate, Holding, Options, Past, Missing};
+use crate::plan::guard::{Fate, Holding, Missing, Options, Past};
 
 use super::Moment;
 

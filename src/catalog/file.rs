@@ -20,7 +20,7 @@ pub enum FileError {
         source: std::io::Error,
     },
     /// It is no catalog.
-    #[error("{} is no catalog; `nomad-haproxy catalog` prints one", path.display())]
+    #[error("{} is not a catalog file; `nomad-haproxy catalog` prints one", path.display())]
     Form {
         /// The file.
         path: PathBuf,

@@ -284,7 +284,7 @@ impl Builder<'_> {
                     "instance {id:?} is not routed: it has no port; name the label of one in the service stanza \
                      (`port = \"http\"`)"
                 ),
-                port => format!("instance {id:?} is not routed: {port} is no port, 1 to 65535 is"),
+                port => format!("instance {id:?} is not routed: invalid port {port}, use 1 to 65535"),
             };
             self.note(Severity::Error, Code::BadPort, text);
             return None;

@@ -25,7 +25,7 @@ pub struct Grant {
 
 /// A name of a namespace or of a backend that is no glob.
 #[derive(Debug, Error)]
-#[error("{glob:?} is no glob such as `team-*`")]
+#[error("invalid glob {glob:?}, use one such as `team-*`")]
 pub struct BadGlob {
     glob: String,
     #[source]

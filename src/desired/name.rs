@@ -11,7 +11,7 @@ use super::owner::{decode, encode};
 
 /// A value that may not stand in a configuration.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
-#[error("{value:?} is no {what}: {rule}")]
+#[error("invalid {what} {value:?}, use {rule}")]
 pub struct Invalid {
     pub(super) what: &'static str,
     pub(super) value: String,

@@ -33,7 +33,7 @@ pub enum VersionError {
     )]
     TooOld(String),
     /// Not a version.
-    #[error("this is no HAProxy version: {0:?}")]
+    #[error("not a HAProxy version: {0:?}")]
     Unreadable(String),
 }
 

@@ -257,7 +257,7 @@ impl fmt::Display for Summary {
         if self.rerendered_lines > 0 {
             writeln!(
                 f,
-                "The Data Plane API will also render {} other lines anew (order and spacing; their meaning stays).",
+                "The Data Plane API will also rewrite {} other lines (order and spacing; their meaning stays).",
                 self.rerendered_lines
             )?;
         }

@@ -35,7 +35,7 @@ impl FromStr for Share {
         let percent = text.trim().strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
         match percent {
             Some(percent @ 1..=100) => Ok(Self(percent)),
-            _ => Err(format!("{text:?} is no share: 1% to 100%, and 100% turns the guard off")),
+            _ => Err(format!("invalid share {text:?}: use 1% to 100%; 100% turns the guard off")),
         }
     }
 }

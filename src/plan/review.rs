@@ -48,7 +48,7 @@ pub struct Review {
 #[derive(Debug, Error)]
 pub enum ReviewError {
     /// It is no plan file.
-    #[error("this is no plan file, as `plan --out` writes it")]
+    #[error("this is not a plan file that `plan --out` wrote")]
     Form(#[source] serde_json::Error),
     /// It was written by another version of this program.
     #[error(

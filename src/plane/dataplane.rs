@@ -229,7 +229,7 @@ impl Dataplane {
         let answer = self.client.get(RAW, &[]).await?;
         let (memory, disk) = (answer.version, answer.config_text().version());
         if memory != failed || disk == memory {
-            tracing::info!("somebody else wrote after the reload that failed; going on from there");
+            tracing::info!("another client wrote after the reload that failed; its configuration is kept");
             return Ok(());
         }
         tracing::warn!("writing the configuration from before the reload that failed");

@@ -138,7 +138,7 @@ impl Local {
         let path = self.config_file()?;
         let _lock = lock(&path)?;
         if self.read()? != observed.text {
-            return Err(WriteError::Conflict(format!("somebody else wrote {}", path.display())));
+            return Err(WriteError::Conflict(format!("another program wrote {}", path.display())));
         }
         let bytes = text.clone().with_version(observed.version + 1).to_bytes();
         let new = write_beside(&path, &bytes)?;

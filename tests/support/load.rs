@@ -32,7 +32,9 @@ impl Load {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (shared, host) = (tally.clone(), host.to_owned());
         let task = tokio::spawn(async move {
-            let client = reqwest::Client::new();
+            // A connection for each request: a worker that is replaced closes the idle ones, and a request that is
+            // just being sent on one fails, whatever the load balancer does.
+            let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
             let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
             loop {
                 tick.tick().await;

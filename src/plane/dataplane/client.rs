@@ -95,7 +95,7 @@ impl Answer {
     /// The body as JSON.
     pub(super) fn json(&self) -> Result<Value, AccessError> {
         serde_json::from_slice(&self.body).map_err(|source| AccessError::Unavailable {
-            what: "the Data Plane API answered with something that is no JSON".to_owned(),
+            what: "the Data Plane API did not answer with JSON".to_owned(),
             source: source.into(),
         })
     }
