@@ -160,15 +160,7 @@ mod secrets {
         let haproxy = Haproxy::start_with(&rig.series, with_secrets).await;
         let rig = Rig::with(way, &rig.series, haproxy).await;
         let tags = ["enable=true", "check.disabled"];
-        let custom = |id: u16| {
-            registration(
-                "cart",
-                &id.to_string(),
-                id.into(),
-                id,
-                &["enable=true", "backend=custom", "backend.name=shop"],
-            )
-        };
+        let custom = |id: u16| registration("shop", &id.to_string(), id.into(), id, &["enable=true", "backend=custom"]);
         let api = |id: u16| registration("api", &id.to_string(), id.into(), id, &tags);
         write_catalog(&rig.catalog(), &[custom(2001), api(2002)]);
         let catalog = rig.catalog().display().to_string();
