@@ -20,7 +20,8 @@
 //! 3. A pass over a converged system writes nothing.
 //! 4. All the writes of a pass are one transaction, or one versioned write of its text.
 //! 5. After a failure the file and the running process agree again within one pass.
-//! 6. One service with a bad tag harms only itself.
+//! 6. One service, whatever it registers, harms only itself; an instance that HAProxy refuses not even its
+//!    siblings.
 //! 7. An instance that is gone is out of service at once: the process is told before, and apart from, any
 //!    write of the file.
 //!

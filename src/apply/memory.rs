@@ -437,3 +437,58 @@ fn errors(services: &BTreeSet<ServiceKey>, code: Code, text: String) -> impl Ite
     };
     services.iter().map(note)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::InstanceId;
+    use crate::haproxy::text::ConfigText;
+
+    fn observed() -> Observed {
+        Observed::new(1, ConfigText::new("global\n"), &"nomad".parse().expect("an owner"))
+    }
+
+    fn name(name: &str) -> BackendName {
+        name.parse().expect("a name")
+    }
+
+    fn left_out(memory: &Memory, now: Instant) -> Vec<String> {
+        let is_out = |one: &str| memory.left_out(now).has_backend(&name(one));
+        ["a", "b", "c", "d"].into_iter().filter(|one| is_out(one)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_loaded_is_halved_down_to_the_backend() {
+        let (mut memory, now, observed) = (Memory::default(), Instant::now(), observed());
+        let fail = |memory: &mut Memory, names: &[&str]| {
+            let group = names.iter().map(|one| (name(one), BTreeSet::new())).collect();
+            memory.halve(group, "no".to_owned(), &Desired::default(), &observed, now);
+        };
+        fail(&mut memory, &["a", "b", "c", "d"]);
+        assert_eq!(left_out(&memory, now), ["c", "d"]);
+        memory.group_is_done();
+        assert_eq!((left_out(&memory, now), memory.is_searching()), (Vec::new(), true));
+        fail(&mut memory, &["c", "d"]);
+        assert_eq!(left_out(&memory, now), ["d"]);
+        fail(&mut memory, &["c"]);
+        assert_eq!((left_out(&memory, now), memory.is_searching()), (vec!["c".to_owned()], true));
+        memory.group_is_done();
+        assert_eq!((left_out(&memory, now), memory.is_searching()), (vec!["c".to_owned()], false));
+        assert_eq!(left_out(&memory, now + FIRST_RETRY), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_slow_is_tried_again_one_after_another() {
+        let (mut memory, now, observed) = (Memory::default(), Instant::now(), observed());
+        for turn in 0..3 {
+            let part = Part::Instance(name("a"), InstanceId::new(&turn.to_string()));
+            let culprit = Culprit { part, message: String::new(), is_slow: true };
+            assert!(memory.refuse(culprit, turn, &Desired::default(), &observed, BTreeSet::new(), now));
+        }
+        let waiting = |turns: u32| {
+            let left_out = memory.left_out(now + FIRST_RETRY * turns);
+            (0..3).filter(|turn| left_out.has_instance(&name("a"), &InstanceId::new(&turn.to_string()))).count()
+        };
+        assert_eq!([0, 1, 2, 3].map(waiting), [3, 2, 1, 0]);
+    }
+}
