@@ -315,7 +315,7 @@ pub struct Settings {
     #[command(flatten, next_help_heading = "The guard")]
     pub guard: GuardSettings,
     /// Which removals need proof that the instance is gone: those beyond the guard's bounds (sync), or all of them (upsert-only) [default: sync]
-    #[arg(long, env = "NOMAD_HAPROXY_POLICY", value_name = "POLICY", global = true)]
+    #[arg(long, hide_short_help = true, env = "NOMAD_HAPROXY_POLICY", value_name = "POLICY", global = true)]
     pub policy: Option<Policy>,
     /// `reload.*`
     #[command(flatten, next_help_heading = "The loop")]
