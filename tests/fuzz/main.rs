@@ -46,7 +46,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseError, TestError, TestRunner};
 
 use case::Case;
 use tally::Tally;
@@ -71,6 +71,8 @@ fn setting(name: &str, default: u32) -> u32 {
 #[test]
 fn any_catalog_over_any_configuration() {
     let cases = setting("FUZZ_CASES", 4000);
+    // The short form that goes with every `make test` has the same cases each time; `make fuzz` looks for new ones.
+    let is_short = std::env::var_os("FUZZ_CASES").is_none();
     let sample = setting("FUZZ_HAPROXY", 50);
     let jobs = setting("FUZZ_JOBS", std::thread::available_parallelism().map_or(1, |jobs| jobs.get() as u32).min(8));
     let tally = Tally::default();
@@ -87,7 +89,11 @@ fn any_catalog_over_any_configuration() {
                 while left > 0 && found.lock().is_ok_and(|found| found.is_none()) {
                     let chunk = left.min(CHUNK);
                     left -= chunk;
-                    if let Err(failure) = run(chunk, sample, tally)
+                    let seed = match is_short {
+                        true => RngSeed::Fixed((u64::from(job) << 32) | u64::from(left)),
+                        false => RngSeed::Random,
+                    };
+                    if let Err(failure) = run(chunk, sample, seed, tally)
                         && let Ok(mut found) = found.lock()
                     {
                         found.get_or_insert(failure);
@@ -108,11 +114,12 @@ fn any_catalog_over_any_configuration() {
     }
 }
 
-fn run(cases: u32, sample: u32, tally: &Tally) -> Result<(), String> {
+fn run(cases: u32, sample: u32, seed: RngSeed, tally: &Tally) -> Result<(), String> {
     let config = Config {
         cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct("proptest-regressions/fuzz.txt"))),
         max_shrink_iters: 20_000,
+        rng_seed: seed,
         ..Config::default()
     };
     TestRunner::new(config).run(&case::cases(sample), |case| one(&case, tally)).map_err(|error| match error {
