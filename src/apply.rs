@@ -204,8 +204,7 @@ impl<P: Plane> Controller<P> {
     ) -> Result<Seen, PassError> {
         status.stage = Stage::Observe;
         let observed = self.plane.observe().await?;
-        status.version = observed.version;
-        status.counts = Counts::new(&observed);
+        status.saw(&observed);
         let known = self.memory.process(observed.version);
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
@@ -485,8 +484,7 @@ impl<P: Plane> Controller<P> {
     async fn settle(&mut self, seen: &Seen, told: bool, status: &mut PassStatus) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let observed = self.plane.observe().await?;
-        status.version = observed.version;
-        status.counts = Counts::new(&observed);
+        status.saw(&observed);
         status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
         self.memory.keep_unresolved(&observed);
         if let Some(end) = observed.next_drain() {
@@ -606,8 +604,7 @@ impl<P: Plane> Controller<P> {
     async fn look_again(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let observed = self.plane.observe().await?;
-        status.version = observed.version;
-        status.counts = Counts::new(&observed);
+        status.saw(&observed);
         let process = self.plane.runtime(&observed).await?;
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
         let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);

@@ -67,6 +67,13 @@ async fn refusal(rig: &Rig, env: &Env) -> String {
     stdout(&output) + &stderr(&output)
 }
 
+/// The sections that everything comes under in a file of their own, which is read first.
+fn write_two_files(haproxy: &mut Haproxy) {
+    fs::write(haproxy.folder().join("global.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
+    fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
+    haproxy.arguments = ["-f", "global.cfg", "-f", "haproxy.cfg"].map(str::to_owned).to_vec();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_its_environment_and_its_folder() {
     for series in matrix() {
@@ -80,9 +87,7 @@ async fn in_its_environment_and_its_folder() {
 async fn with_its_other_files() {
     for series in matrix() {
         let mut haproxy = prepare(series);
-        fs::write(haproxy.folder().join("global.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
-        fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
-        haproxy.arguments = ["-f", "global.cfg", "-f", "haproxy.cfg"].map(str::to_owned).to_vec();
+        write_two_files(&mut haproxy);
         takes_changes(&start(series, haproxy).await).await;
     }
 }
@@ -128,9 +133,7 @@ async fn with_its_options() {
 async fn a_refusal_names_the_file_and_not_the_copy_that_was_validated() {
     for series in matrix() {
         let mut haproxy = prepare(series);
-        fs::write(haproxy.folder().join("global.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
-        fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
-        haproxy.arguments = ["-f", "global.cfg", "-f", "haproxy.cfg"].map(str::to_owned).to_vec();
+        write_two_files(&mut haproxy);
         let rig = start(series, haproxy).await;
         rig.edit(|text| text + "    blance first\n").await;
         write_catalog(&rig.catalog(), &instances("balance=first"));
@@ -159,9 +162,7 @@ async fn where_proc_does_not_tell_the_settings_do() {
     }
     for series in matrix() {
         let mut haproxy = prepare(series);
-        fs::write(haproxy.folder().join("global.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
-        fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
-        haproxy.arguments = ["-f", "global.cfg", "-f", "haproxy.cfg"].map(str::to_owned).to_vec();
+        write_two_files(&mut haproxy);
         let rig = start(series, haproxy).await;
         write_catalog(&rig.catalog(), &instances("balance=first"));
         let output = run_apart(&rig.env(), &rig).await;

@@ -250,6 +250,11 @@ impl PassStatus {
         self.error.is_none() || self.stage >= Stage::Apply
     }
 
+    /// The configuration was read.
+    pub(super) fn saw(&mut self, observed: &Observed) {
+        (self.version, self.counts) = (observed.version, Counts::new(observed));
+    }
+
     pub(super) fn wake_at(&mut self, at: Instant) {
         self.next = self.next.into_iter().chain([at]).min();
     }
