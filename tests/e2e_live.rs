@@ -456,6 +456,8 @@ async fn structural_changes_that_come_together_make_one_reload() {
     backend("c").await;
     assert!(rig.haproxy.text().contains(":2011"), "{}", rig.haproxy.text());
     assert!(has_backend(&rig.haproxy.text(), "b"));
+    // The file comes before the process.
+    rig.haproxy.wait_for_state("c/c_1", "ready").await;
     assert_eq!(rig.haproxy.reloads().await, 2);
 }
 
