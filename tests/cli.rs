@@ -238,9 +238,12 @@ async fn an_api_of_version_2_is_refused_and_a_wrong_password_is_said() {
     assert!(said.contains("version 2 only") && said.contains("3.0 or newer"), "{said}");
     server.abort();
 
-    let rig = Rig::start(support::api::Way::Api, "3.2").await;
-    let said = stderr(&run(&env(&rig.api.as_ref().unwrap().url, "s3cret"), &["plan"]).await);
-    assert!(said.contains("haproxy.password") && !said.contains("s3cret"), "{said}");
+    // Version 3.0 repeats the password in its answer.
+    for series in ["3.0", "3.2"] {
+        let rig = Rig::start(support::api::Way::Api, series).await;
+        let said = stderr(&run(&env(&rig.api.as_ref().unwrap().url, "s3cret"), &["plan"]).await);
+        assert!(said.contains("haproxy.password") && !said.contains("s3cret"), "API {series}");
+    }
 }
 
 /// Runs openssl.
@@ -330,7 +333,7 @@ async fn the_api_is_reached_by_tls_by_client_certificate_and_by_a_unix_socket() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_file_is_read_again() {
-    let rig = Rig::start(support::api::Way::Api, "3.2").await;
+    let rig = Rig::start(support::api::Way::Api, "3.0").await;
     write_catalog(&rig.catalog(), &[]);
     let password = rig.haproxy.folder().join("password");
     let mut env = rig.env_with(&[("HAPROXY_PASSWORD_FILE", password.to_str().unwrap())]);

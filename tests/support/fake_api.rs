@@ -14,6 +14,8 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
@@ -441,6 +443,12 @@ impl Reload {
     }
 }
 
+/// The password of a basic authentication.
+fn password(credentials: &str) -> Option<String> {
+    let decoded = BASE64_STANDARD.decode(credentials.strip_prefix("Basic ")?).ok()?;
+    String::from_utf8(decoded).ok()?.split_once(':').map(|(_, password)| password.to_owned())
+}
+
 async fn handle(
     State(fake): State<Arc<FakeApi>>,
     method: Method,
@@ -451,11 +459,14 @@ async fn handle(
     let credentials = headers.get("Authorization").and_then(|value| value.to_str().ok());
     // admin:secret
     let authorized = credentials == Some("Basic YWRtaW46c2VjcmV0");
+    let refusal = || match (fake.series.as_str(), credentials.and_then(password)) {
+        ("3.0", Some(password)) => error(401, &format!("invalid password: {password}")),
+        _ => error(401, "unauthorized"),
+    };
     let query = uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
     let query = query.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     let request = Request { method: &method, path: uri.path(), query, headers: &headers, body: &body };
-    let Answer { status, body, reload } =
-        if authorized { fake.answer(&request).await } else { error(401, "unauthorized") };
+    let Answer { status, body, reload } = if authorized { fake.answer(&request).await } else { refusal() };
     let mut headers = HeaderMap::new();
     let message = if let Body::Json(body) = &body { body["message"].as_str().unwrap_or("") } else { "" };
     // An unknown or outdated transaction is answered with version 0 (recorded).

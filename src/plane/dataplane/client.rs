@@ -205,10 +205,12 @@ impl Client {
         let answer = Answer { status, version, reload, body };
         tracing::debug!(request = %what, status = status.as_u16(), "data plane API");
         match status {
+            // Without the answer's own words: version 3.0 repeats the password in them.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(AccessError::Refused {
-                what: "the Data Plane API refuses the credentials: check haproxy.username and haproxy.password"
-                    .to_owned(),
-                source: Some(Unexpected { status, message: answer.message() }.into()),
+                what: format!(
+                    "the Data Plane API refuses the credentials ({status}): check haproxy.username and haproxy.password"
+                ),
+                source: None,
             }),
             _ => Ok(answer),
         }
