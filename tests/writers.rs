@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nomad_haproxy::catalog::{Catalog, Registration};
 use nomad_haproxy::desired::build::{self, build};
-use nomad_haproxy::desired::{Owner, SlotPolicy};
+use nomad_haproxy::desired::{Owner, Server, SlotPolicy};
 use nomad_haproxy::haproxy::text::ConfigText;
 use nomad_haproxy::observed::Observed;
 use nomad_haproxy::plan::{self, LeftOut, Plan};
@@ -130,9 +130,14 @@ async fn structured_edits_say_the_same_as_the_text() {
             let one = structured.stage(&observed, &plan).await.unwrap();
             let other = text.stage(&observed, &plan).await.unwrap();
             let ours = |text: &ConfigText| {
+                // Version 3.0 writes the servers of a new backend in any order.
+                let by_name = |mut servers: Vec<Server>| {
+                    servers.sort_by(|a, b| a.name.cmp(&b.name));
+                    servers
+                };
                 Observed::new(1, text.clone(), &owner())
                     .managed()
-                    .map(|(name, b)| (name, b.settings.clone(), b.servers.clone()))
+                    .map(|(name, b)| (name, b.settings.clone(), by_name(b.servers.clone())))
                     .collect::<Vec<_>>()
             };
             assert_eq!(ours(&one.text), ours(&other.text), "{plan:?}");
@@ -159,9 +164,14 @@ async fn what_the_api_drops_is_seen_before_it_is_committed() {
     apply(&write("transaction"), &rig.catalog()).await;
     assert_eq!(gates(), 0, "spares start up");
     assert!(apply(&write("transaction"), &rig.catalog()).await.contains("Nothing to do"));
+    // Version 3.0 of the API drops it from the text, too, whatever HAProxy it has.
+    rig.edit(|text| text + "\nbackend probe from base\n  server probe 127.0.0.1:1 init-state down\n").await;
+    let knows = gates() == 1;
+    rig.edit(|text| text.lines().filter(|line| !line.contains("probe")).map(|line| format!("{line}\n")).collect())
+        .await;
     write_catalog(&rig.catalog(), &[service("one"), service("two")]);
     apply(&write("auto"), &rig.catalog()).await;
-    assert_eq!(gates(), 4, "the new backend is written as text");
+    assert_eq!(gates(), if knows { 4 } else { 0 }, "the new backend is written as text");
 
     gate.drop_field("metadata");
     write_catalog(&rig.catalog(), &[service("one"), service("two"), service("three")]);
