@@ -75,6 +75,7 @@ fn main() {
         init_state: true,
         lingers: false,
         grants: nomad_haproxy::desired::Grants::default(),
+        targets: nomad_haproxy::desired::build::TargetNames::default(),
     };
     let plan_options = plan::Options {
         owner: owner.clone(),

@@ -56,6 +56,7 @@ impl Bench {
             init_state: true,
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
+            targets: nomad_haproxy::desired::build::TargetNames::default(),
         };
         let plan = plan::Options {
             owner: owner.clone(),

@@ -16,11 +16,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::watch;
 
-use crate::catalog::{Catalog, Source};
-use crate::desired::build::{self, Built};
+use crate::catalog::shared::{Reading, SharedCatalog};
+use crate::desired::build::{self, Built, TargetNames};
 use crate::desired::{BackendName, ServerName, ServiceKey, State};
 use crate::errors::chain;
+use crate::fleet::Names;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
@@ -47,13 +49,20 @@ pub struct Moment {
     pub clock: Duration,
     /// Whether to take nothing for granted: the running process is compared with its file.
     pub everything: bool,
+    /// The catalog must not have been read before this.
+    pub catalog_since: tokio::time::Instant,
 }
 
 impl Moment {
-    /// Now.
+    /// Now, with a catalog of now.
     pub fn now(everything: bool) -> Self {
+        Self::with_catalog_since(everything, tokio::time::Instant::now())
+    }
+
+    /// Now, with a catalog that was read then or later.
+    pub fn with_catalog_since(everything: bool, catalog_since: tokio::time::Instant) -> Self {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { instant: Instant::now(), clock, everything }
+        Self { instant: Instant::now(), clock, everything, catalog_since }
     }
 
     /// A time since 1970 as one that can be waited for.
@@ -88,13 +97,16 @@ pub struct DryRun {
 
 /// What a controller does for one HAProxy, however often.
 #[derive(Debug)]
-pub struct Controller<P> {
-    plane: P,
-    source: Source,
+pub struct Controller {
+    plane: Box<dyn Plane>,
+    source: SharedCatalog,
     options: Options,
     memory: Memory,
     guard: guard::Guard,
     arrivals: Arrivals,
+    /// Its HAProxy's name, and those of all.
+    name: String,
+    names: Names,
 }
 
 /// What a round works on.
@@ -120,11 +132,29 @@ enum Round {
     Search,
 }
 
-impl<P: Plane> Controller<P> {
+impl Controller {
     /// Puts one together; nothing is sent yet.
-    pub fn new(plane: P, source: Source, options: Options) -> Self {
+    pub fn new(plane: Box<dyn Plane>, source: SharedCatalog, options: Options) -> Self {
         let guard = guard::Guard::new(options.guard);
-        Self { plane, source, options, memory: Memory::default(), guard, arrivals: Arrivals::default() }
+        let (memory, arrivals) = (Memory::default(), Arrivals::default());
+        let names = watch::Sender::default().subscribe();
+        Self { plane, source, options, memory, guard, arrivals, name: String::new(), names }
+    }
+
+    /// Names the HAProxy among others, for services that choose between them.
+    #[must_use]
+    pub fn named(self, name: String, names: Names) -> Self {
+        Self { name, names, ..self }
+    }
+
+    /// For a plan that was reviewed: a backend that was to stay when the plan was made still stays.
+    #[must_use]
+    pub fn lingering_since(mut self, review: &Review) -> Self {
+        let plan = &mut self.options.plan;
+        if !plan.linger.is_zero() {
+            plan.linger = plan.linger.saturating_add(review.age(plan.now));
+        }
+        self
     }
 
     /// One pass. With `review`, only if it does what was reviewed.
@@ -170,10 +200,10 @@ impl<P: Plane> Controller<P> {
         if !self.memory.is_clean() {
             self.plane.recover().await?;
         }
-        let mut catalog = None;
+        let mut reading = None;
         let mut rounds = 0;
         loop {
-            let seen = self.look(info, moment, &mut catalog, status).await?;
+            let seen = self.look(info, moment, &mut reading, status).await?;
             match self.round(seen, permit.as_mut(), status).await? {
                 Round::Done => return Ok(()),
                 Round::Search => {}
@@ -199,7 +229,7 @@ impl<P: Plane> Controller<P> {
         &mut self,
         info: HaproxyInfo,
         moment: Moment,
-        catalog: &mut Option<Catalog>,
+        reading: &mut Option<Reading>,
         status: &mut PassStatus,
     ) -> Result<Seen, PassError> {
         status.stage = Stage::Observe;
@@ -212,19 +242,20 @@ impl<P: Plane> Controller<P> {
             Process::Agrees { .. } => Runtime::of(&observed),
         };
         status.stage = Stage::Catalog;
-        let catalog = match catalog {
-            Some(catalog) => catalog,
+        let Reading { catalog, at } = match reading {
+            Some(reading) => reading,
             None => {
-                let read = self.source.read(&observed.namespaces()).await?;
-                self.guard.meet(&read);
-                catalog.insert(read)
+                let read = self.source.read(&observed.namespaces(), moment.catalog_since).await?;
+                self.guard.meet(&read.catalog);
+                reading.insert(read)
             }
         };
         status.index = catalog.index;
-        status.catalog_read.get_or_insert_with(SystemTime::now);
+        status.catalog_read = Some(*at);
         let init_state = info.version.has_init_state();
-        let options = build::Options { init_state, ..self.options.build.clone() };
-        let mut built = build::build(catalog, &observed.present(), &options);
+        let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
+        let options = build::Options { init_state, targets, ..self.options.build.clone() };
+        let mut built = build::build(&**catalog, &observed.present(), &options);
         self.memory.keep_refusals(&built.desired, &observed);
         self.memory.keep_unresolved(&observed);
         let looked = known == Process::Unknown;
@@ -347,12 +378,13 @@ impl<P: Plane> Controller<P> {
     /// Tells the process states, apart from any write. Who is gone is told so before the file is written: no
     /// request goes there any more, whatever becomes of the write. Returns whether the process took them all.
     async fn tell(&self, changes: &[StateChange], status: &mut PassStatus) -> bool {
-        let asked = changes.iter().map(|change| self.plane.set_state(change));
+        // Collected, as the compiler cannot tell of a lazy one that it may move between threads.
+        let asked: Vec<_> = changes.iter().map(|change| self.plane.set_state(change)).collect();
         let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
         let mut all = true;
         for (StateChange { backend, server, state }, result) in changes.iter().zip(results) {
             match result {
-                Ok(()) => status.told += 1,
+                Ok(()) => status.run_time_changes += 1,
                 Err(error) => {
                     let state = state.as_str();
                     tracing::warn!(%backend, %server, state, error = %chain(&error), "the process does not take a state");
@@ -547,7 +579,7 @@ impl<P: Plane> Controller<P> {
         }
         match self.plane.commit_live(observed, &observed.text, &others).await {
             Ok(()) => {
-                status.told += others.len();
+                status.run_time_changes += others.len();
                 self.settle(seen, told, status).await
             }
             Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
@@ -680,7 +712,7 @@ impl<P: Plane> Controller<P> {
             WriteError::TooLong { limit } => Some(Verdict::TooLong(limit)),
             _ => None,
         };
-        let culprits = match culprit::find(&self.plane, &draft.plan.parts(), without, known).await? {
+        let culprits = match culprit::find(&*self.plane, &draft.plan.parts(), without, known).await? {
             // It is the way to HAProxy that refuses it.
             Found::Culprits(culprits) if culprits.is_empty() => return Err(error.into()),
             Found::Culprits(culprits) => culprits,

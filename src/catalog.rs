@@ -3,6 +3,8 @@
 pub mod fate;
 pub mod file;
 pub mod nomad;
+pub mod shared;
+pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,7 +1,9 @@
 //! Settings: flags beat the environment, which beats the file; the result is validated once, here.
 //!
-//! Each setting has one place: [`Settings`] is what the command line, the environment and the JSON file
-//! fill, [`Config`] what the program runs on. A key that is not known is an error.
+//! Each setting is defined once: the command line, the environment and the JSON file fill [`Settings`]; the program
+//! runs on [`Config`]. An unknown key is an error.
+
+mod targets;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,44 +16,44 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::desired::{Grant, Grants, Invalid, Owner, SlotPolicy};
+use crate::desired::{Grant, Grants};
 use crate::endpoint::Identity;
 use crate::errors::chain;
+use crate::nomad;
 use crate::plan::Strategy;
 use crate::plan::guard::{self, Policy, Share};
-use crate::plane::VALIDATION_TIMEOUT;
-use crate::plane::dataplane::{Password, Write};
-use crate::{nomad, plane};
+use crate::plane::dataplane::Write;
+
+pub use targets::{PlaneSettings, ServiceConfig, TargetConfig, TargetList, TargetOptions, TargetSettings, Targets};
 
 /// Where Nomad listens by default.
 pub const NOMAD_ADDRESS: &str = "http://127.0.0.1:4646";
 /// All namespaces that the token may read.
 pub const NOMAD_NAMESPACE: &str = "*";
-/// The seeds' tags.
+/// The tag prefix that existing users have.
 pub const TAG_PREFIX: &str = "haproxy.";
-/// Whose the backends are, unless two controllers share one HAProxy.
+/// Identifies our backends, unless two controllers share one HAProxy.
 pub const OWNER: &str = "nomad";
-/// Spares that a backend has at least when it is written; it is given as many as it has instances, too.
-/// With 4, a service of one grows to five without a reload.
+/// Spares that a backend has at least when it is written; it also gets as many as it has instances. With 4, a service
+/// of one grows to five without a reload.
 pub const SLOTS_MIN_FREE: u32 = 4;
-/// A bound for what doubling may lead to; instances beyond it are served all the same.
+/// Limits the doubling; instances beyond it are still served.
 pub const SLOTS_MAX: u32 = 256;
-/// Long enough for a job to be rolled, or stopped and started, without a reload; its backend answers 503
-/// meanwhile.
+/// Long enough to roll a job, or to stop and start it, without a reload; its backend answers 503 meanwhile.
 pub const BACKEND_LINGER: Duration = Duration::from_secs(600);
-/// Removals below this number never need proof, whatever their share: a cluster of a few instances rolls and stops
-/// jobs that are a large part of it.
+/// Fewer removals than this never need proof, whatever their share: in a small cluster, one job that is rolled or
+/// stopped is a large part of it.
 pub const GUARD_MIN: usize = 5;
-/// Each reload leaves an old worker behind for as long as its connections live; this bounds how many a
-/// stream of new services can make.
+/// Each reload leaves an old worker running for as long as its connections last; this limits how many a stream of new
+/// services can create.
 pub const RELOAD_MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// A full read even when nothing was heard: events are hints, and somebody may have edited the file.
+/// A full read even without events: events are hints, and the file may have been edited.
 pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Changes that come this close to each other are taken together.
+/// Changes this close to each other are handled together.
 pub const QUIET_PERIOD: Duration = Duration::from_millis(100);
-/// A stream of changes can't put a pass off for longer.
+/// A stream of changes can't delay a pass for longer.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
-/// Metrics and health on loopback only, unless somebody asks for more.
+/// Metrics and health on loopback only, by default.
 pub const LISTEN: &str = "127.0.0.1:9471";
 
 /// A time such as `30s`.
@@ -82,7 +84,7 @@ fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
     Ok(SecretString::from(text))
 }
 
-/// Declares a group of settings, and how a stronger source goes over a weaker one.
+/// Declares a group of settings, and how a stronger source overrides a weaker one.
 macro_rules! settings {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -131,9 +133,18 @@ settings! {
 settings! {
     /// How HAProxy is reached, and what is done there.
     HaproxySettings {
+        /// The name of this HAProxy in logs, metrics and tags [default: its host and port, or its file]
+        #[arg(long = "haproxy-name", env = "HAPROXY_NAME", value_name = "NAME")]
+        name: String,
         /// The address of the Data Plane API, version 3: http://, https:// or unix://
         #[arg(long = "haproxy-address", env = "HAPROXY_DATAPLANE_URL", value_name = "URL")]
         address: String,
+        /// A Nomad service, NAME or NAMESPACE/NAME, whose registrations are Data Plane APIs: one HAProxy each
+        #[arg(long = "haproxy-service", env = "HAPROXY_SERVICE", value_name = "SERVICE")]
+        service: String,
+        /// With it: whether these are reached by TLS [default: if haproxy.ca_file is set]
+        #[arg(long = "haproxy-tls", env = "HAPROXY_TLS", value_name = "BOOL")]
+        tls: bool,
         /// User of the Data Plane API [default: admin]
         #[arg(long = "haproxy-username", env = "HAPROXY_USERNAME", value_name = "NAME")]
         username: String,
@@ -299,9 +310,14 @@ pub struct Settings {
     /// `nomad.*`
     #[command(flatten, next_help_heading = "Nomad")]
     pub nomad: NomadSettings,
-    /// `haproxy.*`
+    /// `haproxy.*` of the command line and the environment.
     #[command(flatten, next_help_heading = "HAProxy")]
+    #[serde(skip)]
     pub haproxy: HaproxySettings,
+    /// `haproxy` of the file: one, or a list.
+    #[arg(skip)]
+    #[serde(rename = "haproxy")]
+    pub targets: TargetList,
     /// `tags.*`
     #[command(flatten, next_help_heading = "Tags and slots")]
     pub tags: TagSettings,
@@ -334,7 +350,7 @@ pub struct Settings {
     pub namespaces: BTreeMap<String, NamespaceSettings>,
 }
 
-/// Why the settings will not do.
+/// Why the settings are not usable.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -346,7 +362,7 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not valid.
     #[error("the settings file {} is wrong: {message}", path.display())]
     Form {
         /// The file.
@@ -357,11 +373,14 @@ pub enum ConfigError {
     /// A setting is wrong or missing.
     #[error("{name}: {why}")]
     Setting {
-        /// Which: its key, and its variable.
+        /// Which one: its key, and its variable.
         name: &'static str,
         /// Why, and what to do.
         why: String,
     },
+    /// One of several HAProxys: which, and what is wrong with it.
+    #[error("{0}")]
+    Entry(String),
 }
 
 fn wrong(name: &'static str, why: impl Into<String>) -> ConfigError {
@@ -376,21 +395,32 @@ impl Settings {
         serde_json::from_str(&text).map_err(|error| ConfigError::Form { path: path.to_owned(), message: form(&error) })
     }
 
-    /// What this source gives, over what a weaker one gives. A secret and the file that holds it are one setting:
-    /// where this source gives either of them, the weaker one gives neither.
+    /// Merges this source over a weaker one. A secret and the file that holds it are one setting: if this source sets
+    /// either of them, the weaker one sets neither.
     #[must_use]
     pub fn or(self, mut weaker: Self) -> Self {
         if self.nomad.token.is_some() || self.nomad.token_file.is_some() {
             (weaker.nomad.token, weaker.nomad.token_file) = (None, None);
         }
-        if self.haproxy.password.is_some() || self.haproxy.password_file.is_some() {
-            (weaker.haproxy.password, weaker.haproxy.password_file) = (None, None);
-        }
-        let Self { nomad, haproxy, tags, slots, backend, guard, policy, reload, reconcile, http, log, namespaces } =
-            self;
+        let Self {
+            nomad,
+            haproxy,
+            targets,
+            tags,
+            slots,
+            backend,
+            guard,
+            policy,
+            reload,
+            reconcile,
+            http,
+            log,
+            namespaces,
+        } = self;
         Self {
             nomad: nomad.or(weaker.nomad),
-            haproxy: haproxy.or(weaker.haproxy),
+            haproxy: haproxy.over(weaker.haproxy),
+            targets: targets.or(weaker.targets),
             tags: tags.or(weaker.tags),
             slots: slots.or(weaker.slots),
             backend: backend.or(weaker.backend),
@@ -406,8 +436,8 @@ impl Settings {
 }
 
 impl Settings {
-    /// The same between flags and environment, which clap gives as one source: of a secret and its file the flag
-    /// wins. `is_flag` says of an argument's ID whether it was given on the command line.
+    /// The same between flags and environment, which clap returns as one source: of a secret and its file the flag
+    /// wins. `is_flag` returns, by an argument's ID, whether it was given on the command line.
     pub fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) {
         let Self { nomad, haproxy, .. } = self;
         prefer("nomad-token", &mut nomad.token, "nomad-token-file", &mut nomad.token_file, &is_flag);
@@ -419,27 +449,18 @@ fn prefer<A, B>(a: &str, inline: &mut Option<A>, b: &str, file: &mut Option<B>, 
     match (is_flag(a), is_flag(b)) {
         (true, false) => *file = None,
         (false, true) => *inline = None,
-        // Both from one source: that is for validation to refuse.
+        // Both from one source: validation refuses that.
         (true, true) | (false, false) => {}
     }
 }
 
-/// serde names the value that it did not expect, which may be a password in the wrong place.
+/// serde quotes the value that it did not expect, which may be a password in the wrong place.
 fn form(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
         Some((_, expected)) => format!("a value has the wrong type, expected {expected}"),
         None => text,
     }
-}
-
-/// How HAProxy is reached.
-#[derive(Debug, Clone)]
-pub enum PlaneSettings {
-    /// By the Data Plane API.
-    Dataplane(plane::dataplane::DataplaneConfig, Write),
-    /// By its file and its master socket.
-    Local(plane::local::LocalConfig),
 }
 
 /// When passes run.
@@ -453,30 +474,22 @@ pub struct Timings {
     pub max_wait: Duration,
 }
 
-/// Settings that were found good.
+/// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Nomad.
     pub nomad: nomad::NomadConfig,
     /// The namespaces that are watched.
     pub namespaces: Vec<String>,
-    /// HAProxy; `None` where neither plane is set up, which only offline commands can do with.
-    pub plane: Option<PlaneSettings>,
-    /// Whose the backends are.
-    pub owner: Owner,
-    /// How long HAProxy may take to validate a configuration.
-    pub validation_timeout: Duration,
-    /// What to do about names that are taken.
-    pub strategy: Strategy,
-    /// What our tags start with.
+    /// The HAProxys; offline commands can do without.
+    pub targets: Targets,
+    /// The prefix of our tags.
     pub prefix: String,
-    /// Who may use which backend.
+    /// Which namespace may use which backend.
     pub grants: Grants,
-    /// Spare servers.
-    pub slots: SlotPolicy,
     /// How long a backend stays, without instances, when its service is gone.
     pub linger: Duration,
-    /// What one read of the catalog may take away.
+    /// What one read of the catalog may remove.
     pub guard: guard::Options,
     /// From one reload to the next.
     pub reload_min_interval: Duration,
@@ -493,6 +506,7 @@ impl TryFrom<Settings> for Config {
         let Settings {
             nomad,
             haproxy,
+            targets,
             tags,
             slots,
             backend,
@@ -515,31 +529,16 @@ impl TryFrom<Settings> for Config {
         if namespaces.is_empty() {
             return Err(wrong("nomad.namespace (NOMAD_NAMESPACE)", "name at least one namespace, or * for all"));
         }
-        let owner = haproxy
-            .owner
-            .as_deref()
-            .unwrap_or(OWNER)
-            .parse()
-            .map_err(|e: Invalid| wrong("haproxy.owner (HAPROXY_OWNER)", e.to_string()))?;
         let prefix = tags.prefix.unwrap_or_else(|| TAG_PREFIX.to_owned());
         if prefix.is_empty() {
             return Err(wrong("tags.prefix", "it may not be empty: every tag would be ours"));
         }
-        let slots =
-            SlotPolicy { min_free: slots.min_free.unwrap_or(SLOTS_MIN_FREE), max: slots.max.unwrap_or(SLOTS_MAX) };
-        if slots.max < slots.min_free {
-            return Err(wrong("slots.max", format!("it is {}, below slots.min_free ({})", slots.max, slots.min_free)));
-        }
         Ok(Self {
             nomad: nomad_settings(nomad)?,
             namespaces,
-            validation_timeout: haproxy.validation_timeout.map_or(VALIDATION_TIMEOUT, |span| span.0),
-            strategy: haproxy.backend_strategy.unwrap_or_default(),
-            plane: plane_settings(haproxy)?,
-            owner,
+            targets: Targets::new(haproxy, targets, &slots)?,
             prefix,
             grants: grants(granted)?,
-            slots,
             guard: guard::Options {
                 share: guard.share.unwrap_or(Share::DEFAULT),
                 min: guard.min.unwrap_or(GUARD_MIN),
@@ -582,7 +581,7 @@ fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigE
     const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
     let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
     check_address(ADDRESS, &address)?;
-    // An empty token is none, as in the seeds' file and in a shell's empty variable.
+    // An empty token is no token, as in existing configuration files and in a shell's empty variable.
     let token = settings.token.filter(|token| !token.expose_secret().is_empty());
     let token = match (token, settings.token_file) {
         (Some(_), Some(_)) => return Err(wrong("nomad.token", "give the token or nomad.token_file, not both")),
@@ -622,57 +621,6 @@ fn check_address(name: &'static str, text: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn plane_settings(settings: HaproxySettings) -> Result<Option<PlaneSettings>, ConfigError> {
-    match (settings.address, settings.config_file) {
-        (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(wrong(
-            "haproxy.address and haproxy.config_file",
-            "give one of them: the Data Plane API, or a configuration file on this machine",
-        )),
-        (Some(address), None) => {
-            let password = match (settings.password, settings.password_file) {
-                (Some(_), Some(_)) => {
-                    return Err(wrong("haproxy.password", "give the password or haproxy.password_file, not both"));
-                }
-                (Some(password), None) => Password::Inline(password),
-                (None, Some(path)) => Password::File(path),
-                (None, None) => {
-                    return Err(wrong(
-                        "haproxy.password (HAPROXY_PASSWORD)",
-                        "the Data Plane API needs one; or haproxy.password_file",
-                    ));
-                }
-            };
-            check_address("haproxy.address (HAPROXY_DATAPLANE_URL)", &address)?;
-            let settings_ = plane::dataplane::DataplaneConfig {
-                address,
-                username: settings.username.unwrap_or_else(|| "admin".to_owned()),
-                password,
-                ca_file: settings.ca_file,
-                identity: identity("haproxy.cert_file and haproxy.key_file", settings.cert_file, settings.key_file)?,
-            };
-            Ok(Some(PlaneSettings::Dataplane(settings_, settings.write.unwrap_or_default())))
-        }
-        (None, Some(config_file)) => {
-            let Some(master_socket) = settings.master_socket else {
-                return Err(wrong(
-                    "haproxy.master_socket (HAPROXY_MASTER_SOCKET)",
-                    "haproxy.config_file needs it: start HAProxy with -W -S SOCKET and name the socket here",
-                ));
-            };
-            let binary = settings.binary.unwrap_or_else(|| "haproxy".into());
-            Ok(Some(PlaneSettings::Local(plane::local::LocalConfig {
-                config_file,
-                master_socket,
-                binary,
-                working_directory: settings.working_directory,
-                environment_file: settings.environment_file,
-                files: settings.files.unwrap_or_default(),
-            })))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -683,14 +631,15 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_file_is_taken() {
+    fn the_settings_file_of_existing_users_is_read() {
         let config = parse(
             r#"{"nomad": {"address": "http://localhost:4646", "token": "", "region": "global"},
                 "haproxy": {"address": "http://localhost:5555", "username": "admin", "password": "adminpwd", "backend_strategy": "use_existing"}}"#,
         )
         .expect("good settings");
-        assert!(matches!(config.plane, Some(PlaneSettings::Dataplane(..))));
-        assert_eq!(config.strategy, Strategy::UseExisting);
+        let target = &config.targets.fixed[0];
+        assert!(matches!(target.plane, PlaneSettings::Dataplane(..)));
+        assert_eq!((target.name.as_str(), target.options.strategy), ("localhost:5555", Strategy::UseExisting));
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Whether the loop is alive, and whether HAProxy is in line with the catalog.
+//! Whether the loops are alive, and whether each HAProxy is in line with the catalog.
 //!
-//! The loop publishes one value, [`State`]; what is asked of it is computed from that value and the time. Nothing
+//! Each loop publishes one value, [`State`]; what is asked of it is computed from that value and the time. Nothing
 //! looks at HAProxy or Nomad because somebody asks, so an answer is as old as the last pass: at most
 //! `reconcile.resync_interval`, where nothing woke the loop before.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -120,7 +123,7 @@ impl State {
     }
 }
 
-/// Publishes the [`State`].
+/// Publishes the [`State`] of one HAProxy's loop.
 #[derive(Debug, Default)]
 pub struct Health(watch::Sender<State>);
 
@@ -148,6 +151,59 @@ impl Health {
     /// Whether HAProxy is in line with the catalog, as far as is known.
     pub fn readiness(&self) -> Result<(), NotReady> {
         self.0.borrow().readiness(Instant::now())
+    }
+}
+
+/// Every HAProxy's health, by name.
+#[derive(Debug, Default)]
+pub struct Fleet(watch::Sender<BTreeMap<String, Arc<Health>>>);
+
+/// Who asks for a HAProxy that there is none of.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("no HAProxy is called {asked:?}; there are: {}", .names.join(", "))]
+pub struct UnknownName {
+    /// The name that was asked for.
+    pub asked: String,
+    /// Those that there are.
+    pub names: Vec<String>,
+}
+
+impl Fleet {
+    /// A HAProxy more, which no pass has looked at yet.
+    pub fn add(&self, name: &str) -> Arc<Health> {
+        let health = Arc::new(Health::default());
+        self.0.send_modify(|all| drop(all.insert(name.to_owned(), health.clone())));
+        health
+    }
+
+    /// One that has left.
+    pub fn forget(&self, name: &str) {
+        self.0.send_modify(|all| drop(all.remove(name)));
+    }
+
+    /// Whether all loops turn.
+    pub fn is_live(&self) -> bool {
+        self.0.borrow().values().all(|health| health.is_live())
+    }
+
+    /// Which HAProxys are out of line with the catalog, as far as is known, and why; of all, or of one.
+    pub fn not_ready(&self, only: Option<&str>) -> Result<Vec<(String, NotReady)>, UnknownName> {
+        let all = self.0.borrow();
+        if let Some(asked) = only.filter(|name| !all.contains_key(*name)) {
+            return Err(UnknownName { asked: asked.to_owned(), names: all.keys().cloned().collect() });
+        }
+        let asked = all.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+        Ok(asked.filter_map(|(name, health)| Some((name.clone(), health.readiness().err()?))).collect())
+    }
+
+    /// How many HAProxys there are.
+    pub fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -261,5 +317,20 @@ mod tests {
         assert!(!health.is_live());
         health.ended(&good());
         assert_eq!((health.readiness(), health.is_live()), (Ok(()), true));
+    }
+
+    #[test]
+    fn a_fleet_is_ready_when_each_of_it_is() {
+        let fleet = Fleet::default();
+        assert_eq!(fleet.not_ready(None), Ok(Vec::new()), "nobody is out of line");
+        let (a, _b) = (fleet.add("a"), fleet.add("b"));
+        a.began();
+        a.ended(&good());
+        assert_eq!(fleet.not_ready(None), Ok(vec![("b".to_owned(), NotReady::Starting)]));
+        assert_eq!(fleet.not_ready(Some("a")), Ok(Vec::new()));
+        let error = fleet.not_ready(Some("c")).expect_err("there is none");
+        assert_eq!(error.to_string(), "no HAProxy is called \"c\"; there are: a, b");
+        fleet.forget("b");
+        assert_eq!(fleet.not_ready(None), Ok(Vec::new()));
     }
 }

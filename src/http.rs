@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Health;
+use crate::health::Fleet;
 use crate::metrics::{Format, Metrics};
 use crate::shutdown;
 
@@ -29,7 +30,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 struct Shared {
     metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    fleet: Arc<Fleet>,
 }
 
 /// Opens the listener, so that a port that is taken is known before anything else begins.
@@ -42,10 +43,10 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    fleet: Arc<Fleet>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let service = TowerToHyperService::new(router(Shared { metrics, health }));
+    let service = TowerToHyperService::new(router(Shared { metrics, fleet }));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     // What is in the set ends with it.
@@ -81,17 +82,31 @@ fn router(shared: Shared) -> Router {
 }
 
 async fn alive(State(shared): State<Shared>) -> (StatusCode, &'static str) {
-    if shared.health.is_live() {
+    if shared.fleet.is_live() {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not alive: a pass does not end\n")
     }
 }
 
-async fn ready(State(shared): State<Shared>) -> (StatusCode, String) {
-    match shared.health.readiness() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+#[derive(Deserialize)]
+struct Asked {
+    haproxy: Option<String>,
+}
+
+async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (StatusCode, String) {
+    match shared.fleet.not_ready(asked.haproxy.as_deref()) {
+        Ok(not_ready) if not_ready.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+        // One HAProxy needs no name.
+        Ok(not_ready) if shared.fleet.len() == 1 => {
+            let text = not_ready.iter().map(|(_, why)| format!("{why}\n")).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        Ok(not_ready) => {
+            let text = not_ready.iter().map(|(name, why)| format!("{name}: {why}\n")).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        Err(unknown) => (StatusCode::NOT_FOUND, format!("{unknown}\n")),
     }
 }
 

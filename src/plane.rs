@@ -12,10 +12,10 @@ pub mod local;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::desired::{Address, BackendName, ServerName, State};
@@ -245,41 +245,37 @@ pub struct HaproxyInfo {
 }
 
 /// The way to one HAProxy.
-pub trait Plane: Send + Sync {
+#[async_trait]
+pub trait Plane: fmt::Debug + Send + Sync {
     /// Which HAProxy answers, and whether it is new enough.
-    fn info(&self) -> impl Future<Output = Result<HaproxyInfo, AccessError>> + Send;
+    async fn info(&self) -> Result<HaproxyInfo, AccessError>;
     /// Clears up what an earlier run left behind when it was cut short. Called before a pass that may
     /// write, when the one before was not seen to end well. [`WriteError::Access`], [`WriteError::Conflict`].
-    fn recover(&self) -> impl Future<Output = Result<(), WriteError>> + Send;
+    async fn recover(&self) -> Result<(), WriteError>;
     /// Reads the configuration.
-    fn observe(&self) -> impl Future<Output = Result<Observed, AccessError>> + Send;
+    async fn observe(&self) -> Result<Observed, AccessError>;
     /// What a write would do to what is not ours. Asked before a write; answered from memory as long as
     /// what is not ours stays the same. [`WriteError::Access`], [`WriteError::Conflict`].
-    fn survey(&self, observed: &Observed) -> impl Future<Output = Result<Survey, WriteError>> + Send;
+    async fn survey(&self, observed: &Observed) -> Result<Survey, WriteError>;
     /// Prepares a plan; nothing is written yet. Whoever stages commits or aborts. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::Distorted`].
-    fn stage(&self, observed: &Observed, plan: &Plan) -> impl Future<Output = Result<Staged, WriteError>> + Send;
+    async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError>;
     /// Has HAProxy validate what was staged, writes it, and loads it. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::ReloadFailed`].
-    fn commit(&self, observed: &Observed, staged: Staged) -> impl Future<Output = Result<(), WriteError>> + Send;
+    async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError>;
     /// Drops what was staged.
-    fn abort(&self, staged: Staged) -> impl Future<Output = Result<(), AccessError>> + Send;
+    async fn abort(&self, staged: Staged) -> Result<(), AccessError>;
     /// Writes a text and tells the process the same, without a reload. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::HalfLive`],
     /// [`WriteError::NotLive`].
-    fn commit_live(
-        &self,
-        observed: &Observed,
-        text: &ConfigText,
-        actions: &[Action],
-    ) -> impl Future<Output = Result<(), WriteError>> + Send;
+    async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError>;
     /// Has HAProxy validate a text.
-    fn validate(&self, text: &ConfigText) -> impl Future<Output = Result<Verdict, AccessError>> + Send;
+    async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError>;
     /// The servers of the managed backends as the process has them.
-    fn runtime(&self, observed: &Observed) -> impl Future<Output = Result<Runtime, AccessError>> + Send;
+    async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError>;
     /// Tells the process one state, and nothing to the file. A server that the process lacks is no error.
-    fn set_state(&self, change: &StateChange) -> impl Future<Output = Result<(), AccessError>> + Send;
+    async fn set_state(&self, change: &StateChange) -> Result<(), AccessError>;
     /// Loads the configuration as it is, again. [`WriteError::Access`], [`WriteError::Conflict`],
     /// [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
-    fn reload(&self, observed: &Observed) -> impl Future<Output = Result<(), WriteError>> + Send;
+    async fn reload(&self, observed: &Observed) -> Result<(), WriteError>;
 }

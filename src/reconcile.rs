@@ -1,36 +1,28 @@
-//! The loop: what wakes it, when it acts, one pass at a time.
+//! The loop of one HAProxy: what wakes it, when it acts, one pass at a time.
 //!
 //! A wake is a hint. What counts is that a pass runs soon after the last of several changes, not later
 //! than `max_wait` after the first, and every `resync_interval` in any case.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::apply::{Controller, Moment};
-use crate::catalog::Source;
-use crate::catalog::nomad::NomadCatalog;
 use crate::config::Timings;
-use crate::errors::{chain, kind, one_line};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::nomad::NomadError;
-use crate::plane::Plane;
-use crate::report::{Failure, Outage, Reporter};
+use crate::report::Reporter;
 use crate::shutdown;
 
 /// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
 /// knock at a recovering HAProxy in step.
 const RETRY_LEAST: Duration = Duration::from_millis(500);
-const RETRY_MOST: Duration = Duration::from_secs(30);
-
-/// Between two looks at a catalog file.
-const FILE_POLL: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// Why a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,69 +118,98 @@ impl Timer {
     }
 }
 
-/// Runs until it is told to stop. A pass that is running has [`shutdown::PASS`] to end, so that no reload is cut
-/// for nothing; then it is cut, as it may be killed at any moment: what it left is set right by the next start.
-pub async fn run<P: Plane>(
-    mut controller: Controller<P>,
-    source: Source,
-    timings: Timings,
-    metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    stop: CancellationToken,
-) {
-    let (sender, mut wakes) = mpsc::channel(16);
-    let watcher = tokio::spawn(watch(source, sender, metrics.clone(), stop.clone()));
-    let mut debounce = Debounce::new(timings);
-    let mut backoff: Option<ExponentialBackoff> = None;
-    let (mut reason, mut reporter) = (Wake::Started, Reporter::default());
-    debounce.wake(Instant::now());
-    let mut timer = Timer::new(timings.resync_interval, Instant::now());
-    loop {
-        let due = debounce.due();
-        let (at, timer_reason) = timer.next();
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            Some(wake) = wakes.recv() => {
-                if debounce.pending.is_none() {
-                    reason = wake;
-                }
-                debounce.wake(Instant::now());
-                continue;
-            }
-            () = sleep_until(due.unwrap_or(at).min(at)) => {
-                if due.is_none_or(|due| due > Instant::now()) {
-                    reason = timer_reason;
-                }
-            }
-        }
-        let moment = Moment::now(timer.takes_resync(Instant::now()));
-        let pass = pass(&mut controller, moment, reason, &metrics, &health, &mut reporter);
-        let next = tokio::select! {
-            next = pass => next,
-            () = shutdown::pass_is_due(&stop) => {
-                tracing::warn!("the pass was cut short; the next start sets right what it left");
-                break;
-            }
-        };
-        debounce.passed(Instant::now());
-        timer.follow_up = match next {
-            Next::Resync => None,
-            Next::Deferred(at) => Some((at, Wake::Deferred)),
-            Next::Retry => {
-                let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
-                Some((Instant::now() + delay, Wake::Retry))
-            }
-        };
-        if !matches!(next, Next::Retry) {
-            backoff = None;
-        }
-    }
-    watcher.abort();
-    tracing::info!("stopped; HAProxy keeps what it has");
+/// What the loop of one HAProxy works with.
+#[derive(Debug)]
+pub struct Loop {
+    /// Its passes.
+    pub controller: Controller,
+    /// When they run.
+    pub timings: Timings,
+    /// When the catalog was last seen to change.
+    pub changed: watch::Receiver<Instant>,
+    /// Where it reports.
+    pub outlets: Outlets,
 }
 
-fn retries() -> ExponentialBackoff {
+/// Where the loop of one HAProxy reports.
+#[derive(Debug)]
+pub struct Outlets {
+    /// The HAProxy's name, as the label of its metrics.
+    pub name: String,
+    /// Whether the name is in the log: it is not where there is one HAProxy.
+    pub is_named: bool,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Its own health.
+    pub health: Arc<Health>,
+    /// Its part of the log.
+    pub reporter: Reporter,
+}
+
+impl Loop {
+    /// Runs until it is to stop. A pass that is running has [`shutdown::PASS`] to end, so that no reload is cut for
+    /// nothing; then it is cut, as it may be killed at any moment: the next start repairs what it left.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut debounce = Debounce::new(self.timings);
+        let mut backoff: Option<ExponentialBackoff> = None;
+        let mut reason = Wake::Started;
+        debounce.wake(Instant::now());
+        let mut timer = Timer::new(self.timings.resync_interval, Instant::now());
+        loop {
+            let due = debounce.due();
+            let (at, timer_reason) = timer.next();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Ok(()) = self.changed.changed() => {
+                    if debounce.pending.is_none() {
+                        reason = Wake::Catalog;
+                    }
+                    debounce.wake(Instant::now());
+                    continue;
+                }
+                () = sleep_until(due.unwrap_or(at).min(at)) => {
+                    if due.is_none_or(|due| due > Instant::now()) {
+                        reason = timer_reason;
+                    }
+                }
+            }
+            let now = Instant::now();
+            let moment = Moment::with_catalog_since(timer.takes_resync(now), self.catalog_since(now));
+            let next = tokio::select! {
+                next = pass(&mut self.controller, moment, reason, &mut self.outlets) => next,
+                () = shutdown::pass_is_due(&stop) => {
+                    tracing::warn!("the pass was cut short; the next start repairs what it left");
+                    break;
+                }
+            };
+            debounce.passed(Instant::now());
+            timer.follow_up = match next {
+                Next::Resync => None,
+                Next::Deferred(at) => Some((at, Wake::Deferred)),
+                Next::Retry => {
+                    let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
+                    Some((Instant::now() + delay, Wake::Retry))
+                }
+            };
+            if !matches!(next, Next::Retry) {
+                backoff = None;
+            }
+        }
+    }
+
+    /// How new the catalog of a pass must be: read after its last change, and for each resync read again. What another
+    /// HAProxy's pass has read since then will do, so that several take as many reads as one.
+    fn catalog_since(&mut self, now: Instant) -> Instant {
+        let changed = *self.changed.borrow_and_update();
+        // A resync finds the read of the one before at least as old as the interval.
+        let oldest = now.checked_sub(self.timings.resync_interval * 3 / 4).unwrap_or(changed);
+        changed.max(oldest)
+    }
+}
+
+/// The pauses between attempts.
+pub(crate) fn retries() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_jitter()
         .with_min_delay(RETRY_LEAST)
@@ -206,99 +227,26 @@ enum Next {
 }
 
 /// One pass, with its lines in the log and its part in metrics and health.
-#[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
-async fn pass<P: Plane>(
-    controller: &mut Controller<P>,
-    moment: Moment,
-    reason: Wake,
-    metrics: &Metrics,
-    health: &Health,
-    reporter: &mut Reporter,
-) -> Next {
-    let started = Instant::now();
-    health.began();
-    let status = controller.pass(moment, None).await;
-    let took = started.elapsed();
-    metrics.pass(&status, took, reason);
-    reporter.pass(&status, took, Instant::now());
-    health.ended(&status);
-    if status.error.is_some() {
-        return Next::Retry;
+async fn pass(controller: &mut Controller, moment: Moment, reason: Wake, outlets: &mut Outlets) -> Next {
+    let Outlets { name, is_named, metrics, health, reporter } = outlets;
+    let span = tracing::info_span!("pass", reason = reason.as_str(), haproxy = tracing::field::Empty);
+    if *is_named {
+        span.record("haproxy", name.as_str());
     }
-    status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
-}
-
-/// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.
-async fn watch(source: Source, wakes: mpsc::Sender<Wake>, metrics: Arc<Metrics>, stop: CancellationToken) {
-    match source {
-        Source::Nomad(nomad) => watch_nomad(nomad, wakes, &metrics, stop).await,
-        Source::File(path) => watch_file(path, wakes, stop).await,
-    }
-}
-
-/// A file is looked at, as not every file system tells of changes.
-async fn watch_file(path: PathBuf, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
-    let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
-    let mut known = look().await;
-    while !stop.is_cancelled() {
-        tokio::time::sleep(FILE_POLL).await;
-        let now = look().await;
-        if now != known && wakes.send(Wake::Catalog).await.is_err() {
-            return;
+    let work = async {
+        let started = Instant::now();
+        health.began();
+        let status = controller.pass(moment, None).await;
+        let took = started.elapsed();
+        metrics.pass(name, &status, took, reason);
+        reporter.pass(&status, took, Instant::now());
+        health.ended(&status);
+        if status.error.is_some() {
+            return Next::Retry;
         }
-        known = now;
-    }
-}
-
-async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, metrics: &Metrics, stop: CancellationToken) {
-    let mut index = 0;
-    let (mut backoff, mut outage) = (retries(), Outage::default());
-    while !stop.is_cancelled() {
-        // The first answer comes at once: it gives the index to wait from.
-        let changed = nomad.changed(index).await;
-        metrics.nomad_answers(changed.is_ok());
-        let wakes_loop = match changed {
-            Ok(now) => {
-                backoff = retries();
-                if let Some(extent) = outage.over(Instant::now()) {
-                    tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
-                }
-                // Lower than before is a restore or another cluster: all the more a reason to look.
-                now != std::mem::replace(&mut index, now)
-            }
-            Err(error) => {
-                index = 0;
-                cannot_watch(&mut outage, &error)
-            }
-        };
-        if wakes_loop && wakes.send(Wake::Catalog).await.is_err() {
-            return;
-        }
-        if index == 0 {
-            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
-        }
-    }
-}
-
-/// Whether the loop is to look: at the beginning of an outage a pass says what it means for HAProxy, and whether the
-/// catalog can still be read.
-fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
-    let (kind, error) = (kind(error), one_line(&chain(error)));
-    match outage.failed(&kind, Instant::now()) {
-        Failure::New => {
-            tracing::warn!(%error, "cannot watch Nomad for changes; trying again");
-            true
-        }
-        Failure::Reminder(extent) => {
-            let (failed, outage_s) = (extent.failures, extent.seconds());
-            tracing::warn!(failed, outage_s, %error, "still cannot watch Nomad for changes");
-            false
-        }
-        Failure::Known => {
-            tracing::debug!(%error, "cannot watch Nomad for changes, as before");
-            false
-        }
-    }
+        status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
+    };
+    work.instrument(span).await
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -105,14 +106,52 @@ impl Ongoing {
     }
 }
 
-/// Logs what passes come to. It remembers what it has said.
+/// What the log has said of services, and which HAProxys it was about: what is wrong with a tag is wrong with it on
+/// each of them, and is logged once.
+#[derive(Debug, Clone, Default)]
+pub struct Notes(Arc<Mutex<BTreeMap<Note, BTreeSet<String>>>>);
+
+impl Notes {
+    /// Takes note of all that there is to say of one HAProxy, and returns what is new on any, and what is gone from
+    /// all.
+    fn replace(&self, name: &str, notes: &[Note]) -> (Vec<Note>, Vec<Note>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let notes: BTreeSet<&Note> = notes.iter().collect();
+        let new = notes.iter().filter(|note| !known.contains_key(**note)).map(|note| (*note).clone()).collect();
+        for note in &notes {
+            known.entry((*note).clone()).or_default().insert(name.to_owned());
+        }
+        let mut gone = Vec::new();
+        known.retain(|note, names| {
+            if !notes.contains(note) && names.remove(name) && names.is_empty() {
+                gone.push(note.clone());
+            }
+            !names.is_empty()
+        });
+        (new, gone)
+    }
+
+    /// One that has left: nothing is resolved by that.
+    pub fn forget(&self, name: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, names| !names.remove(name) || !names.is_empty());
+    }
+}
+
+/// Logs what the passes of one HAProxy come to. It remembers what it has said.
 #[derive(Debug, Default)]
 pub struct Reporter {
-    notes: BTreeSet<Note>,
+    name: String,
+    notes: Notes,
     outage: Outage,
 }
 
 impl Reporter {
+    /// For the HAProxy of this name.
+    pub fn new(name: &str, notes: Notes) -> Self {
+        Self { name: name.to_owned(), notes, outage: Outage::default() }
+    }
+
     /// Logs one pass.
     pub fn pass(&mut self, status: &PassStatus, took: Duration, now: Instant) {
         changes(status, took);
@@ -144,10 +183,7 @@ impl Reporter {
     }
 
     fn notes(&mut self, notes: &[Note]) {
-        let notes: BTreeSet<Note> = notes.iter().cloned().collect();
-        let known = std::mem::replace(&mut self.notes, notes);
-        let new: Vec<&Note> = self.notes.difference(&known).collect();
-        let gone: Vec<&Note> = known.difference(&self.notes).collect();
+        let (new, gone) = self.notes.replace(&self.name, notes);
         for Note { severity, service, code, text } in new.iter().take(PROBLEMS) {
             let (service, code, note) = (shortened(service), word(*code), one_line(text));
             match severity {
@@ -169,7 +205,7 @@ impl Reporter {
 
 /// What a pass changed, whatever came of it in the end.
 fn changes(status: &PassStatus, took: Duration) {
-    let PassStatus { version, index, reloads, told, written, .. } = status;
+    let PassStatus { version, index, reloads, run_time_changes, written, .. } = status;
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     if !written.is_empty() {
         let Totals { services, added, removed, changed } = Totals::new(written);
@@ -177,14 +213,14 @@ fn changes(status: &PassStatus, took: Duration) {
         for summary in written {
             tracing::debug!(diff = %head(&summary.diff), "configuration written");
         }
-    } else if *told > 0 || *reloads > 0 {
+    } else if *run_time_changes > 0 || *reloads > 0 {
         let message = match status.outcome() {
             Outcome::Failed => "servers set in the running process only",
             Outcome::Unchanged | Outcome::Applied | Outcome::Repaired => {
                 "running process brought in line with its file"
             }
         };
-        tracing::info!(run_time_changes = told, reloads, took_ms, version, "{message}");
+        tracing::info!(run_time_changes, reloads, took_ms, version, "{message}");
     } else if status.error.is_none() {
         tracing::debug!(took_ms, version, index, "nothing to do");
     }
@@ -270,7 +306,6 @@ mod tests {
     use crate::plan::display::BackendSummary;
     use crate::plan::servers::ServerSummary;
     use std::io;
-    use std::sync::{Arc, Mutex, PoisonError};
     use tracing_subscriber::fmt::MakeWriter;
 
     #[derive(Clone, Default)]
@@ -416,6 +451,20 @@ mod tests {
                 "INFO passes succeed again failed=1 outage_s=0",
             ]
         );
+    }
+
+    #[test]
+    fn what_several_haproxys_have_in_common_is_logged_once() {
+        let notes = Notes::default();
+        let mut reporters = ["a", "b", "c"].map(|name| Reporter::new(name, notes.clone()));
+        let bad = note(Severity::Warning, "s", "bad");
+        let mut pass = |at: usize, notes: &[&Note]| {
+            let status = PassStatus { notes: notes.iter().copied().cloned().collect(), ..PassStatus::default() };
+            logged(tracing::Level::INFO, || reporters[at].pass(&status, Duration::ZERO, Instant::now())).len()
+        };
+        assert_eq!([pass(0, &[&bad]), pass(1, &[&bad]), pass(2, &[&bad])], [1, 0, 0]);
+        notes.forget("c");
+        assert_eq!([pass(0, &[]), pass(1, &[])], [0, 1], "resolved when the last one says so");
     }
 
     #[test]

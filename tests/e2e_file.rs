@@ -381,6 +381,7 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
             init_state: true,
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
+            targets: nomad_haproxy::desired::build::TargetNames::default(),
         },
         plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
         guard: plan::guard::Options::OFF,

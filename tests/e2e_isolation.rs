@@ -293,6 +293,7 @@ fn controller<P: Plane>(rig: &Rig, plane: P) -> (Controller<P>, Moment) {
             init_state: true,
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
+            targets: nomad_haproxy::desired::build::TargetNames::default(),
         },
         plan: plan::Options {
             owner: owner(),

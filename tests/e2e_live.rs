@@ -143,6 +143,12 @@ async fn a_slot_that_is_filled_waits_for_its_first_check() {
             let one = registration("api", "1", 1, good.port(), &tags);
             write_catalog(&rig.catalog(), std::slice::from_ref(&one));
             apply(&rig.env(), &rig.catalog()).await;
+            if !rig.haproxy.text().contains("init-state down") {
+                // Version 3.0 of the API drops it, whatever HAProxy it has: a real one, and no other.
+                assert!(way == Way::Api && support::api::real().is_some(), "HAProxy {series}, {way:?}: no init-state");
+                eprintln!("HAProxy {series}: not looked at, as this API does not know init-state");
+                continue;
+            }
             let load = Load::start(rig.haproxy.port, "api.test", 100);
             write_catalog(&rig.catalog(), &[one, registration("api", "2", 2, late.port(), &tags)]);
             let said = apply(&rig.env(), &rig.catalog()).await;

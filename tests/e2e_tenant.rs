@@ -231,6 +231,7 @@ fn desired_of(registrations: &[Registration]) -> Desired {
         init_state: true,
         lingers: true,
         grants: Grants::default(),
+        targets: nomad_haproxy::desired::build::TargetNames::default(),
     };
     build::build(&catalog, &Present::default(), &options).desired
 }

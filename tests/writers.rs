@@ -70,6 +70,7 @@ fn build_options() -> build::Options {
         init_state: false,
         lingers: false,
         grants: nomad_haproxy::desired::Grants::default(),
+        targets: nomad_haproxy::desired::build::TargetNames::default(),
     }
 }
 

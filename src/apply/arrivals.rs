@@ -66,6 +66,7 @@ mod tests {
             init_state: false,
             lingers: false,
             grants: Grants::default(),
+            targets: build::TargetNames::default(),
         };
         build::build(&catalog, &Present::default(), &options).desired
     }

@@ -34,8 +34,8 @@ pub(super) enum Found {
 ///
 /// HAProxy reports all the lines that it refuses at once, so that most searches take two validations, however
 /// many instances are bad. What it does not name costs as many as the parts can be halved.
-pub(super) async fn find<P: Plane>(
-    plane: &P,
+pub(super) async fn find(
+    plane: &dyn Plane,
     parts: &[Part],
     without: impl Fn(Vec<Part>) -> Observed + Sync,
     mut known: Option<Verdict>,
@@ -71,13 +71,13 @@ pub(super) async fn find<P: Plane>(
     }
 }
 
-struct Search<'a, P, W> {
-    plane: &'a P,
+struct Search<'a, W> {
+    plane: &'a dyn Plane,
     without: W,
     validations: usize,
 }
 
-impl<P: Plane, W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, P, W> {
+impl<W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, W> {
     async fn verdict(&mut self, after: &Observed) -> Result<Verdict, AccessError> {
         self.validations += 1;
         self.plane.validate(&after.text).await

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::catalog::Catalog;
 use crate::catalog::fate::{Origin, Question};
-use crate::catalog::{Catalog, Source};
+use crate::catalog::shared::SharedCatalog;
 use crate::desired::build::Built;
 use crate::desired::{InstanceId, NamespaceNote};
 use crate::observed::Observed;
@@ -65,7 +66,7 @@ impl Guard {
     /// Decides who stays, and has the desired state hold them.
     pub(super) async fn review(
         &mut self,
-        source: &Source,
+        source: &SharedCatalog,
         built: &mut Built,
         observed: &Observed,
         moment: Moment,
@@ -171,7 +172,7 @@ mod tests {
     async fn a_catalog_file_proves_nothing_so_what_it_lacks_is_held() {
         let (mut guard, mut built) = (guard(), Built::default());
         guard.meet(&catalog(1));
-        let source = Source::File("unused".into());
+        let source = SharedCatalog::new(crate::catalog::Source::File("unused".into()));
         let holding = guard.review(&source, &mut built, &served(), Moment::now(true)).await.expect("all are gone");
         assert_eq!((holding.instances(), built.held.instances.len(), built.notes.len()), (2, 2, 1));
         assert_eq!(guard.next_retry(), None, "a file never answers, so nobody is asked again");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
@@ -65,7 +66,7 @@ pub enum PassError {
     Write(#[from] WriteError),
     /// The catalog.
     #[error("the catalog cannot be read")]
-    Catalog(#[from] SourceError),
+    Catalog(#[from] Arc<SourceError>),
     /// A name is taken (`fail_on_conflict`).
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -186,7 +187,7 @@ pub struct PassStatus {
     /// The plans that were written, each in brief.
     pub written: Vec<Summary>,
     /// States and addresses that the process was told apart from a write: who is gone, and repairs.
-    pub told: usize,
+    pub run_time_changes: usize,
     /// Reloads that HAProxy made for it.
     pub reloads: u32,
     /// Reloads that HAProxy could not make.
@@ -218,23 +219,23 @@ pub struct PassStatus {
 impl PassStatus {
     /// What it did.
     pub fn outcome(&self) -> Outcome {
-        let Self { written, told, reloads, error, .. } = self;
+        let Self { written, run_time_changes, reloads, error, .. } = self;
         match (error, written.is_empty()) {
             (Some(_), _) => Outcome::Failed,
             (None, false) => Outcome::Applied,
-            (None, true) if *told > 0 || *reloads > 0 => Outcome::Repaired,
+            (None, true) if *run_time_changes > 0 || *reloads > 0 => Outcome::Repaired,
             (None, true) => Outcome::Unchanged,
         }
     }
 
     /// What was done all the same, for the line that reports an error.
     pub fn done(&self) -> String {
-        let Self { written, told, reloads, .. } = self;
-        if written.is_empty() && *told == 0 && *reloads == 0 {
+        let Self { written, run_time_changes, reloads, .. } = self;
+        if written.is_empty() && *run_time_changes == 0 && *reloads == 0 {
             return "HAProxy keeps what it has".to_owned();
         }
         let count = |n: usize, what: &str| if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") };
-        let (writes, changes) = (count(written.len(), "write"), count(*told, "run-time change"));
+        let (writes, changes) = (count(written.len(), "write"), count(*run_time_changes, "run-time change"));
         let reloads = count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
         format!("done before that: {writes}, {changes}, {reloads}")
     }

@@ -1,6 +1,7 @@
 //! Catalog + settings → desired state, and a note for everything that was ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::catalog::{Catalog, Registration, Unread};
 
@@ -26,6 +27,41 @@ pub struct Options {
     pub lingers: bool,
     /// Who may use which backend.
     pub grants: Grants,
+    /// Which HAProxy it is for, and which others there are.
+    pub targets: TargetNames,
+}
+
+/// The names of the HAProxys that a service may choose between (tag `target`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TargetNames {
+    /// The one that the desired state is for.
+    pub own: String,
+    /// All of them, this one included.
+    pub all: Arc<BTreeSet<String>>,
+}
+
+/// What a registration's tag `target` says about one HAProxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// It is to be routed here.
+    Here,
+    /// It is to be routed elsewhere.
+    Elsewhere,
+    /// It names no HAProxy that there is.
+    Unknown,
+}
+
+impl TargetNames {
+    fn choice(&self, intent: &Intent) -> Choice {
+        let chosen = &intent.targets;
+        if chosen.is_empty() || chosen.contains(&self.own) {
+            Choice::Here
+        } else if self.all.is_disjoint(chosen) {
+            Choice::Unknown
+        } else {
+            Choice::Elsewhere
+        }
+    }
 }
 
 /// The longest service, its namespace included, in bytes as it is written into the configuration. Nomad takes 63 for
@@ -87,10 +123,13 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
 /// Who says by its own tags that it is not to be routed. An instance without any tag of ours does not: the
 /// prefix may be mistyped.
 fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
-    let enable = format!("{}enable=", options.prefix);
+    let stated = ["enable=", "target="].map(|tag| format!("{}{tag}", options.prefix));
     let says_no = |registration: &&Registration| {
-        registration.tags.iter().any(|tag| tag.starts_with(&enable))
-            && tags::parse(&options.prefix, registration.tags.iter().map(String::as_str)).0.enable == Enable::No
+        let mut tags = registration.tags.iter().map(String::as_str);
+        tags.clone().any(|tag| stated.iter().any(|stated| tag.starts_with(stated))) && {
+            let (intent, _) = tags::parse(&options.prefix, &mut tags);
+            intent.enable == Enable::No || options.targets.choice(&intent) == Choice::Elsewhere
+        }
     };
     let registrations = catalog.services.values().flatten();
     registrations.filter(says_no).map(|registration| InstanceId::new(&registration.id)).collect()
@@ -127,9 +166,13 @@ impl Builder<'_> {
                 other_case = other_case.or_else(|| tags::in_another_case(&self.options.prefix, tags()));
                 continue;
             }
+            if self.options.targets.choice(&intent) == Choice::Elsewhere {
+                continue;
+            }
             for complaint in complaints {
                 self.note(Severity::Warning, Code::BadTag, complaint.0);
             }
+            self.note_unknown_targets(&intent);
             read.push((registration, intent));
         }
         self.say_what_is_missing(is_silent, other_case);
@@ -137,21 +180,43 @@ impl Builder<'_> {
         // version that is being rolled out.
         read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
         self.drop_older_copies(&mut read);
-        let (unclear, read): (Vec<_>, Vec<_>) =
-            read.into_iter().partition(|(_, intent)| intent.enable == Enable::Unclear);
-        match (read.last(), unclear.is_empty()) {
-            (None, true) => Wanted::Nothing,
-            (None, false) => {
-                let text =
-                    format!("it is unclear whether {}enable is on; nothing is added or removed", self.options.prefix);
-                self.note(Severity::Error, Code::UnclearEnable, text);
+        let why = |intent: &Intent| self.unclear(intent);
+        let (unclear, read): (Vec<_>, Vec<_>) = read.into_iter().partition(|(_, intent)| why(intent).is_some());
+        let unclear: Vec<_> = unclear.into_iter().filter_map(|(one, intent)| Some((one, why(&intent)?))).collect();
+        match (read.last(), unclear.last()) {
+            (None, None) => Wanted::Nothing,
+            (None, Some((_, (code, why)))) => {
+                self.note(Severity::Error, *code, format!("{why}; nothing is added or removed"));
                 Wanted::Held
             }
             (Some((_, newest)), _) => {
-                self.hold(unclear.iter().map(|(registration, _)| *registration));
+                self.hold(unclear);
                 self.candidate(&read, newest)
             }
         }
+    }
+
+    /// Why it is unclear whether an instance is to be routed here.
+    fn unclear(&self, intent: &Intent) -> Option<(Code, String)> {
+        let prefix = &self.options.prefix;
+        if intent.enable == Enable::Unclear {
+            return Some((Code::UnclearEnable, format!("it is unclear whether {prefix}enable is on")));
+        }
+        (self.options.targets.choice(intent) == Choice::Unknown)
+            .then(|| (Code::UnknownTarget, format!("no HAProxy has a name that {prefix}target gives")))
+    }
+
+    /// Names of HAProxys that there are none of.
+    fn note_unknown_targets(&mut self, intent: &Intent) {
+        let all = &self.options.targets.all;
+        let unknown: Vec<String> = intent.targets.difference(all).map(|name| format!("{:?}", shown(name))).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let known: Vec<&str> = all.iter().map(String::as_str).collect();
+        let (prefix, unknown, known) = (&self.options.prefix, unknown.join(", "), known.join(", "));
+        let text = format!("{prefix}target names {unknown}, and no HAProxy is called so; there are: {known}");
+        self.note(Severity::Warning, Code::UnknownTarget, text);
     }
 
     /// Of instances that do not ask to be routed, but have tags as if they did.
@@ -166,14 +231,12 @@ impl Builder<'_> {
         }
     }
 
-    /// Instances of which it is unclear whether they ask to be routed stay as they are: in their slots if they have
+    /// Instances of which it is unclear whether they are to be routed stay as they are: in their slots if they have
     /// some.
-    fn hold<'r>(&mut self, unclear: impl Iterator<Item = &'r Registration>) {
-        for registration in unclear {
+    fn hold(&mut self, unclear: Vec<(&Registration, (Code, String))>) {
+        for (registration, (code, why)) in unclear {
             let id = shown(&registration.id);
-            let prefix = &self.options.prefix;
-            let text = format!("instance {id:?} is left as it is: it is unclear whether its {prefix}enable is on");
-            self.note(Severity::Error, Code::UnclearEnable, text);
+            self.note(Severity::Error, code, format!("instance {id:?} is left as it is: {why}"));
             self.held.insert(InstanceId::new(&registration.id));
         }
     }
@@ -376,6 +439,7 @@ mod tests {
             init_state: true,
             lingers: true,
             grants: Grants::default(),
+            targets: TargetNames::default(),
         }
     }
 
@@ -756,5 +820,43 @@ mod tests {
         assert!(matches!(check(&["check.type=http"]), Check::Http(http, _) if http.path == "/"));
         assert!(matches!(check(&["check.type=tcp", "check.path=/x"]), Check::Tcp(_)));
         assert_eq!(check(&["check.disabled"]), Check::Disabled);
+    }
+
+    #[test]
+    fn an_instance_is_routed_on_the_haproxys_that_its_own_tags_name() {
+        let all = Arc::new(BTreeSet::from(["a".to_owned(), "b".to_owned()]));
+        let on = |own: &str, tags: &[&[&str]]| {
+            let mut catalog = Catalog::default();
+            for (n, tags) in (1..).zip(tags) {
+                let tags: Vec<&str> = [&["enable=true"], *tags].concat();
+                let one = registration("api", &n.to_string(), n, &tags);
+                catalog.services.entry(one.service()).or_default().push(one);
+            }
+            let targets = TargetNames { own: own.to_owned(), all: all.clone() };
+            build(&catalog, &Present::default(), &Options { targets, ..options() })
+        };
+        let ids = |built: &Built| -> Vec<String> {
+            let instances = built.desired.backends.values().flat_map(|backend| &backend.instances);
+            instances.map(|instance| instance.id.to_string()).collect()
+        };
+        let tags: &[&[&str]] = &[&[], &["target=a"], &["target=b, a"], &["target=b"]];
+        let (a, b) = (on("a", tags), on("b", tags));
+        assert_eq!(
+            (ids(&a), ids(&b)),
+            (vec!["1".into(), "2".into(), "3".into()], vec!["1".into(), "3".into(), "4".into()])
+        );
+        // Who is to go elsewhere says so itself, and needs no other proof.
+        assert_eq!(a.declined.iter().map(ToString::to_string).collect::<Vec<_>>(), ["4"]);
+        assert_eq!(a.notes, []);
+
+        // A name that there is none of takes nothing from anybody.
+        let some = on("a", &[&["target=a,c"], &["target=c"]]);
+        assert_eq!((ids(&some).len(), some.held.instances.len()), (1, 1));
+        assert!(
+            some.notes.iter().any(|note| note.text.contains("\"c\", and no HAProxy is called so; there are: a, b"))
+        );
+        let none = on("a", &[&["target=c"]]);
+        assert_eq!((ids(&none).len(), none.held.services.len()), (0, 1));
+        assert!(none.notes.iter().any(|note| note.severity == Severity::Error && note.code == Code::UnknownTarget));
     }
 }

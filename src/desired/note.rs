@@ -41,6 +41,8 @@ pub enum Code {
     PrefixCase,
     /// It is unclear whether the service asks to be routed.
     UnclearEnable,
+    /// It is to be routed on a HAProxy that there is none of.
+    UnknownTarget,
     /// The service's name makes no backend's name.
     BadName,
     /// Another service holds the backend's name.

@@ -1,6 +1,7 @@
 //! `haproxy.*` tags → intent: a pure parser that never fails. What it can't take becomes a complaint,
 //! and the default holds.
 
+use std::collections::BTreeSet;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ pub struct Intent {
     pub drain: Option<Duration>,
     /// `slots`.
     pub slots: Option<u32>,
+    /// `target`: the names of HAProxys; empty: all of them.
+    pub targets: BTreeSet<String>,
     /// Tags that set up the backend's section, by name; where that is somebody else's they are in vain.
     pub section: Vec<&'static str>,
 }
@@ -115,6 +118,7 @@ const TAGS: &[(&str, bool)] = &[
     ("backup", false),
     ("drain", false),
     ("slots", false),
+    ("target", false),
 ];
 
 /// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
@@ -248,9 +252,16 @@ fn take(intent: &mut Intent, name: &str, value: Option<&str>) -> Result<(), Stri
         "backup" => intent.server.backup = flag(value)?,
         "drain" => intent.drain = Some(duration(value)?),
         "slots" => intent.slots = Some(number(value, 0, 10_000)?),
+        "target" => intent.targets = names(needed(value)?)?,
         other => unreachable!("{other} is in TAGS"),
     }
     Ok(())
+}
+
+/// `a,b`: names, of which there is one at least.
+fn names(value: &str) -> Result<BTreeSet<String>, String> {
+    let names: BTreeSet<String> = value.split(',').map(|name| name.trim().to_owned()).collect();
+    if names.contains("") { Err("names of HAProxys, with commas between them".to_owned()) } else { Ok(names) }
 }
 
 /// A tag without a value is on: `haproxy.check.disabled` and `haproxy.check.disabled=true` are the same.

@@ -44,6 +44,56 @@ pub struct Review {
     backends: BTreeMap<String, String>,
 }
 
+/// What a plan file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reviews {
+    /// The plan of the only HAProxy.
+    One(Box<Review>),
+    /// The plans of several, by their names.
+    Several(BTreeMap<String, Review>),
+}
+
+/// The file of several.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SeveralFile {
+    format: u64,
+    haproxys: BTreeMap<String, Review>,
+}
+
+impl Reviews {
+    /// Reads a plan file.
+    pub fn read(text: &str) -> Result<Self, ReviewError> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u64,
+            haproxys: Option<serde::de::IgnoredAny>,
+        }
+        let Head { format, haproxys } = serde_json::from_str(text).map_err(ReviewError::Form)?;
+        if format != FORMAT {
+            return Err(ReviewError::Format(format));
+        }
+        Ok(match haproxys {
+            Some(_) => {
+                let SeveralFile { format: _, haproxys } = serde_json::from_str(text).map_err(ReviewError::Form)?;
+                Self::Several(haproxys)
+            }
+            None => Self::One(Box::new(serde_json::from_str(text).map_err(ReviewError::Form)?)),
+        })
+    }
+
+    /// The plan file.
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
+        let json = match self {
+            Self::One(review) => serde_json::to_string_pretty(review),
+            Self::Several(haproxys) => {
+                serde_json::to_string_pretty(&SeveralFile { format: FORMAT, haproxys: haproxys.clone() })
+            }
+        };
+        json.map(|json| json + "\n")
+    }
+}
+
 /// Why a plan file cannot be used.
 #[derive(Debug, Error)]
 pub enum ReviewError {
@@ -107,24 +157,6 @@ impl Review {
             sections,
             backends: backends(plan, owner),
         }
-    }
-
-    /// Reads a plan file.
-    pub fn read(text: &str) -> Result<Self, ReviewError> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: u64,
-        }
-        let Head { format } = serde_json::from_str(text).map_err(ReviewError::Form)?;
-        if format != FORMAT {
-            return Err(ReviewError::Format(format));
-        }
-        serde_json::from_str(text).map_err(ReviewError::Form)
-    }
-
-    /// The plan file.
-    pub fn to_json(&self) -> Result<String, serde_json::Error> {
-        serde_json::to_string_pretty(self).map(|json| json + "\n")
     }
 
     /// How long ago the plan was made, at `now` since 1970.

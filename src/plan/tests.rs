@@ -1,6 +1,6 @@
 //! Plans of small states, by the case.
 
-use super::review::{Permit, Review};
+use super::review::{Permit, Review, Reviews};
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
@@ -53,7 +53,19 @@ fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     // Whether a service may join a backend of somebody's is not what these tests are about.
     let anything = Grant { backends: vec!["*".to_owned()], join: true };
     let grants = Grants::new(&[("*".to_owned(), anything)].into()).expect("globs");
-    build(&catalog, present, &build::Options { prefix, owner, slots, init_state: false, lingers: true, grants })
+    build(
+        &catalog,
+        present,
+        &build::Options {
+            prefix,
+            owner,
+            slots,
+            init_state: false,
+            lingers: true,
+            grants,
+            targets: build::TargetNames::default(),
+        },
+    )
 }
 
 fn observed(text: &str) -> Observed {
@@ -488,7 +500,8 @@ fn a_line_of_0_1_is_of_the_only_service_of_its_backend_which_is_written_out_with
 /// Whether a plan that was reviewed at one time is let through at another.
 fn permitted(reviewed: (&Planned, &Observed), now: (&Planned, &Observed)) -> Result<(), String> {
     let review = Review::new(&reviewed.0.plan, reviewed.1, &owner(), Duration::from_secs(100));
-    let review = Review::read(&review.to_json().expect("it is JSON")).expect("what was written is read");
+    let file = Reviews::One(Box::new(review)).to_json().expect("it is JSON");
+    let Ok(Reviews::One(review)) = Reviews::read(&file) else { panic!("what was written is read: {file}") };
     Permit::new(&review, &owner()).check(&now.0.plan, now.1).map_err(|difference| difference.to_string())
 }
 

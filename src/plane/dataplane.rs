@@ -19,6 +19,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use reqwest::{Method, StatusCode};
 use tokio::sync::Mutex;
 
@@ -72,6 +73,8 @@ pub struct Dataplane {
     validation_timeout: Duration,
     /// With `auto`: this API's structured edits were seen to drop a field that we write, so the text it is.
     text_only: AtomicBool,
+    /// This API was seen to have no raw write.
+    no_raw_write: AtomicBool,
     /// What sections inherit was made explicit, and the file was not seen to have it so yet.
     made_explicit: AtomicBool,
     /// What it makes of the file, as far as it was looked at.
@@ -88,6 +91,7 @@ impl Dataplane {
             write,
             validation_timeout: VALIDATION_TIMEOUT,
             text_only: AtomicBool::new(false),
+            no_raw_write: AtomicBool::new(false),
             made_explicit: AtomicBool::new(false),
             surveyed: Mutex::default(),
         })
@@ -118,6 +122,14 @@ impl Dataplane {
             Verdict::Valid => Ok(()),
             Verdict::Refused(message) => Err(WriteError::Invalid { message }),
             Verdict::TooLong(limit) => Err(WriteError::TooLong { limit }),
+        }
+    }
+
+    /// `haproxy.write`, as far as this API offers it.
+    fn write_mode(&self) -> Write {
+        match self.write {
+            Write::Auto if self.no_raw_write.load(Ordering::Relaxed) => Write::Transaction,
+            write => write,
         }
     }
 
@@ -155,7 +167,9 @@ impl Dataplane {
     ) -> Result<Answer, AccessError> {
         let version = version.to_string();
         let body = Body { text: Some(text.to_bytes()), actions, json: None, within: Some(self.load_timeout()) };
-        self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await
+        let answer = self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await?;
+        self.no_raw_write.store(has_no_raw_write(answer.status), Ordering::Relaxed);
+        Ok(answer)
     }
 
     /// Commits a transaction, which reloads. Whatever fails, it does not stay behind.
@@ -268,6 +282,7 @@ impl Dataplane {
     }
 }
 
+#[async_trait]
 impl Plane for Dataplane {
     async fn info(&self) -> Result<HaproxyInfo, AccessError> {
         let path = "/v3/services/haproxy/runtime/info";
@@ -322,13 +337,14 @@ impl Plane for Dataplane {
     }
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
+        let write = self.write_mode();
         let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MOST_EDITS;
-        if self.write == Write::Text || (self.write == Write::Auto && text_only) {
+        if write == Write::Text || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
         match self.stage_transaction(observed, plan).await? {
             Ok(staged) => Ok(staged),
-            Err(loss) if self.write == Write::Auto => {
+            Err(loss) if write == Write::Auto => {
                 tracing::info!(%loss, "the API's structured edits cannot carry this; writing the text");
                 self.text_only.store(loss.is_of_ours(), Ordering::Relaxed);
                 Ok(self.stage_text(observed, plan))

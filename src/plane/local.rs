@@ -14,6 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::desired::{Owner, State};
 use crate::haproxy::socket;
 use crate::haproxy::text::ConfigText;
@@ -183,6 +185,7 @@ impl Local {
     }
 }
 
+#[async_trait]
 impl Plane for Local {
     async fn info(&self) -> Result<HaproxyInfo, AccessError> {
         let answer = self.worker("show info").await?;

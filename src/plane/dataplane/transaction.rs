@@ -86,7 +86,7 @@ impl Dataplane {
         }
         let text = self.staged_text(transaction).await?;
         for loss in meaning::losses(observed, plan, &text, &self.owner) {
-            if self.write != Write::Transaction || !loss.is_bearable() {
+            if self.write_mode() != Write::Transaction || !loss.is_bearable() {
                 return Ok(Err(loss));
             }
             tracing::warn!(%loss, "the API's structured edits lose something; `haproxy.write` = `auto` keeps it");

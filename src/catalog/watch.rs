@@ -1,0 +1,94 @@
+//! When the catalog changes. A change is a hint: whoever waits for it reads the whole catalog.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::errors::{chain, kind, one_line};
+use crate::metrics::Metrics;
+use crate::nomad::NomadError;
+use crate::reconcile::{RETRY_MOST, retries};
+use crate::report::{Failure, Outage};
+
+use super::Source;
+use super::nomad::NomadCatalog;
+
+/// Between two looks at a catalog file.
+const FILE_POLL: Duration = Duration::from_millis(200);
+
+/// Publishes when the catalog changes, until it is stopped. Its own failures are for the passes to report: they read
+/// the catalog too.
+pub async fn watch(source: Source, changed: watch::Sender<Instant>, metrics: Arc<Metrics>) {
+    match source {
+        Source::Nomad(nomad) => watch_nomad(nomad, changed, &metrics).await,
+        Source::File(path) => watch_file(path, changed).await,
+    }
+}
+
+/// A file is looked at, as not every file system tells of changes.
+async fn watch_file(path: PathBuf, changed: watch::Sender<Instant>) {
+    let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
+    let mut known = look().await;
+    loop {
+        tokio::time::sleep(FILE_POLL).await;
+        let now = look().await;
+        if now != known {
+            changed.send_replace(Instant::now());
+        }
+        known = now;
+    }
+}
+
+async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, metrics: &Metrics) {
+    let mut index = 0;
+    let (mut backoff, mut outage) = (retries(), Outage::default());
+    loop {
+        // The first answer comes at once: it gives the index to wait from.
+        let answer = nomad.changed(index).await;
+        metrics.nomad_answers(answer.is_ok());
+        let is_change = match answer {
+            Ok(now) => {
+                backoff = retries();
+                if let Some(extent) = outage.over(Instant::now()) {
+                    tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
+                }
+                // Lower than before is a restore or another cluster: all the more a reason to look.
+                now != std::mem::replace(&mut index, now)
+            }
+            Err(error) => {
+                index = 0;
+                cannot_watch(&mut outage, &error)
+            }
+        };
+        if is_change {
+            changed.send_replace(Instant::now());
+        }
+        if index == 0 {
+            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+        }
+    }
+}
+
+/// Whether the loop is to look: at the beginning of an outage a pass says what it means for HAProxy, and whether the
+/// catalog can still be read.
+fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
+    let (kind, error) = (kind(error), one_line(&chain(error)));
+    match outage.failed(&kind, Instant::now()) {
+        Failure::New => {
+            tracing::warn!(%error, "cannot watch Nomad for changes; trying again");
+            true
+        }
+        Failure::Reminder(extent) => {
+            let (failed, outage_s) = (extent.failures, extent.seconds());
+            tracing::warn!(failed, outage_s, %error, "still cannot watch Nomad for changes");
+            false
+        }
+        Failure::Known => {
+            tracing::debug!(%error, "cannot watch Nomad for changes, as before");
+            false
+        }
+    }
+}

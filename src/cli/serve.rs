@@ -1,0 +1,58 @@
+//! `run`: the controller, until SIGTERM.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use tokio_util::task::TaskTracker;
+
+use crate::apply::Controller;
+use crate::catalog::shared::SharedCatalog;
+use crate::config::{Config, TargetConfig};
+use crate::discovery::{Connect, follow};
+use crate::fleet::Fleet;
+use crate::metrics::Metrics;
+use crate::{health, http, shutdown, target};
+
+use super::targets::{NONE, catalog, discoveries};
+
+struct Connector<'a> {
+    config: &'a Config,
+    catalog: SharedCatalog,
+}
+
+impl Connect for Connector<'_> {
+    fn controller(&self, target: &TargetConfig, fleet: &Fleet) -> anyhow::Result<Controller> {
+        Ok(target::controller(self.config, target, &self.catalog, fleet.names())?)
+    }
+}
+
+pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    ensure!(!config.targets.is_empty(), NONE);
+    let connector = Connector { config, catalog: catalog(config, file)? };
+    let discoveries = discoveries(config)?;
+    let stop = shutdown::on_signal()?;
+    let listen = config.listen;
+    let listener = http::bind(listen).await.with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
+    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(health::Fleet::default()));
+    let is_named = !config.targets.is_single();
+    let mut fleet =
+        Fleet::start(&connector.catalog, config.timings, is_named, metrics.clone(), health.clone(), stop.clone());
+    let mut fixed = Vec::new();
+    for target in &config.targets.fixed {
+        fixed.push((target.name.clone(), connector.controller(target, &fleet)?));
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
+    let tasks = TaskTracker::new();
+    let server = tasks.spawn(http::serve(listener, metrics, health, stop.clone()));
+    fleet.add_all(fixed);
+    if !discoveries.is_empty() {
+        stop.run_until_cancelled(follow(&mut fleet, discoveries, config.timings.resync_interval, connector)).await;
+    }
+    fleet.join().await;
+    tasks.close();
+    tasks.wait().await;
+    server.await?.context("the HTTP listener failed")?;
+    Ok(ExitCode::SUCCESS)
+}

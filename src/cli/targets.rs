@@ -1,0 +1,113 @@
+//! Which HAProxys a command is about.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use tokio::sync::watch;
+
+use crate::apply::Controller;
+use crate::catalog::Source;
+use crate::catalog::nomad::NomadCatalog;
+use crate::catalog::shared::SharedCatalog;
+use crate::config::{Config, TargetConfig, TargetOptions};
+use crate::desired::build::TargetNames;
+use crate::discovery::Discovery;
+use crate::fleet::Names;
+use crate::nomad::Nomad;
+use crate::target;
+
+/// What is missing where no HAProxy is set up.
+pub(super) const NONE: &str = "no HAProxy is configured: set haproxy.address (HAPROXY_DATAPLANE_URL) for the Data Plane API, \
+                    haproxy.config_file (HAPROXY_CONFIG_FILE) for a HAProxy on this machine, or haproxy.service \
+                    (HAPROXY_SERVICE) for those that a Nomad service lists";
+
+/// The controllers of a command, each with its HAProxy's name.
+pub(super) struct Controllers {
+    /// By name.
+    pub(super) all: Vec<(String, Controller)>,
+    /// Whether the output names them: it does not where there can be only one.
+    pub(super) are_named: bool,
+}
+
+/// The catalog that all of them share.
+pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<SharedCatalog> {
+    Ok(SharedCatalog::new(match file {
+        Some(path) => Source::File(path),
+        None => Source::Nomad(NomadCatalog::new(
+            Nomad::new(config.nomad.clone())?,
+            config.namespaces.clone(),
+            config.prefix.clone(),
+        )),
+    }))
+}
+
+/// Those that Nomad services list; nothing is read yet.
+pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
+    let nomad = Nomad::new(config.nomad.clone())?;
+    Ok(config.targets.services.iter().map(|service| Discovery::new(nomad.clone(), service.clone())).collect())
+}
+
+/// All HAProxys, or the one of this name.
+pub(super) async fn controllers(
+    config: &Config,
+    only: Option<&str>,
+    file: Option<PathBuf>,
+) -> anyhow::Result<Controllers> {
+    ensure!(!config.targets.is_empty(), NONE);
+    let mut targets = config.targets.fixed.clone();
+    for mut discovery in discoveries(config)? {
+        let taken: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
+        targets.extend(discovery.list(&taken).await.context("the HAProxys of haproxy.service cannot be read")?);
+    }
+    targets.sort_by(|a, b| a.name.cmp(&b.name));
+    let all: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
+    let chosen = select(targets, only)?;
+    let (catalog, names) = (catalog(config, file)?, names(all));
+    let one = |target: TargetConfig| {
+        let controller = target::controller(config, &target, &catalog, names.clone())?;
+        anyhow::Ok((target.name, controller))
+    };
+    Ok(Controllers {
+        all: chosen.into_iter().map(one).collect::<anyhow::Result<_>>()?,
+        are_named: !config.targets.is_single(),
+    })
+}
+
+/// The names for an offline plan: without `--haproxy`, tags that choose are not obeyed.
+pub(super) fn names_offline(config: &Config, only: Option<&str>) -> TargetNames {
+    let names = config.targets.fixed.iter().map(|target| target.name.clone());
+    let own = only.map(str::to_owned).or_else(|| names.clone().next()).unwrap_or_default();
+    TargetNames { own, all: Arc::new(names.collect()) }
+}
+
+/// Names that stay as they are.
+fn names(all: BTreeSet<String>) -> Names {
+    watch::Sender::new(Arc::new(all)).subscribe()
+}
+
+fn select(targets: Vec<TargetConfig>, only: Option<&str>) -> anyhow::Result<Vec<TargetConfig>> {
+    let Some(only) = only else { return Ok(targets) };
+    let known: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
+    let chosen: Vec<_> = targets.into_iter().filter(|target| target.name == only).collect();
+    if chosen.is_empty() {
+        bail!("no HAProxy is called {only:?} (--haproxy); there are: {}", known.join(", "));
+    }
+    Ok(chosen)
+}
+
+/// What an offline plan takes from the settings: those of the HAProxy of this name, or of the only one.
+pub(super) fn offline<'a>(config: &'a Config, only: Option<&str>) -> anyhow::Result<&'a TargetOptions> {
+    let targets = &config.targets;
+    let known = || targets.fixed.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (only, targets.fixed.as_slice()) {
+        (Some(only), fixed) => match fixed.iter().find(|target| target.name == only) {
+            Some(target) => Ok(&target.options),
+            None => bail!("no HAProxy is called {only:?} (--haproxy); there are: {}", known()),
+        },
+        (None, [target]) => Ok(&target.options),
+        (None, []) => Ok(&targets.common),
+        (None, _) => bail!("which HAProxy is this configuration of? Name it with --haproxy: {}", known()),
+    }
+}

@@ -1,0 +1,46 @@
+//! One HAProxy: its controller, from the settings.
+
+use crate::apply::{Controller, Moment, Options};
+use crate::catalog::shared::SharedCatalog;
+use crate::config::{Config, TargetConfig, TargetOptions};
+use crate::desired::build;
+use crate::fleet::Names;
+use crate::plan;
+use crate::plane::AccessError;
+
+/// The controller of one HAProxy; nothing is sent yet.
+pub fn controller(
+    config: &Config,
+    target: &TargetConfig,
+    catalog: &SharedCatalog,
+    names: Names,
+) -> Result<Controller, AccessError> {
+    let options = options(config, &target.options);
+    Ok(Controller::new(target.connect()?, catalog.clone(), options).named(target.name.clone(), names))
+}
+
+/// How a controller plans and writes.
+pub fn options(config: &Config, target: &TargetOptions) -> Options {
+    let Config { prefix, grants, linger, guard, reload_min_interval, .. } = config;
+    let TargetOptions { owner, slots, strategy, validation_timeout: _ } = target;
+    Options {
+        build: build::Options {
+            prefix: prefix.clone(),
+            owner: owner.clone(),
+            slots: *slots,
+            // Each pass reads the version of its HAProxy, and which other HAProxys there are.
+            init_state: true,
+            targets: build::TargetNames::default(),
+            lingers: !linger.is_zero(),
+            grants: grants.clone(),
+        },
+        plan: plan::Options {
+            owner: owner.clone(),
+            strategy: *strategy,
+            linger: *linger,
+            now: Moment::now(true).clock,
+        },
+        guard: *guard,
+        reload_min_interval: *reload_min_interval,
+    }
+}
