@@ -460,7 +460,7 @@ async fn handle(
     // admin:secret
     let authorized = credentials == Some("Basic YWRtaW46c2VjcmV0");
     let refusal = || match (fake.series.as_str(), credentials.and_then(password)) {
-        ("3.0", Some(password)) => error(401, &format!("invalid password: {password}")),
+        ("3.0", Some(password)) => error(401, format!("invalid password: {password}")),
         _ => error(401, "unauthorized"),
     };
     let query = uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
