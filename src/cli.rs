@@ -50,10 +50,10 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the command line, then the environment. Where there is nothing to run (a wrong usage, no command, the
-    /// help), what there is to say is printed, and the error is the exit code: 1, but 0 for what was asked for.
+    /// Reads the command line, then the environment. If there is nothing to run (wrong usage, no command, the help),
+    /// the message is printed and the error is the exit code: 1, or 0 if the help was requested.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, ExitCode> {
-        // Shells, systemd and compose files make empty variables of what is not set.
+        // Shells, systemd and compose files set empty variables for settings that are not set.
         let set = |arg: clap::Arg| {
             let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
             if is_empty { arg.env(None) } else { arg }
@@ -66,11 +66,11 @@ impl Cli {
         });
         parsed.map_err(|answer| {
             match answer.kind() {
-                // clap gives the help only where no variable is set either.
+                // clap prints the help only if no variable is set either.
                 ErrorKind::MissingSubcommand => eprint!("{}", command.render_help()),
                 _ => drop(answer.print()),
             }
-            // clap's own code for a wrong usage is 2, which is a plan's for changes.
+            // clap's own code for wrong usage is 2, which `plan` uses for changes.
             if answer.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         })
     }
@@ -137,7 +137,7 @@ pub enum Output {
     Json,
 }
 
-/// Runs the command. The error is for a person to read.
+/// Runs the command. The error is for people to read.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { command, config, settings } = cli;
     let settings = match config {
@@ -166,7 +166,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Catalog => {
             let read = source(&config, None)?.read(&std::collections::BTreeSet::new()).await?;
             print(&catalog::file::render(&read))?;
-            // A file cannot say what is missing from it.
+            // A file has no record of what is missing from it.
             let missing: Vec<String> = read.gaps().collect();
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
@@ -208,7 +208,7 @@ async fn with_plane<P: Plane + 'static>(command: Command, config: &Config, plane
             if let Some(review) = &review
                 && !options.plan.linger.is_zero()
             {
-                // A backend that was to stay when the plan was made still does.
+                // A backend that was to stay when the plan was made still stays.
                 options.plan.linger = options.plan.linger.saturating_add(review.age(options.plan.now));
             }
             apply(controller(options, catalog)?.0, review.as_ref(), strict).await
@@ -231,7 +231,7 @@ fn source(config: &Config, catalog: Option<PathBuf>) -> anyhow::Result<Source> {
 fn options(config: &Config) -> apply::Options {
     let Config { prefix, grants, owner, slots, strategy, linger, guard, reload_min_interval, .. } = config;
     apply::Options {
-        // Which HAProxy it is, each pass learns.
+        // Each pass reads the version of its HAProxy.
         build: build::Options {
             prefix: prefix.clone(),
             owner: owner.clone(),
@@ -277,7 +277,7 @@ async fn apply<P: Plane>(
     strict: bool,
 ) -> anyhow::Result<ExitCode> {
     let status = controller.pass(Moment::now(true), review).await;
-    let PassStatus { written, notes, namespaces, guard, told, reloads, version, next, .. } = &status;
+    let PassStatus { written, notes, namespaces, guard, run_time_changes, reloads, version, next, .. } = &status;
     let mut text = match written.as_slice() {
         [] => {
             let notes = notes.iter().map(ToString::to_string).chain(namespaces.iter().map(ToString::to_string));
@@ -295,7 +295,7 @@ async fn apply<P: Plane>(
         Outcome::Applied => format!("Applied: {how}, version {version}.\n"),
         Outcome::Repaired => {
             format!(
-                "Repaired: the process agrees with its file again, {told} run-time changes, {how}, version {version}.\n"
+                "Repaired: the process agrees with its file again, {run_time_changes} run-time changes, {how}, version {version}.\n"
             )
         }
         Outcome::Failed => format!("Not all was done; {}.\n", status.done()),
@@ -319,7 +319,7 @@ fn reviewed(path: &Path) -> anyhow::Result<Review> {
     Review::read(&text).with_context(wrong)
 }
 
-/// Writes a plan file, in one step. It is for its owner alone: digests can be guessed at.
+/// Writes a plan file, in one step. Only its owner may read it: a digest may be guessed.
 fn keep(review: &Review, path: &Path) -> anyhow::Result<()> {
     let wrong = || format!("cannot write the plan {}", path.display());
     if std::fs::metadata(path).is_ok_and(|known| !known.is_file()) {
@@ -333,7 +333,7 @@ fn keep(review: &Review, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A plan from two files: no Nomad, no HAProxy.
+/// A plan from two files: without Nomad and HAProxy.
 fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version>) -> anyhow::Result<DryRun> {
     let catalog = catalog::file::read(catalog)?;
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -352,7 +352,7 @@ fn offline(config: &Config, catalog: &Path, file: &Path, version: Option<Version
     })
 }
 
-/// Prints a plan and keeps it, if it can be applied.
+/// Prints a plan, and keeps it if it can be applied.
 fn show(plan: &DryRun, output: Output, out: Option<&Path>) -> anyhow::Result<()> {
     let DryRun { summary, version, review } = plan;
     match output {
@@ -381,7 +381,7 @@ fn exit_code(summary: &Summary, detailed: bool) -> ExitCode {
     }
 }
 
-/// Red and green for a person at a terminal, who has not said NO_COLOR.
+/// Red and green for a person at a terminal, unless NO_COLOR is set.
 fn coloured(text: &str) -> String {
     if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
         return text.to_owned();
@@ -389,7 +389,7 @@ fn coloured(text: &str) -> String {
     text.lines().map(painted).collect()
 }
 
-/// A line of a diff for a terminal. What we note behind a server is dimmed: it is for the controller.
+/// A line of a diff for a terminal. The metadata of a server is dimmed: it is for the controller.
 fn painted(line: &str) -> String {
     let colour = match line.as_bytes().first() {
         Some(b'+') => "\x1b[32m",

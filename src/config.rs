@@ -1,7 +1,7 @@
 //! Settings: flags beat the environment, which beats the file; the result is validated once, here.
 //!
-//! Each setting has one place: [`Settings`] is what the command line, the environment and the JSON file
-//! fill, [`Config`] what the program runs on. A key that is not known is an error.
+//! Each setting is defined once: the command line, the environment and the JSON file fill [`Settings`]; the program
+//! runs on [`Config`]. An unknown key is an error.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,31 +27,30 @@ use crate::{nomad, plane};
 pub const NOMAD_ADDRESS: &str = "http://127.0.0.1:4646";
 /// All namespaces that the token may read.
 pub const NOMAD_NAMESPACE: &str = "*";
-/// The seeds' tags.
+/// The tag prefix that existing users have.
 pub const TAG_PREFIX: &str = "haproxy.";
-/// Whose the backends are, unless two controllers share one HAProxy.
+/// Identifies our backends, unless two controllers share one HAProxy.
 pub const OWNER: &str = "nomad";
-/// Spares that a backend has at least when it is written; it is given as many as it has instances, too.
-/// With 4, a service of one grows to five without a reload.
+/// Spares that a backend has at least when it is written; it also gets as many as it has instances. With 4, a service
+/// of one grows to five without a reload.
 pub const SLOTS_MIN_FREE: u32 = 4;
-/// A bound for what doubling may lead to; instances beyond it are served all the same.
+/// Limits the doubling; instances beyond it are still served.
 pub const SLOTS_MAX: u32 = 256;
-/// Long enough for a job to be rolled, or stopped and started, without a reload; its backend answers 503
-/// meanwhile.
+/// Long enough to roll a job, or to stop and start it, without a reload; its backend answers 503 meanwhile.
 pub const BACKEND_LINGER: Duration = Duration::from_secs(600);
-/// Removals below this number never need proof, whatever their share: a cluster of a few instances rolls and stops
-/// jobs that are a large part of it.
+/// Fewer removals than this never need proof, whatever their share: in a small cluster, one job that is rolled or
+/// stopped is a large part of it.
 pub const GUARD_MIN: usize = 5;
-/// Each reload leaves an old worker behind for as long as its connections live; this bounds how many a
-/// stream of new services can make.
+/// Each reload leaves an old worker running for as long as its connections last; this limits how many a stream of new
+/// services can create.
 pub const RELOAD_MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// A full read even when nothing was heard: events are hints, and somebody may have edited the file.
+/// A full read even without events: events are hints, and the file may have been edited.
 pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Changes that come this close to each other are taken together.
+/// Changes this close to each other are handled together.
 pub const QUIET_PERIOD: Duration = Duration::from_millis(100);
-/// A stream of changes can't put a pass off for longer.
+/// A stream of changes can't delay a pass for longer.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
-/// Metrics and health on loopback only, unless somebody asks for more.
+/// Metrics and health on loopback only, by default.
 pub const LISTEN: &str = "127.0.0.1:9471";
 
 /// A time such as `30s`.
@@ -82,7 +81,7 @@ fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
     Ok(SecretString::from(text))
 }
 
-/// Declares a group of settings, and how a stronger source goes over a weaker one.
+/// Declares a group of settings, and how a stronger source overrides a weaker one.
 macro_rules! settings {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
@@ -228,7 +227,7 @@ settings! {
 }
 
 settings! {
-    /// Backends that nobody asks for any more.
+    /// Backends that no service needs any more.
     BackendsSettings {
         /// How long a backend stays, without instances, when its service is gone; 0s: it is deleted at once, which reloads [default: 10m]
         #[arg(id = "backend-linger", long = "backend-linger", env = "NOMAD_HAPROXY_BACKEND_LINGER", value_name = "TIME")]
@@ -260,7 +259,7 @@ settings! {
     }
 }
 
-/// What services of a namespace may, beyond a backend of the name that is derived from theirs.
+/// What the services of a namespace may do, beyond using the backend with the derived name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NamespaceSettings {
@@ -334,7 +333,7 @@ pub struct Settings {
     pub namespaces: BTreeMap<String, NamespaceSettings>,
 }
 
-/// Why the settings will not do.
+/// Why the settings are not usable.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file can't be read.
@@ -346,7 +345,7 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not valid.
     #[error("the settings file {} is wrong: {message}", path.display())]
     Form {
         /// The file.
@@ -357,7 +356,7 @@ pub enum ConfigError {
     /// A setting is wrong or missing.
     #[error("{name}: {why}")]
     Setting {
-        /// Which: its key, and its variable.
+        /// Which one: its key, and its variable.
         name: &'static str,
         /// Why, and what to do.
         why: String,
@@ -376,8 +375,8 @@ impl Settings {
         serde_json::from_str(&text).map_err(|error| ConfigError::Form { path: path.to_owned(), message: form(&error) })
     }
 
-    /// What this source gives, over what a weaker one gives. A secret and the file that holds it are one setting:
-    /// where this source gives either of them, the weaker one gives neither.
+    /// Merges this source over a weaker one. A secret and the file that holds it are one setting: if this source sets
+    /// either of them, the weaker one sets neither.
     #[must_use]
     pub fn or(self, mut weaker: Self) -> Self {
         if self.nomad.token.is_some() || self.nomad.token_file.is_some() {
@@ -406,8 +405,8 @@ impl Settings {
 }
 
 impl Settings {
-    /// The same between flags and environment, which clap gives as one source: of a secret and its file the flag
-    /// wins. `is_flag` says of an argument's ID whether it was given on the command line.
+    /// The same between flags and environment, which clap returns as one source: of a secret and its file the flag
+    /// wins. `is_flag` returns, by an argument's ID, whether it was given on the command line.
     pub fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) {
         let Self { nomad, haproxy, .. } = self;
         prefer("nomad-token", &mut nomad.token, "nomad-token-file", &mut nomad.token_file, &is_flag);
@@ -419,12 +418,12 @@ fn prefer<A, B>(a: &str, inline: &mut Option<A>, b: &str, file: &mut Option<B>, 
     match (is_flag(a), is_flag(b)) {
         (true, false) => *file = None,
         (false, true) => *inline = None,
-        // Both from one source: that is for validation to refuse.
+        // Both from one source: validation refuses that.
         (true, true) | (false, false) => {}
     }
 }
 
-/// serde names the value that it did not expect, which may be a password in the wrong place.
+/// serde quotes the value that it did not expect, which may be a password in the wrong place.
 fn form(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected ")) {
@@ -453,30 +452,30 @@ pub struct Timings {
     pub max_wait: Duration,
 }
 
-/// Settings that were found good.
+/// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Nomad.
     pub nomad: nomad::NomadConfig,
     /// The namespaces that are watched.
     pub namespaces: Vec<String>,
-    /// HAProxy; `None` where neither plane is set up, which only offline commands can do with.
+    /// HAProxy; `None` if neither plane is set up, which only offline commands accept.
     pub plane: Option<PlaneSettings>,
-    /// Whose the backends are.
+    /// The `owner` in the marks of our backends.
     pub owner: Owner,
     /// How long HAProxy may take to validate a configuration.
     pub validation_timeout: Duration,
-    /// What to do about names that are taken.
+    /// What to do when a name is taken.
     pub strategy: Strategy,
-    /// What our tags start with.
+    /// The prefix of our tags.
     pub prefix: String,
-    /// Who may use which backend.
+    /// Which namespace may use which backend.
     pub grants: Grants,
     /// Spare servers.
     pub slots: SlotPolicy,
     /// How long a backend stays, without instances, when its service is gone.
     pub linger: Duration,
-    /// What one read of the catalog may take away.
+    /// What one read of the catalog may remove.
     pub guard: guard::Options,
     /// From one reload to the next.
     pub reload_min_interval: Duration,
@@ -582,7 +581,7 @@ fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigE
     const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
     let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
     check_address(ADDRESS, &address)?;
-    // An empty token is none, as in the seeds' file and in a shell's empty variable.
+    // An empty token is no token, as in existing configuration files and in a shell's empty variable.
     let token = settings.token.filter(|token| !token.expose_secret().is_empty());
     let token = match (token, settings.token_file) {
         (Some(_), Some(_)) => return Err(wrong("nomad.token", "give the token or nomad.token_file, not both")),
@@ -683,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_file_is_taken() {
+    fn the_settings_file_of_existing_users_is_read() {
         let config = parse(
             r#"{"nomad": {"address": "http://localhost:4646", "token": "", "region": "global"},
                 "haproxy": {"address": "http://localhost:5555", "username": "admin", "password": "adminpwd", "backend_strategy": "use_existing"}}"#,

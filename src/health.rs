@@ -1,8 +1,8 @@
 //! Whether the loop is alive, and whether HAProxy is in line with the catalog.
 //!
-//! The loop publishes one value, [`State`]; what is asked of it is computed from that value and the time. Nothing
-//! looks at HAProxy or Nomad because somebody asks, so an answer is as old as the last pass: at most
-//! `reconcile.resync_interval`, where nothing woke the loop before.
+//! The loop publishes one value, [`State`]; every answer is computed from that value and the time. A request causes no
+//! read of HAProxy or Nomad, so an answer is as old as the last pass: at most `reconcile.resync_interval`, if nothing
+//! woke the loop before.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use crate::apply::{PassStatus, Stage};
 use crate::errors::one_line;
 
-/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, has a minute, and there
-/// are several. Between passes the loop waits, for as long as nothing happens, and is alive.
+/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, may take a minute, and there
+/// are several. Between passes the loop waits for as long as nothing happens, and counts as alive.
 pub const STUCK_AFTER: Duration = Duration::from_secs(300);
-/// So many failed passes in a row are no passing trouble.
+/// This many failed passes in a row are more than a transient failure.
 pub const FAILURES: u64 = 3;
-/// Without a good pass for this long, HAProxy may be out of line. It counts from the beginning of the first pass that
-/// failed, or of the one that is running: a loop that has nothing to do for longer is a healthy one.
+/// Without a good pass for this long, HAProxy may be out of line. It counts from the start of the first pass that
+/// failed, or of the one that is running: a loop that has nothing to do for longer is healthy.
 pub const UNREADY_AFTER: Duration = Duration::from_secs(30);
 
 /// The passes that failed since the last good one.
@@ -29,20 +29,20 @@ pub struct Failing {
     pub since: Instant,
     /// How many there are.
     pub passes: u64,
-    /// Where the last one failed.
+    /// The stage at which the last one failed.
     pub stage: Stage,
-    /// Why, without HAProxy's own words.
+    /// Why, without HAProxy's own message.
     pub cause: String,
 }
 
-/// What the loop says of itself.
+/// The state of the loop.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// When the pass that is running began.
     pub running: Option<Instant>,
     /// When the last good pass ended.
     pub converged: Option<Instant>,
-    /// The failed passes since.
+    /// The failed passes since then.
     pub failing: Option<Failing>,
 }
 
@@ -53,7 +53,7 @@ pub enum NotReady {
     Starting,
     /// Passes fail.
     Failing {
-        /// What is known of them.
+        /// What is known about them.
         failing: Failing,
         /// For how long.
         lasted: Duration,
@@ -99,7 +99,7 @@ impl State {
         });
     }
 
-    /// Whether the loop turns.
+    /// Whether the loop is running.
     pub fn is_live(&self, now: Instant) -> bool {
         self.running.is_none_or(|since| now.saturating_duration_since(since) < STUCK_AFTER)
     }
@@ -140,7 +140,7 @@ impl Health {
         self.0.subscribe()
     }
 
-    /// Whether the loop turns.
+    /// Whether the loop is running.
     pub fn is_live(&self) -> bool {
         self.0.borrow().is_live(Instant::now())
     }
@@ -232,7 +232,7 @@ mod tests {
     fn half_a_minute_without_a_good_pass_is_too_long() {
         let mut health = Clocked::new();
         health.pass(&good());
-        // Nothing happens for long: there is nothing wrong with that.
+        // Nothing happens for a long time, and that is fine.
         health.wait(3600);
         assert_eq!((health.readiness(), health.is_live()), (Ok(()), true));
         health.began();

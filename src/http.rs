@@ -20,8 +20,8 @@ use crate::health::Health;
 use crate::metrics::{Format, Metrics};
 use crate::shutdown;
 
-/// For the head of a request, also of the next one on a connection that is kept: longer than most intervals between
-/// scrapes and probes, so that these keep their connections.
+/// For the header of a request, also of the next one on a kept-alive connection: longer than most intervals between
+/// scrapes and probes, so that these can reuse their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// From an error of `accept` (no descriptors left) to the next attempt.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -32,13 +32,13 @@ struct Shared {
     health: Arc<Health>,
 }
 
-/// Opens the listener, so that a port that is taken is known before anything else begins.
+/// Opens the listener, so that a port in use is reported before anything else begins.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until it is told to stop, and then at most [`shutdown::ANSWERS`] longer: connections on which nothing is
-/// asked are closed at once, the others when they have their answer or the time is over.
+/// Serves until it is stopped, and then for at most [`shutdown::ANSWERS`]: idle connections are closed at once, the
+/// others after their answer or when the time is over.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -48,7 +48,7 @@ pub async fn serve(
     let service = TowerToHyperService::new(router(Shared { metrics, health }));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    // What is in the set ends with it.
+    // Dropping the set aborts its tasks.
     let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
@@ -61,7 +61,7 @@ pub async fn serve(
             continue;
         };
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        // What becomes of a connection is its client's business.
+        // A connection that fails concerns only its client.
         let connection = graceful.watch(connection);
         connections.spawn(async move { drop(connection.await) });
     }

@@ -1,6 +1,6 @@
-//! What Prometheus scrapes. Base units, `_total` on counters. Labels have values of a small enum, all of which are
-//! there from the start, so that a rate can be told from zero. The one exception is `backend`, which is bounded by
-//! HAProxy's configuration; a backend that is gone is gone from here too.
+//! Metrics for Prometheus. Base units, `_total` on counters. Labels have values of a small enum, all of which exist
+//! from the start, so that a missing sample is not mistaken for zero. The one exception is `backend`, which is bounded
+//! by HAProxy's configuration; when a backend is removed, so are its samples.
 
 mod exposition;
 
@@ -63,7 +63,7 @@ struct StageLabel {
 /// Seconds since 1970.
 type Timestamp = Gauge<f64, AtomicU64>;
 
-/// Whether somebody answers. The metric is absent until the first question: a catalog from a file asks no Nomad.
+/// Whether a peer answers. The metric is absent before the first request: with a catalog from a file there is no Nomad.
 #[derive(Debug)]
 struct Up {
     name: &'static str,
@@ -213,7 +213,7 @@ impl Metrics {
         self
     }
 
-    /// Nomad was asked, and this is whether it answered.
+    /// Records whether Nomad answered.
     pub fn nomad_answers(&self, answers: bool) {
         self.nomad_up.set(answers);
     }
@@ -236,13 +236,13 @@ impl Metrics {
         if status.index > 0 || status.error.is_none() {
             set(&self.guard_held, status.guard.as_ref().map_or(0, Holding::instances));
         }
-        self.who_answered(status);
+        self.record_answers(status);
         status.became_ready.iter().for_each(|waited| self.ready.observe(waited.as_secs_f64()));
         if let Some(read) = status.catalog_read {
             self.last_read.set(seconds(read));
             self.index.set(i64::try_from(status.index).unwrap_or(i64::MAX));
         }
-        // What a pass that failed did not come to read is as it was.
+        // What a failed pass did not read keeps its value.
         if status.has_observed() {
             self.counts(&status.counts);
         }
@@ -254,7 +254,7 @@ impl Metrics {
         }
     }
 
-    fn who_answered(&self, status: &PassStatus) {
+    fn record_answers(&self, status: &PassStatus) {
         match &status.error {
             Some(PassError::Access(_) | PassError::Write(WriteError::Access(_))) => {
                 self.haproxy_up.set(false);
@@ -284,7 +284,7 @@ impl Metrics {
     pub fn render(&self, format: Format) -> String {
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
-            // A String takes everything; this only says so if that ever changes.
+            // A String takes everything; this only reports it if that ever changes.
             let _ = write!(text, "# {error}");
         }
         format.of(text)
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_gone_is_gone_from_the_text() {
+    fn a_removed_backend_is_removed_from_the_text() {
         let metrics = Metrics::default();
         let pass = |names: &[&str]| {
             let slots = Slots { seated: 2, free: 3 };
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_asked_is_neither_up_nor_down() {
+    fn a_peer_without_requests_is_neither_up_nor_down() {
         let metrics = Metrics::default();
         let text = || metrics.render(Format::Text);
         assert!(!text().contains("nomad_haproxy_nomad_up ") && !text().contains("nomad_haproxy_haproxy_up "));

@@ -1,7 +1,7 @@
 //! The loop: what wakes it, when it acts, one pass at a time.
 //!
-//! A wake is a hint. What counts is that a pass runs soon after the last of several changes, not later
-//! than `max_wait` after the first, and every `resync_interval` in any case.
+//! A wake-up is a hint. What counts is that a pass runs soon after the last of several changes, not later than
+//! `max_wait` after the first, and every `resync_interval` in any case.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,12 +24,12 @@ use crate::plane::Plane;
 use crate::report::{Failure, Outage, Reporter};
 use crate::shutdown;
 
-/// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
-/// knock at a recovering HAProxy in step.
-const RETRY_LEAST: Duration = Duration::from_millis(500);
-const RETRY_MOST: Duration = Duration::from_secs(30);
+/// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not retry a
+/// recovering HAProxy in step.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Between two looks at a catalog file.
+/// Between two polls of a catalog file.
 const FILE_POLL: Duration = Duration::from_millis(200);
 
 /// Why a pass runs.
@@ -39,7 +39,7 @@ pub enum Wake {
     Started,
     /// Nomad's index moved, or the catalog file changed.
     Catalog,
-    /// Nothing was heard for a while.
+    /// Nothing changed for a while.
     Resync,
     /// The last pass failed.
     Retry,
@@ -63,12 +63,12 @@ impl Wake {
     }
 }
 
-/// When to act on wakes: the first at once, those that follow gathered within bounds.
+/// When to act on wake-ups: on the first at once, on those that follow together, within limits.
 #[derive(Debug)]
 struct Debounce {
     quiet: Duration,
     most: Duration,
-    /// The first and the last wake that were not acted on yet.
+    /// The first and the last wake-up that are still pending.
     pending: Option<(Instant, Instant)>,
     last_pass: Option<Instant>,
 }
@@ -82,7 +82,7 @@ impl Debounce {
         self.pending = Some(self.pending.map_or((now, now), |(first, _)| (first, now)));
     }
 
-    /// When the pending wakes are to be acted on.
+    /// When the pending wake-ups are due.
     fn due(&self) -> Option<Instant> {
         let (first, last) = self.pending?;
         match self.last_pass {
@@ -97,12 +97,12 @@ impl Debounce {
     }
 }
 
-/// When a pass runs that no change asks for.
+/// When a pass runs without a change.
 #[derive(Debug)]
 struct Timer {
     interval: Duration,
     resync: Instant,
-    /// What the last pass left to be done, or done again.
+    /// What the last pass left to do or to retry.
     follow_up: Option<(Instant, Wake)>,
 }
 
@@ -115,8 +115,8 @@ impl Timer {
         self.follow_up.filter(|(at, _)| *at < self.resync).unwrap_or((self.resync, Wake::Resync))
     }
 
-    /// Whether the pass that begins is to look at everything. Not only the timer's own: passes for other
-    /// reasons may come so often that it never fires.
+    /// Whether the pass that begins has to look at everything. Not only the timer's own: passes for other reasons may
+    /// come so often that it never fires.
     fn takes_resync(&mut self, now: Instant) -> bool {
         let due = now >= self.resync;
         if due {
@@ -126,8 +126,8 @@ impl Timer {
     }
 }
 
-/// Runs until it is told to stop. A pass that is running has [`shutdown::PASS`] to end, so that no reload is cut
-/// for nothing; then it is cut, as it may be killed at any moment: what it left is set right by the next start.
+/// Runs until it is stopped. A running pass has [`shutdown::PASS`] to end, so that no reload is interrupted without
+/// need; then it is cancelled, like a kill at any moment: the next start repairs what it left.
 pub async fn run<P: Plane>(
     mut controller: Controller<P>,
     source: Source,
@@ -176,7 +176,7 @@ pub async fn run<P: Plane>(
             Next::Resync => None,
             Next::Deferred(at) => Some((at, Wake::Deferred)),
             Next::Retry => {
-                let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
+                let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MAX);
                 Some((Instant::now() + delay, Wake::Retry))
             }
         };
@@ -191,8 +191,8 @@ pub async fn run<P: Plane>(
 fn retries() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_jitter()
-        .with_min_delay(RETRY_LEAST)
-        .with_max_delay(RETRY_MOST)
+        .with_min_delay(RETRY_MIN)
+        .with_max_delay(RETRY_MAX)
         .without_max_times()
         .build()
 }
@@ -205,7 +205,7 @@ enum Next {
     Retry,
 }
 
-/// One pass, with its lines in the log and its part in metrics and health.
+/// Runs one pass, and reports it to log, metrics and health.
 #[tracing::instrument(name = "pass", skip_all, fields(reason = reason.as_str()))]
 async fn pass<P: Plane>(
     controller: &mut Controller<P>,
@@ -228,7 +228,7 @@ async fn pass<P: Plane>(
     status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
 }
 
-/// Watches the catalog and wakes the loop. Its own failures are the loop's to notice: the pass reads too.
+/// Watches the catalog and wakes the loop. The loop notices its failures by itself: the pass reads too.
 async fn watch(source: Source, wakes: mpsc::Sender<Wake>, metrics: Arc<Metrics>, stop: CancellationToken) {
     match source {
         Source::Nomad(nomad) => watch_nomad(nomad, wakes, &metrics, stop).await,
@@ -236,7 +236,7 @@ async fn watch(source: Source, wakes: mpsc::Sender<Wake>, metrics: Arc<Metrics>,
     }
 }
 
-/// A file is looked at, as not every file system tells of changes.
+/// The file is polled, as not every file system reports changes.
 async fn watch_file(path: PathBuf, wakes: mpsc::Sender<Wake>, stop: CancellationToken) {
     let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
     let mut known = look().await;
@@ -263,7 +263,7 @@ async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, metrics: &M
                 if let Some(extent) = outage.over(Instant::now()) {
                     tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
                 }
-                // Lower than before is a restore or another cluster: all the more a reason to look.
+                // A lower index means a restore or another cluster: one more reason to run a pass.
                 now != std::mem::replace(&mut index, now)
             }
             Err(error) => {
@@ -275,12 +275,12 @@ async fn watch_nomad(nomad: NomadCatalog, wakes: mpsc::Sender<Wake>, metrics: &M
             return;
         }
         if index == 0 {
-            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
         }
     }
 }
 
-/// Whether the loop is to look: at the beginning of an outage a pass says what it means for HAProxy, and whether the
+/// Whether to wake the loop: at the beginning of an outage a pass reports what it means for HAProxy, and whether the
 /// catalog can still be read.
 fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
     let (kind, error) = (kind(error), one_line(&chain(error)));
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_follow_are_gathered() {
+    fn later_changes_are_gathered() {
         let (mut debounce, start) = (debounce(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         debounce.passed(start);

@@ -1,7 +1,7 @@
-//! What the log says of passes: a line for what changed, one for a problem when it comes and one when it is gone,
-//! and of an outage its beginning, its end, and reminders at growing intervals between.
+//! What is logged about passes: a line for what changed, one for a problem when it appears and one when it is resolved,
+//! and for an outage its beginning, its end, and reminders at growing intervals.
 //!
-//! Pure but for the log itself: the time is the caller's, and nothing here waits.
+//! Pure except for the log itself: the time comes from the caller, and nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,19 +19,19 @@ use crate::plan::servers::ServerAction;
 const FIRST_REMINDER: Duration = Duration::from_secs(30);
 /// The longest time between two reminders: an outage of a day is about a hundred lines.
 const LAST_REMINDER: Duration = Duration::from_secs(15 * 60);
-/// Causes of one outage that get a line of their own. The bound is for causes that differ each time.
+/// Causes of one outage that get their own line. The limit is for causes that differ each time.
 const CAUSES: usize = 8;
 /// Services that a line names.
 const NAMED: usize = 5;
-/// Problems that one pass logs one by one. The bound is for a first pass over a large catalog with one mistake in
-/// all its jobs.
+/// Problems that one pass logs one by one. The limit is for a first pass over a large catalog with one mistake in all
+/// its jobs.
 const PROBLEMS: usize = 50;
 /// Lines of a diff that are logged.
 const DIFF_LINES: usize = 40;
-/// Characters of a name, and of a problem that was logged before: both are for others to choose.
+/// Characters of a name, and of a problem that was logged before: both come from outside.
 const NAME: usize = 100;
 
-/// Failures that follow one another, whatever their causes.
+/// Consecutive failures, of any cause.
 #[derive(Debug, Default)]
 pub struct Outage(Option<Ongoing>);
 
@@ -44,12 +44,12 @@ struct Ongoing {
     reminder: Instant,
 }
 
-/// What there is to say of a failure.
+/// How to report a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// It is the first of its kind in this outage.
     New,
-    /// It is known, and was last mentioned long ago.
+    /// It is known, and was last reported long ago.
     Reminder(Extent),
     /// It is known.
     Known,
@@ -72,7 +72,7 @@ impl Extent {
 }
 
 impl Outage {
-    /// Takes note of a failure of this kind.
+    /// Records a failure of this kind.
     pub fn failed(&mut self, cause: &str, now: Instant) -> Failure {
         let ongoing = self.0.get_or_insert_with(|| Ongoing {
             since: now,
@@ -93,7 +93,7 @@ impl Outage {
         Failure::Reminder(ongoing.extent(now))
     }
 
-    /// Takes note of a success; `Some`: an outage is over.
+    /// Records a success; `Some`: an outage is over.
     pub fn over(&mut self, now: Instant) -> Option<Extent> {
         self.0.take().map(|ongoing| ongoing.extent(now))
     }
@@ -105,7 +105,7 @@ impl Ongoing {
     }
 }
 
-/// Logs what passes come to. It remembers what it has said.
+/// Logs the results of passes. It remembers what it has logged.
 #[derive(Debug, Default)]
 pub struct Reporter {
     notes: BTreeSet<Note>,
@@ -167,9 +167,9 @@ impl Reporter {
     }
 }
 
-/// What a pass changed, whatever came of it in the end.
+/// What a pass changed, whatever its result.
 fn changes(status: &PassStatus, took: Duration) {
-    let PassStatus { version, index, reloads, told, written, .. } = status;
+    let PassStatus { version, index, reloads, run_time_changes, written, .. } = status;
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     if !written.is_empty() {
         let Totals { services, added, removed, changed } = Totals::new(written);
@@ -177,14 +177,14 @@ fn changes(status: &PassStatus, took: Duration) {
         for summary in written {
             tracing::debug!(diff = %head(&summary.diff), "configuration written");
         }
-    } else if *told > 0 || *reloads > 0 {
+    } else if *run_time_changes > 0 || *reloads > 0 {
         let message = match status.outcome() {
             Outcome::Failed => "servers set in the running process only",
             Outcome::Unchanged | Outcome::Applied | Outcome::Repaired => {
                 "running process brought in line with its file"
             }
         };
-        tracing::info!(run_time_changes = told, reloads, took_ms, version, "{message}");
+        tracing::info!(run_time_changes, reloads, took_ms, version, "{message}");
     } else if status.error.is_none() {
         tracing::debug!(took_ms, version, index, "nothing to do");
     }
@@ -254,7 +254,7 @@ fn shortened(name: &impl fmt::Display) -> String {
     }
 }
 
-/// The word that programs know it by.
+/// The word for it in JSON.
 fn word(code: Code) -> String {
     match serde_json::to_value(code) {
         Ok(serde_json::Value::String(word)) => word,
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(pass(with(&[&bad])), [""; 0]);
         let second = "ERROR problem with a service service=b code=\"bad-tag\" note=not routed";
         assert_eq!(pass(with(&[&bad, &worse])), [second]);
-        // A pass that does not come so far knows nothing of them.
+        // A pass that did not get that far knows nothing about them.
         assert_eq!(pass(broken(Stage::Catalog)).len(), 1);
         assert_eq!(
             pass(with(&[&worse])),
@@ -434,7 +434,7 @@ mod tests {
             let start = Instant::now();
             logged(tracing::Level::INFO, || {
                 for second in (0..3600).step_by(5) {
-                    // Its causes alternate, as they do while something comes up.
+                    // Its causes alternate, as they do while something starts.
                     let stage = if second % 2 == 0 { Stage::Observe } else { Stage::Catalog };
                     reporter.pass(&broken(stage), Duration::ZERO, start + Duration::from_secs(second));
                 }
