@@ -1,8 +1,8 @@
 //! The pure parts of a pass, each as a ratio to a baseline of the same run: `make bench`.
 //!
-//! The baselines are work that no controller can do without: decoding the catalog that Nomad sends, and
-//! splitting the configuration that HAProxy has into words. Runs are interleaved and the medians
-//! compared, so that what else the machine does falls on both.
+//! The baselines are work that any controller has to do: decoding the catalog that Nomad sends, and splitting HAProxy's
+//! configuration into words. Runs are interleaved and the medians compared, so that other load on the machine affects
+//! both.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -54,16 +54,16 @@ fn time(work: &mut dyn FnMut()) -> Duration {
 }
 
 fn compare(name: &str, mut work: impl FnMut(), baseline: &str, mut base: impl FnMut()) {
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut baselines) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         ours.push(time(&mut work));
-        theirs.push(time(&mut base));
+        baselines.push(time(&mut base));
     }
     let median = |mut times: Vec<Duration>| {
         times.sort();
         times[times.len() / 2].as_secs_f64()
     };
-    println!("{name:<58} {:>6.2} x  {baseline}", median(ours) / median(theirs));
+    println!("{name:<58} {:>6.2} x  {baseline}", median(ours) / median(baselines));
 }
 
 fn main() {

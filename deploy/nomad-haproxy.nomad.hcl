@@ -40,10 +40,10 @@ job "nomad-haproxy" {
   priority    = 80
 
   group "controller" {
-    # One acts; a second would only find nothing to do, or a conflict that it retries.
+    # One is enough: a second would find nothing to do, or a conflict that it retries.
     count = 1
 
-    # Stop the old one before the new one starts, as two need not argue over a rollout.
+    # Stop the old one before the new one starts, so that two versions never run at the same time.
     update {
       max_parallel     = 1
       health_check     = "checks"

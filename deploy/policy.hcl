@@ -1,4 +1,4 @@
-# All that the controller asks of Nomad: to read services, in every namespace.
+# The only permission that the controller needs: to read services, in every namespace.
 namespace "*" {
   capabilities = ["read-job"]
 }

@@ -1,5 +1,5 @@
-//! `make bench-e2e`: what changes cost on a real HAProxy, in reloads, API calls and time, beside a mode
-//! that reloads for each change. Times only as ratios within this one run.
+//! `make bench-e2e`: what changes cost on a real HAProxy, in reloads, API calls and time, compared with a mode that
+//! reloads for each change. Times are only ratios within this one run.
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "it measures; what fails may panic")]
 
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nomad_haproxy::apply::{Controller, Moment, Options};
 use nomad_haproxy::catalog::Source;
+use nomad_haproxy::catalog::shared::SharedCatalog;
 use nomad_haproxy::config::SLOTS_MIN_FREE;
 use nomad_haproxy::desired::build;
 use nomad_haproxy::desired::{Owner, SlotPolicy};
@@ -26,14 +27,14 @@ use support::haproxy::matrix;
 const CHANGES: usize = 30;
 /// How many changes the latencies are the medians of.
 const LATENCIES: usize = 15;
-/// Between two looks at the process.
-const LOOK: Duration = Duration::from_millis(1);
+/// Between two polls of the process.
+const POLL: Duration = Duration::from_millis(1);
 
-/// One HAProxy and a controller in this process, so that what is measured is passes and not starts.
+/// One HAProxy and a controller in this process, so that passes are measured and not starts.
 struct Bench {
     rig: Rig,
     gate: std::sync::Arc<Gate>,
-    controller: Controller<Dataplane>,
+    controller: Controller,
 }
 
 #[derive(Clone, Copy)]
@@ -66,12 +67,12 @@ impl Bench {
         };
         let plane = Dataplane::new(settings, owner, write).unwrap();
         let controller = Controller::new(
-            plane,
-            Source::File(rig.catalog()),
+            Box::new(plane),
+            SharedCatalog::new(Source::File(rig.catalog())),
             Options {
                 build,
                 plan,
-                // A file proves nothing, and what is measured are removals.
+                // The guard holds what a catalog file lacks, but removals are measured here.
                 guard: plan::guard::Options::OFF,
                 reload_min_interval: Duration::ZERO,
             },
@@ -90,7 +91,7 @@ impl Bench {
         Cost { time, calls: self.gate.calls().len(), reloads: self.rig.haproxy.reloads().await - reloads }
     }
 
-    /// The median pass of many, and what all of them cost together.
+    /// The median pass of many, and their total cost.
     async fn churn(&mut self, services: usize) -> Cost {
         let (mut times, mut calls, mut reloads) = (Vec::new(), 0, 0);
         for change in 0..CHANGES {
@@ -104,7 +105,7 @@ impl Bench {
     }
 }
 
-/// Services of five, the first of as many as it says.
+/// Services of five, except the first, which has the given number.
 fn catalog(services: usize, first: usize) -> Vec<Value> {
     let instances = |service: usize| if service == 0 { first } else { 5 };
     let one = |service: usize, instance: usize| {
@@ -125,21 +126,21 @@ fn row(what: &str, ours: Cost, base: Cost, against: &str) {
     println!("{what:<52} {:>7} {:>7} {ratio:>9.2} x  {against}", ours.reloads, ours.calls);
 }
 
-/// How long until the process has what the catalog says, as multiples of one validated write of the same file.
+/// The time until the process agrees with the catalog, as multiples of one validated write of the same file.
 struct Latency {
     out: f64,
     ready: f64,
 }
 
 impl Bench {
-    /// An instance leaves and another comes, again and again: from the new catalog to maintenance, and to ready.
+    /// An instance leaves and another comes, repeatedly: the time from the new catalog to maintenance, and to ready.
     async fn latency(&mut self, services: usize) -> Latency {
         let (mut out, mut ready, mut write) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..LATENCIES {
             out.push(self.until(&catalog(services, 4), 4).await);
             ready.push(self.until(&catalog(services, 5), 5).await);
         }
-        // Not in between: a pass looks at the whole process after somebody else's write.
+        // Not in between: after a write by another client a pass reads the whole process.
         for _ in 0..LATENCIES {
             write.push(self.validated_write().await);
         }
@@ -163,8 +164,8 @@ impl Bench {
                 if ready.count() == count {
                     return start.elapsed();
                 }
-                // Looking costs what is measured some of its time.
-                tokio::time::sleep(LOOK).await;
+                // Polling slows down what is measured.
+                tokio::time::sleep(POLL).await;
             }
         };
         let (time, status) = tokio::join!(seen, self.controller.pass(Moment::now(false), None));
@@ -172,7 +173,7 @@ impl Bench {
         time
     }
 
-    /// The same file written once more, validated and not loaded: what no change of the file can do without.
+    /// The same file written once more, validated and not loaded: the least that any change of the file costs.
     async fn validated_write(&self) -> Duration {
         let text = self.rig.haproxy.text();
         let version = ConfigText::new(&text).version().unwrap();
@@ -217,7 +218,7 @@ async fn main() {
     for services in [20, 200, 1000] {
         let mut bench = Bench::start(series, Write::Auto, SLOTS_MIN_FREE).await;
         bench.apply(&catalog(services, 5)).await;
-        // The first live change looks at what the API makes of the file.
+        // The first live change surveys the file through the API.
         bench.apply(&catalog(services, 4)).await;
         bench.apply(&catalog(services, 5)).await;
         let Latency { out, ready } = bench.latency(services).await;

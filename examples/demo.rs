@@ -1,9 +1,9 @@
 //! `make demo`: a Nomad dev agent, HAProxy and the controller; a job of real HTTP servers is routed,
 //! scaled up, rolled to a new version and stopped under a steady load, with the diff of each pass.
 //!
-//! It runs on until Ctrl-C, then cleans up. `--once` ends by itself, with 0 if every request was
-//! answered. `--catalog-file` does the same on a catalog file, without Nomad. With
-//! `HAPROXY_DATAPLANE_URL` set it works through that Data Plane API.
+//! It runs until Ctrl-C, then cleans up. `--once` ends by itself, with 0 if every request was answered.
+//! `--catalog-file` does the same on a catalog file, without Nomad. With `HAPROXY_DATAPLANE_URL` set it uses that Data
+//! Plane API.
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "it shows; what fails may panic")]
 
@@ -47,7 +47,7 @@ struct Options {
 /// The HAProxy of the demo: its own, or the one behind `HAPROXY_DATAPLANE_URL`.
 enum Proxy {
     Own(Box<Haproxy>),
-    Theirs { url: String, port: u16 },
+    External { url: String, port: u16 },
 }
 
 impl Proxy {
@@ -62,20 +62,20 @@ impl Proxy {
         let text = request.send().await.expect("the Data Plane API answers").text().await.expect("a text");
         let port = routing_port(&text);
         let port = port.expect("a frontend with `use_backend %[req.hdr(host),field(1,:),field(1,.)]` and a bind line");
-        Self::Theirs { url, port }
+        Self::External { url, port }
     }
 
     fn port(&self) -> u16 {
         match self {
             Self::Own(haproxy) => haproxy.port,
-            Self::Theirs { port, .. } => *port,
+            Self::External { port, .. } => *port,
         }
     }
 
     fn describe(&self) -> String {
         match self {
             Self::Own(haproxy) => format!("configuration {}", haproxy.config().display()),
-            Self::Theirs { url, .. } => format!("Data Plane API {url}"),
+            Self::External { url, .. } => format!("Data Plane API {url}"),
         }
     }
 
@@ -88,7 +88,7 @@ impl Proxy {
                 set("HAPROXY_MASTER_SOCKET", &haproxy.master()),
                 set("HAPROXY_BINARY", &haproxy.binary),
             ],
-            Self::Theirs { .. } => std::env::vars().filter(|(key, _)| key.starts_with("HAPROXY_")).collect(),
+            Self::External { .. } => std::env::vars().filter(|(key, _)| key.starts_with("HAPROXY_")).collect(),
         }
     }
 }
@@ -107,7 +107,7 @@ fn routing_port(text: &str) -> Option<u16> {
     ports.into_iter().next()
 }
 
-/// What the demo drives: Nomad's jobs, or a file that says the same.
+/// What the demo controls: Nomad's jobs, or the same in a file.
 enum Cluster {
     Nomad(Box<Nomad>),
     File { path: PathBuf, servers: Vec<(Server, u64)>, next: u64 },
@@ -121,7 +121,7 @@ impl Cluster {
             }
             Self::File { path, servers, next } => {
                 let keep: Vec<(Server, u64)> = std::mem::take(servers);
-                // Keeps those of this version, starts what is missing, and lets the others go last.
+                // Keeps those of this version, starts what is missing, and stops the others last.
                 let (mut stay, go): (Vec<_>, Vec<_>) =
                     keep.into_iter().partition(|(_, id)| *id / 100 == version.parse::<u64>().unwrap());
                 while stay.len() < count as usize {
@@ -134,7 +134,7 @@ impl Cluster {
                     registration(SERVICE, &id.to_string(), *id, server.port(), &["enable=true", "check.interval=200ms"])
                 };
                 write_catalog(path, &stay.iter().map(one).collect::<Vec<_>>());
-                // As `shutdown_delay` has it in Nomad: deregistered first, stopped a while later.
+                // Like `shutdown_delay` in Nomad: deregistered first, stopped a while later.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 drop(go);
                 *servers = stay;
@@ -196,7 +196,7 @@ impl Demo {
         self.shown = events.len();
     }
 
-    fn tell_load(&mut self, load: &Load) {
+    fn print_load(&mut self, load: &Load) {
         let tally = load.take();
         self.requests += tally.requests;
         self.failed += tally.failed.len();
@@ -210,7 +210,7 @@ impl Demo {
         }
     }
 
-    /// Waits until just these many instances, all of this version, answer.
+    /// Waits until exactly this many instances, all of this version, answer.
     async fn settled(&mut self, port: u16, count: usize, version: &str) {
         let client = reqwest::Client::new();
         support::wait_for(&format!("{count} instances of version {version}"), Duration::from_secs(90), async || {
@@ -230,7 +230,7 @@ impl Demo {
 async fn main() -> ExitCode {
     let options = Options::parse();
     let demo = show(&options);
-    // Everything that was started ends when it is dropped, here as well as at the end.
+    // Everything that was started ends when it is dropped, here and at the end.
     let failed = tokio::select! {
         failed = demo => failed,
         _ = tokio::signal::ctrl_c() => {
@@ -286,13 +286,13 @@ async fn show(options: &Options) -> usize {
     cluster.run(4, "1").await;
     demo.settled(port, 4, "1").await;
     demo.show_passes();
-    demo.tell_load(&load);
+    demo.print_load(&load);
 
     title("Rolled to version 2");
     cluster.run(4, "2").await;
     demo.settled(port, 4, "2").await;
     demo.show_passes();
-    demo.tell_load(&load);
+    demo.print_load(&load);
     if !options.once {
         title("Running; Ctrl-C stops the job and cleans up");
         let _ = tokio::signal::ctrl_c().await;

@@ -1,7 +1,7 @@
-//! An HTTP server that says who it is: the sample job of the demo and of the tests.
+//! An HTTP server that returns its identity: the sample job of the demo and of the tests.
 //!
-//! Nomad tells it where to listen (`NOMAD_ADDR_http`) and which allocation it is. On SIGTERM it stops
-//! accepting and finishes what it has begun.
+//! Nomad sets where it listens (`NOMAD_ADDR_http`) and which allocation it is. On SIGTERM it stops accepting and
+//! finishes its open requests.
 
 use axum::Router;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,7 +13,7 @@ fn variable(name: &str, default: &str) -> String {
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let address = variable("NOMAD_ADDR_http", "127.0.0.1:8000");
-    let alloc: String = variable("NOMAD_ALLOC_ID", "nobody").chars().take(8).collect();
+    let alloc: String = variable("NOMAD_ALLOC_ID", "unknown").chars().take(8).collect();
     let hello = format!("{alloc} version {}\n", variable("VERSION", "1"));
     let listener = tokio::net::TcpListener::bind(&address).await?;
     let mut terminate = signal(SignalKind::terminate())?;

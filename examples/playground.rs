@@ -1,7 +1,7 @@
-//! `make playground`: one connection to a real MariaDB through HAProxy, a query every 100 ms, while
-//! backends scale, move and come; prints after each round how many HAProxy workers are alive.
+//! `make playground`: one connection to a real MariaDB through HAProxy, a query every 100 ms, while backends scale,
+//! move and are added; prints after each round how many HAProxy workers are alive.
 //!
-//! Every reload leaves an old worker behind for as long as its connections live. Live changes do not.
+//! Every reload leaves an old worker running for as long as its connections last. Live changes do not.
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "it shows; what fails may panic")]
 
@@ -22,21 +22,21 @@ async fn main() {
     let rig = Rig::with(Way::Local, series, haproxy).await;
     let mut playground = Playground::start(rig, frontend, &database).await;
     println!("{:<34} {:>8} {:>8} {:>8}", "", "queries", "reloads", "workers");
-    tell("connected", &playground).await;
+    print("connected", &playground).await;
     for round in 1..=4 {
         for _ in 0..50 {
             playground.change().await;
         }
-        tell(&format!("{} live changes", round * 50), &playground).await;
+        print(&format!("{} live changes", round * 50), &playground).await;
     }
     for round in 1..=5 {
         playground.reload().await;
-        tell(&format!("a new backend, the {round}. reload since"), &playground).await;
+        print(&format!("a new backend, the {round}. reload since"), &playground).await;
     }
     println!("The connection was never broken.");
 }
 
-async fn tell(what: &str, playground: &Playground) {
+async fn print(what: &str, playground: &Playground) {
     let outcome = playground.outcome().await;
     println!("{what:<34} {:>8} {:>8} {:>8}", outcome.queries, outcome.reloads, outcome.workers);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make demo: finds or gets what it takes, then runs examples/demo.rs.
+# make demo: finds or installs what it needs, then runs examples/demo.rs.
 #   ONCE=1        end by itself, with 0 if every request was answered
 #   CATALOG=file  a catalog file instead of Nomad: takes seconds
 set -euo pipefail
@@ -10,7 +10,7 @@ arguments=()
 if [ "${CATALOG:-nomad}" = file ]; then
   arguments+=(--catalog-file)
 else
-  # `|| code=$?` keeps -e out of it: 3 means that there is no way to Nomad here.
+  # `|| code=$?` keeps `set -e` from ending the script: 3 means that Nomad cannot be had here.
   code=0; nomad=$(scripts/nomad.sh) || code=$?
   if [ "$code" = 3 ]; then
     echo "Without Nomad: showing the same on a catalog file (make demo CATALOG=file)." >&2

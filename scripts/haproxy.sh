@@ -4,10 +4,10 @@
 #
 #   scripts/haproxy.sh 3.0|3.2|3.4|2.6
 #
-# Debian carries a series per suite: 2.6 in bookworm, 3.0 in trixie, 3.2 in sid, 3.4 in experimental.
+# Debian has one series per suite: 2.6 in bookworm, 3.0 in trixie, 3.2 in sid, 3.4 in experimental.
 # The packages of another suite link against that suite's libc, so each comes with the libraries it
 # needs, and patchelf points the executable at them: the master re-executes itself, which a start
-# through ld.so would not survive. Exit 3: this series is not to be had here (its suite moved on).
+# through ld.so would not survive. Exit 3: this series is not available (its suite moved on).
 set -euo pipefail
 series=${1:?usage: haproxy.sh 3.0|3.2|3.4|2.6}
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -43,7 +43,7 @@ apt-get "${options[@]}" update >&2
 wanted=$(apt-cache "${options[@]}" madison haproxy | awk -v s="$series." '{print $3}' | grep -E "^${series//./\\.}\." | head -n 1 || true)
 if [ -z "$wanted" ]; then say "haproxy $series is not in ${suites[*]} today"; exit 3; fi
 
-# Only what the executable links, by way of its Depends, and theirs: the closure, never the machine's own.
+# Only what the executable links, from its Depends and their Depends, never the libraries of this machine.
 closure() {
   apt-cache "${options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
     --no-replaces --no-enhances "$1" 2>/dev/null | grep -E '^[a-z0-9]' | grep -E '^(lib(c6|crypt1|jemalloc2|lua5\.[34]-0|opentracing|pcre2-8-0|ssl3|zstd1|stdc\+\+6|gcc-s1|yaml-cpp|systemd0|cap2|lz4|lzma5|gcrypt20|gpg-error0)|zlib1g)' | sort -u

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the path of a `nomad` executable: the one on the PATH, or the one built (once, about four
-# minutes) from tools/nomad, a Go module that pins Nomad as a tool. Exit 3: neither nomad nor Go is here.
+# minutes) from tools/nomad, a Go module that pins Nomad as a tool. Exit 3: neither nomad nor Go is installed.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 if command -v nomad >/dev/null; then command -v nomad; exit 0; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages named, where one is missing. As root or through sudo; says what it lacks.
+# Installs the Debian packages named, where one is missing. As root or through sudo; names what is missing.
 set -euo pipefail
 missing=()
 for package in "$@"; do

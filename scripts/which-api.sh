@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says which Data Plane API the end-to-end suite ran on.
+# Prints which Data Plane API the end-to-end suite ran on.
 if [ -n "${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then
   echo "end to end: ran on the real Data Plane API (${DATAPLANEAPI_BIN:-$(command -v dataplaneapi)})"
 else

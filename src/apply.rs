@@ -1,8 +1,8 @@
-//! One pass, from top to bottom: look, plan, tell the process who is gone, write, repair. It always ends with
-//! a [`PassStatus`], whatever failed and whatever was done before that.
+//! One pass, from top to bottom: look, plan, take out the instances that are gone, write, repair. It always ends with a
+//! [`PassStatus`], whatever failed and whatever was done before that.
 //!
-//! A pass goes round again when what it saw has moved under it: somebody else wrote, HAProxy could not load
-//! the change (what needs no reload goes on without it), or the process took only part of a live change.
+//! A pass starts another round when its input has changed: another client wrote, HAProxy could not load the change
+//! (what needs no reload continues without it), or the process took only part of a live change.
 
 mod arrivals;
 mod culprit;
@@ -35,19 +35,19 @@ pub use draft::Draft;
 use memory::{Memory, Process, Unhelped};
 pub use status::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
 
-/// How often one pass goes round.
+/// How many rounds one pass may take.
 const ROUNDS: usize = 4;
-/// Servers that are taken out at a time.
+/// Servers that are taken out in parallel.
 const CONCURRENCY: usize = 8;
 
-/// What a pass needs to know of the moment in which it runs.
+/// What a pass needs to know about the time at which it runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// For what waits and is tried again.
+    /// The clock for retries and intervals.
     pub instant: Instant,
-    /// Since 1970, for what is written into the file: drains that end, slots that were freed.
+    /// Since 1970, for times that are written into the file: the ends of drains, and when slots were freed.
     pub clock: Duration,
-    /// Whether to take nothing for granted: the running process is compared with its file.
+    /// Whether to compare the running process with its file, whatever is remembered about it.
     pub everything: bool,
     /// The catalog must not have been read before this.
     pub catalog_since: tokio::time::Instant,
@@ -65,7 +65,7 @@ impl Moment {
         Self { instant: Instant::now(), clock, everything, catalog_since }
     }
 
-    /// A time since 1970 as one that can be waited for.
+    /// Converts a time since 1970 into an instant that can be waited for.
     fn instant_of(&self, clock: Duration) -> Instant {
         self.instant + clock.saturating_sub(self.clock)
     }
@@ -74,28 +74,28 @@ impl Moment {
 /// How a controller plans and writes.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// For the desired state. Whether HAProxy knows `init-state` is learnt from HAProxy.
+    /// For the desired state. Whether HAProxy knows `init-state` is read from HAProxy.
     pub build: build::Options,
     /// For the plan. The time is the pass's own.
     pub plan: plan::Options,
     /// For the guard.
     pub guard: plan::guard::Options,
-    /// From one reload to the next.
+    /// The minimum time between two reloads.
     pub reload_min_interval: Duration,
 }
 
 /// What a pass would do.
 #[derive(Debug)]
 pub struct DryRun {
-    /// For a person or a program to read.
+    /// For people and programs to read.
     pub summary: Summary,
-    /// The version of the configuration that it was computed from.
+    /// The configuration version that it was computed from.
     pub version: u64,
-    /// For [`Controller::pass`], once it was reviewed.
+    /// For [`Controller::pass`], once it has been reviewed.
     pub review: Review,
 }
 
-/// What a controller does for one HAProxy, however often.
+/// Runs passes on one HAProxy.
 #[derive(Debug)]
 pub struct Controller {
     plane: Box<dyn Plane>,
@@ -109,31 +109,31 @@ pub struct Controller {
     names: Names,
 }
 
-/// What a round works on.
+/// The input of one round.
 struct Seen {
     info: HaproxyInfo,
     moment: Moment,
     observed: Observed,
-    /// With what the guard holds.
+    /// Including what the guard holds.
     built: Built,
     /// What it holds.
     holding: Option<Holding>,
     process: Runtime,
-    /// Whether the process was really looked at.
+    /// Whether the process was actually read.
     looked: bool,
 }
 
 /// How a round ended.
 enum Round {
     Done,
-    /// What it saw has moved.
+    /// The input has changed: another round.
     Again(WriteError),
-    /// It is being found out what cannot be loaded; this goes on for as long as there are backends to halve.
+    /// The search for what HAProxy cannot load is running; it takes as many rounds as there are backends to halve.
     Search,
 }
 
 impl Controller {
-    /// Puts one together; nothing is sent yet.
+    /// Sets one up; nothing is sent yet.
     pub fn new(plane: Box<dyn Plane>, source: SharedCatalog, options: Options) -> Self {
         let guard = guard::Guard::new(options.guard);
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
@@ -157,13 +157,13 @@ impl Controller {
         self
     }
 
-    /// One pass. With `review`, only if it does what was reviewed.
+    /// Runs one pass. With `review`, only if it does what was reviewed.
     pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
         let result = self.rounds(moment, review, &mut status).await;
         match result {
             Err(error) => status.error = Some(error),
-            // A reload failed, and the pass went on without what takes one.
+            // A reload failed, and the pass continued without the changes that need one.
             Ok(()) if status.error.is_some() => status.stage = Stage::Apply,
             Ok(()) => {}
         }
@@ -190,13 +190,13 @@ impl Controller {
         status: &mut PassStatus,
     ) -> Result<(), PassError> {
         if review.is_some() {
-            // What HAProxy refuses is learnt before anything is done: it was left out of the review, too.
+            // Find out what HAProxy refuses before anything is done: the review left it out, too.
             self.dry_run(moment).await?;
         }
         let owner = self.options.plan.owner.clone();
         let mut permit = review.map(|review| Permit::new(review, &owner));
         let info = self.plane.info().await?;
-        self.memory.meet(info.pid, moment.everything);
+        self.memory.saw_process(info.pid, moment.everything);
         if !self.memory.is_clean() {
             self.plane.recover().await?;
         }
@@ -224,7 +224,7 @@ impl Controller {
         }
     }
 
-    /// Reads what HAProxy has; the catalog once for a pass.
+    /// Reads what HAProxy has; the catalog is read once per pass.
     async fn look(
         &mut self,
         info: HaproxyInfo,
@@ -246,7 +246,7 @@ impl Controller {
             Some(reading) => reading,
             None => {
                 let read = self.source.read(&observed.namespaces(), moment.catalog_since).await?;
-                self.guard.meet(&read.catalog);
+                self.guard.saw_catalog(&read.catalog);
                 reading.insert(read)
             }
         };
@@ -255,7 +255,7 @@ impl Controller {
         let init_state = info.version.has_init_state();
         let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
         let options = build::Options { init_state, targets, ..self.options.build.clone() };
-        let mut built = build::build(&**catalog, &observed.present(), &options);
+        let mut built = build::build(catalog, &observed.present(), &options);
         self.memory.keep_refusals(&built.desired, &observed);
         self.memory.keep_unresolved(&observed);
         let looked = known == Process::Unknown;
@@ -280,7 +280,7 @@ impl Controller {
             let draft = match self.draft(&seen, status) {
                 Ok(draft) => draft,
                 Err(conflict) => {
-                    self.tell_the_gone(&seen, status).await;
+                    self.take_out_gone(&seen, status).await;
                     return Err(conflict.into());
                 }
             };
@@ -291,16 +291,16 @@ impl Controller {
             let late = changes.handed_over(&seen.process, &draft.after);
             status.stage = Stage::Apply;
             status.notes.clone_from(&draft.notes);
-            let all_out = self.tell(&changes.out, status).await;
+            let all_out = self.set_states(&changes.out, status).await;
             if draft.plan.is_empty() {
-                let all_out = self.tell(&late, status).await && all_out;
+                let all_out = self.set_states(&late, status).await && all_out;
                 return self.repair(&seen, changes, all_out, status).await;
             }
             match self.survey(&seen.observed).await {
                 Ok(None) => {}
                 Ok(Some(moved)) => return Ok(Round::Again(moved)),
                 Err(error) => {
-                    self.tell(&late, status).await;
+                    self.set_states(&late, status).await;
                     return Err(error);
                 }
             }
@@ -310,11 +310,11 @@ impl Controller {
             changes.rest.extend(leave);
             let written = self.write(&seen, &draft, &changes, status).await;
             if written.is_err() {
-                self.tell(&late, status).await;
+                self.set_states(&late, status).await;
             }
             match written {
                 Ok(()) => {
-                    // What was due again is in force now, unless it still waits for its reload.
+                    // What was due for a retry is now in effect, unless it still waits for its reload.
                     if draft.waiting.is_empty() {
                         self.memory.taken(seen.moment.instant);
                     }
@@ -324,7 +324,7 @@ impl Controller {
                 Err(error @ (WriteError::Invalid { .. } | WriteError::TooLong { .. })) => {
                     self.leave_out(&seen, &draft, error).await?;
                 }
-                // Parts of what was reviewed are something else.
+                // Parts of the plan differ from what was reviewed.
                 Err(WriteError::ReloadFailed { message }) if permit.is_some() => {
                     return Ok(Round::Again(self.not_loaded(&seen, draft.plan.waiting(), message, status)));
                 }
@@ -332,24 +332,23 @@ impl Controller {
                     return self.search(&seen, draft.plan.waiting(), message, status).await;
                 }
                 Err(error @ (WriteError::Conflict(_) | WriteError::HalfLive { .. })) => {
-                    self.memory.doubt();
+                    self.memory.forget_process();
                     return Ok(Round::Again(error));
                 }
-                // Its time is noted in the status.
+                // The time that it takes is recorded in the status.
                 Err(WriteError::NotLive(_)) => return Ok(Round::Done),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// The plan for now: without what HAProxy refuses, and without what takes a reload where none is to be
-    /// had.
+    /// The plan for now: without what HAProxy refuses, and without what needs a reload if none may be made.
     fn draft(&mut self, seen: &Seen, status: &mut PassStatus) -> Result<Draft, Conflict> {
         let Seen { moment, observed, built, holding, .. } = seen;
         let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
         let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
         while self.memory.is_searching() && draft.plan.is_live() {
-            // What could not be loaded is asked for no more.
+            // What could not be loaded is no longer wanted.
             self.memory.group_is_done();
             draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
         }
@@ -366,7 +365,7 @@ impl Controller {
         Ok(draft)
     }
 
-    /// Until when what takes a reload waits, if it does.
+    /// Until when changes that need a reload wait, if they do.
     fn reload_waits(&mut self, waiting: &Waiting, seen: &Seen) -> Option<Instant> {
         let now = seen.moment.instant;
         if self.memory.is_unloadable(waiting, &seen.observed, now) {
@@ -375,10 +374,10 @@ impl Controller {
         self.memory.reload_waits(self.options.reload_min_interval, now)
     }
 
-    /// Tells the process states, apart from any write. Who is gone is told so before the file is written: no
-    /// request goes there any more, whatever becomes of the write. Returns whether the process took them all.
-    async fn tell(&self, changes: &[StateChange], status: &mut PassStatus) -> bool {
-        // Collected, as the compiler cannot tell of a lazy one that it may move between threads.
+    /// Sets states in the process, independently of any write. Instances that are gone are taken out before the file is
+    /// written: they get no more requests, even if the write fails. Returns whether all of it succeeded.
+    async fn set_states(&self, changes: &[StateChange], status: &mut PassStatus) -> bool {
+        // Collected, as the compiler cannot prove that a lazy one may move between threads.
         let asked: Vec<_> = changes.iter().map(|change| self.plane.set_state(change)).collect();
         let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
         let mut all = true;
@@ -395,14 +394,14 @@ impl Controller {
         all
     }
 
-    /// Where there is no plan, the process is told all the same who is gone. The file is not written.
-    async fn tell_the_gone(&self, seen: &Seen, status: &mut PassStatus) {
+    /// Without a plan, the instances that are gone are taken out of the process all the same. The file is not written.
+    async fn take_out_gone(&self, seen: &Seen, status: &mut PassStatus) {
         let options = plan::Options { now: seen.moment.clock, ..self.options.plan.clone() };
         let gone = Draft::gone(&seen.built, &seen.observed, &options);
-        self.tell(&Changes::new(&seen.process, &seen.observed, &gone).out, status).await;
+        self.set_states(&Changes::new(&seen.process, &seen.observed, &gone).out, status).await;
     }
 
-    /// Whether the file may be written at all. `Some`: it has moved meanwhile.
+    /// Checks whether the file may be written at all. `Some`: it has changed in the meantime.
     async fn survey(&self, observed: &Observed) -> Result<Option<WriteError>, PassError> {
         let Survey { harm, comments } = match self.plane.survey(observed).await {
             Ok(survey) => survey,
@@ -415,7 +414,7 @@ impl Controller {
         harm.map_or(Ok(None), |harm| Err(harm.into()))
     }
 
-    /// One plan, one write: live where HAProxy takes it so, else with a reload.
+    /// One plan, one write: live if HAProxy can take it so, else with a reload.
     async fn write(
         &mut self,
         seen: &Seen,
@@ -426,7 +425,7 @@ impl Controller {
         let Seen { observed, .. } = seen;
         let Draft { plan, after, .. } = draft;
         let waits = self.reload_waits(&plan.waiting(), seen);
-        // Where the process lacks a server it takes a reload in any case; so the plan goes with that.
+        // A server that the process lacks needs a reload in any case, so the plan is loaded with it.
         let complete = changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], digest(observed));
         if plan.is_live() && (complete || waits.is_some()) {
             match self.plane.commit_live(observed, &after.text, &changes.rest).await {
@@ -457,17 +456,17 @@ impl Controller {
         self.memory.could_load();
         match self.plane.info().await {
             Ok(info) => self.memory.loaded(info.pid, seen.moment.instant),
-            // It is loaded; a process that does not answer right now is looked at by the next pass.
+            // It is loaded; if the process does not answer right now, the next pass looks at it.
             Err(_) => {
                 self.memory.loaded(seen.info.pid, seen.moment.instant);
-                self.memory.doubt();
+                self.memory.forget_process();
             }
         }
     }
 
-    /// HAProxy could not load a change that is valid. If it can load the file without it, the backends are loaded in
-    /// halves, down to those that are at fault: a reload that fails costs no traffic. If it cannot, the cause is
-    /// none of ours, and all that takes a reload waits.
+    /// HAProxy could not load a change that is valid. If it can load the file without the change, the backends are
+    /// loaded in halves, down to those that are at fault: a reload that fails costs no traffic. If it cannot, the cause
+    /// is not ours, and everything that needs a reload waits.
     async fn search(
         &mut self,
         seen: &Seen,
@@ -480,7 +479,7 @@ impl Controller {
         }
         if self.memory.is_searching() {
             status.failed_reloads += 1;
-            self.memory.doubt();
+            self.memory.forget_process();
         } else {
             let observed = self.plane.observe().await?;
             match self.plane.reload(&observed).await {
@@ -502,18 +501,18 @@ impl Controller {
         Ok(Round::Search)
     }
 
-    /// HAProxy could not load a change: it is remembered, and the pass goes on without it.
+    /// HAProxy could not load a change: it is remembered, and the pass continues without it.
     fn not_loaded(&mut self, seen: &Seen, waiting: Waiting, message: String, status: &mut PassStatus) -> WriteError {
         status.failed_reloads += 1;
         let services = waiting.backends().flat_map(|name| seen.concerned(name)).collect();
         self.memory.not_loaded(waiting, &seen.observed, services, message.clone(), seen.moment.instant);
-        self.memory.doubt();
+        self.memory.forget_process();
         status.error = Some(WriteError::ReloadFailed { message: message.clone() }.into());
         WriteError::ReloadFailed { message }
     }
 
-    /// After a write: what was written is read once more, and the process is told what a reload made of it.
-    async fn settle(&mut self, seen: &Seen, told: bool, status: &mut PassStatus) -> Result<Round, PassError> {
+    /// After a write: reads the file again, and sets in the process what the reload did not.
+    async fn settle(&mut self, seen: &Seen, all_set: bool, status: &mut PassStatus) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let observed = self.plane.observe().await?;
         status.saw(&observed);
@@ -522,40 +521,40 @@ impl Controller {
         if let Some(end) = observed.next_drain() {
             status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
         }
-        let (pid, told) = match self.memory.process(observed.version) {
+        let (pid, all_set) = match self.memory.process(observed.version) {
             Process::Loaded { pid } => {
-                // A name that does not resolve is no error of a reload.
+                // A name that does not resolve is not a failed reload.
                 if !plan::unresolved(&Runtime::loaded(&observed), &observed).is_empty() {
                     let process = self.plane.runtime(&observed).await?;
                     self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
                 }
                 // A server that drains is in maintenance in a process that has just started.
                 let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
-                (Some(pid), self.tell(&changes.out, status).await)
+                (Some(pid), self.set_states(&changes.out, status).await)
             }
-            Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), told),
-            Process::Agrees { .. } | Process::Unknown => (None, told),
+            Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), all_set),
+            Process::Agrees { .. } | Process::Unknown => (None, all_set),
         };
         match pid {
-            Some(pid) if told => self.memory.agrees(pid, observed.version),
-            _ => self.memory.doubt(),
+            Some(pid) if all_set => self.memory.agrees(pid, observed.version),
+            _ => self.memory.forget_process(),
         }
         Ok(Round::Done)
     }
 
-    /// There is nothing to write: the process is made to agree with its file.
+    /// There is nothing to write: make the process agree with its file.
     async fn repair(
         &mut self,
         seen: &Seen,
         changes: Changes,
-        told: bool,
+        all_set: bool,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let Seen { observed, info, .. } = seen;
         let Changes { out: _, rest, lacks } = changes;
         let (alone, others) = states_alone(&rest);
-        let told = self.tell(&alone, status).await && told;
+        let all_set = self.set_states(&alone, status).await && all_set;
         if lacks.is_empty() && others.is_empty() && seen.looked {
             self.memory.unhelped(None);
         }
@@ -567,10 +566,10 @@ impl Controller {
             if self.resolves_now(seen).await? {
                 return self.reload_for(seen, "names of servers resolve now", status).await;
             }
-            if told {
+            if all_set {
                 self.memory.agrees(info.pid, observed.version);
             } else {
-                self.memory.doubt();
+                self.memory.forget_process();
             }
             return Ok(Round::Done);
         }
@@ -580,7 +579,7 @@ impl Controller {
         match self.plane.commit_live(observed, &observed.text, &others).await {
             Ok(()) => {
                 status.run_time_changes += others.len();
-                self.settle(seen, told, status).await
+                self.settle(seen, all_set, status).await
             }
             Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
             Err(WriteError::HalfLive { message }) => self.reload_for(seen, &message, status).await,
@@ -590,8 +589,9 @@ impl Controller {
         }
     }
 
-    /// Whether the host name of a server resolves now that did not when the process started. HAProxy says: where
-    /// it may not start without the address of such a server, it refuses those lines of which it has none.
+    /// Whether a server's host name, which did not resolve when the process started, resolves now. HAProxy itself
+    /// answers: when it must not start without the address of such a server, it refuses the lines that it has no
+    /// address for.
     async fn resolves_now(&mut self, seen: &Seen) -> Result<bool, PassError> {
         let Seen { observed, moment, .. } = seen;
         let servers = self.memory.take_unresolved(moment.instant);
@@ -608,12 +608,12 @@ impl Controller {
         })
     }
 
-    /// Loads the file as it is, since the process differs in what only a reload sets right; and looks whether
-    /// it did, so that no reload is made twice in vain.
+    /// Loads the file as it is, since only a reload can fix how the process differs; then checks whether it did, so
+    /// that a reload that does not help is not repeated.
     async fn reload_for(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
         if let Some(at) = self.reload_waits(&Waiting::default(), seen) {
             status.wake_at(at);
-            self.memory.doubt();
+            self.memory.forget_process();
             return Ok(Round::Done);
         }
         tracing::warn!(finding, "the process differs from its file; reloading");
@@ -621,7 +621,7 @@ impl Controller {
         match self.plane.reload(&observed).await {
             Ok(()) => {
                 self.reloaded(seen, status).await;
-                self.look_again(seen, finding, status).await
+                self.check_after_reload(seen, finding, status).await
             }
             Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
             Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
@@ -632,8 +632,13 @@ impl Controller {
         }
     }
 
-    /// What a reload made of the process: drains are set again, and what it did not help against is remembered.
-    async fn look_again(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
+    /// After a reload: sets the drains again, and remembers what the reload did not fix.
+    async fn check_after_reload(
+        &mut self,
+        seen: &Seen,
+        finding: &str,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let observed = self.plane.observe().await?;
         status.saw(&observed);
@@ -641,7 +646,7 @@ impl Controller {
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
         let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
         let (alone, actions) = states_alone(&rest);
-        let told = self.tell(&out, status).await & self.tell(&alone, status).await;
+        let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
         let left = !lacks.is_empty() || !actions.is_empty();
         let unhelped = left.then(|| {
             let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(|action| action.server().0));
@@ -655,13 +660,13 @@ impl Controller {
         });
         self.memory.unhelped(unhelped);
         match self.memory.process(observed.version) {
-            Process::Loaded { pid } if told => self.memory.agrees(pid, observed.version),
-            _ => self.memory.doubt(),
+            Process::Loaded { pid } if all_set => self.memory.agrees(pid, observed.version),
+            _ => self.memory.forget_process(),
         }
         Ok(Round::Done)
     }
 
-    /// Plans, has HAProxy validate the plan, and drops it again.
+    /// Plans, has HAProxy validate the plan, and discards it.
     pub async fn dry_run(&mut self, moment: Moment) -> Result<DryRun, PassError> {
         let mut status = PassStatus::default();
         let info = self.plane.info().await?;
@@ -696,8 +701,8 @@ impl Controller {
         }
     }
 
-    /// Finds what HAProxy refuses and leaves it out of this pass, and of later ones until it is due again or asked
-    /// for in another way.
+    /// Finds what HAProxy refuses and leaves it out of this pass, and of later ones until its retry is due or the tags
+    /// change.
     async fn leave_out(&mut self, seen: &Seen, draft: &Draft, error: WriteError) -> Result<(), PassError> {
         let Seen { observed, built, moment, .. } = seen;
         let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
@@ -705,7 +710,7 @@ impl Controller {
         let without = |parts| match Draft::new(built, observed, &options, &left_out.and(parts)) {
             Ok(less) if draft.waiting.is_empty() => less.after,
             Ok(less) => less.without_reload(built, observed, &options).after,
-            // There was none with those parts.
+            // No part of the plan is at fault.
             Err(_) => observed.clone(),
         };
         let known = match error {
@@ -713,10 +718,10 @@ impl Controller {
             _ => None,
         };
         let culprits = match culprit::find(&*self.plane, &draft.plan.parts(), without, known).await? {
-            // It is the way to HAProxy that refuses it.
+            // The file is refused without any change of ours.
             Found::Culprits(culprits) if culprits.is_empty() => return Err(error.into()),
             Found::Culprits(culprits) => culprits,
-            Found::Nobody(message) => return Err(PassError::Broken(message)),
+            Found::Unrelated(message) => return Err(PassError::Broken(message)),
         };
         for (turn, culprit) in (0..).zip(culprits) {
             let Culprit { part, message, .. } = &culprit;
@@ -731,7 +736,7 @@ impl Controller {
 }
 
 impl Seen {
-    /// The services that a part is of.
+    /// The services that a part belongs to.
     fn concerned_by(&self, part: &Part) -> BTreeSet<ServiceKey> {
         let Part::Instance(name, id) = part else { return self.concerned(part.backend()) };
         let instances = self.built.desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
@@ -750,8 +755,8 @@ impl Seen {
     }
 }
 
-/// The states that can be set by themselves, and what has to be set with the file: addresses, weights and
-/// ends of drains, and the states of the same servers behind them.
+/// Splits changes into states that can be set on their own, and changes that have to be made with the file: addresses,
+/// weights and ends of drains, and the states of the same servers after them.
 fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
     let alone = |action: &&Action| matches!(action, Action::State(_, _, State::Ready | State::Drain));
     let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).map(Action::server).collect();
@@ -764,7 +769,7 @@ fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
     (alone.into_iter().filter_map(state).collect(), with_others)
 }
 
-/// The servers that the process lacks, in words.
+/// The servers that the process lacks, as text.
 fn lacking(servers: &[(BackendName, ServerName)]) -> String {
     let more = match servers.len() {
         0 | 1 => String::new(),
@@ -774,8 +779,8 @@ fn lacking(servers: &[(BackendName, ServerName)]) -> String {
     format!("the process has no server {first}{more}, or no address for it")
 }
 
-/// Of the text without what of ours changes without a reload, and without the API's header,
-/// which changes with each write.
+/// A digest of the text without the lines of ours that change without a reload, and without the API's header, which
+/// changes with each write.
 fn digest(observed: &Observed) -> u64 {
     let ours: BTreeSet<usize> = observed.live_lines().collect();
     let mut hasher = DefaultHasher::new();

@@ -19,7 +19,7 @@ use crate::plan::guard::Fate;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Registration {
-    /// Names the registration as long as it lives, also through changes of tags and address.
+    /// Identifies the registration for its lifetime, also when its tags and address change.
     #[serde(rename = "ID")]
     pub id: String,
     /// The service.
@@ -41,7 +41,7 @@ pub struct Registration {
     /// This instance's own tags; `null` where the job gives none.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub tags: Vec<String>,
-    /// A literal that nobody has validated.
+    /// A literal that nothing has validated.
     pub address: String,
     /// 0, −1 and 99999 have been seen.
     pub port: i64,
@@ -64,23 +64,23 @@ impl Registration {
     }
 }
 
-/// Every registration of every service that asks to be routed.
+/// Every registration of every service that is to be routed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalog {
     /// Nomad's index for the whole table; 0 where the catalog comes from a file without one.
     pub index: u64,
-    /// The registrations by service. A service that is there without any has just lost its last one.
+    /// The registrations by service. A service without any has just lost its last one.
     pub services: BTreeMap<ServiceKey, Vec<Registration>>,
-    /// Services that Nomad lists and that could not be read, and why: what HAProxy has of them stays.
+    /// Services that Nomad lists but that could not be read, and why: what HAProxy has of them stays.
     pub unreadable: BTreeMap<ServiceKey, String>,
     /// Namespaces that could not be read.
     pub namespaces: BTreeMap<String, Unread>,
 }
 
-/// Why there is nothing of a namespace.
+/// Why a namespace is missing from the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unread {
-    /// It is named in the settings, and Nomad has none of this name.
+    /// It is named in the settings, and Nomad does not have it.
     Missing,
     /// Its list could not be read, and why: what HAProxy has of it stays.
     Failed(String),
@@ -92,7 +92,7 @@ impl Catalog {
         self.services.values().map(Vec::len).sum()
     }
 
-    /// What could not be read, in words.
+    /// What could not be read, as text.
     pub fn gaps(&self) -> impl Iterator<Item = String> + '_ {
         let namespaces = self.namespaces.iter().map(|(namespace, unread)| match unread {
             Unread::Missing => format!("the namespace {} does not exist", namespace.escape_debug()),
@@ -116,17 +116,17 @@ impl Catalog {
 pub enum Source {
     /// From Nomad.
     Nomad(nomad::NomadCatalog),
-    /// From a file, read anew by each pass.
+    /// From a file, which each pass reads again.
     File(PathBuf),
 }
 
 /// Why there is no catalog.
 #[derive(Debug, Error)]
 pub enum SourceError {
-    /// Nomad did not give it.
+    /// Nomad could not be read.
     #[error(transparent)]
     Nomad(#[from] crate::nomad::NomadError),
-    /// The file did not.
+    /// The file could not be read.
     #[error(transparent)]
     File(#[from] file::FileError),
 }
@@ -140,7 +140,7 @@ impl Source {
         }
     }
 
-    /// What became of instances that the catalog lacks. A file does not say.
+    /// What became of instances that the catalog lacks. A file cannot say.
     pub async fn fates(&self, asked: Vec<fate::Question>) -> BTreeMap<InstanceId, Fate> {
         match self {
             Self::Nomad(nomad) => nomad.fates(asked).await,

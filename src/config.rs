@@ -239,7 +239,7 @@ settings! {
 }
 
 settings! {
-    /// Backends that nobody asks for any more.
+    /// Backends that no service needs any more.
     BackendsSettings {
         /// How long a backend stays, without instances, when its service is gone; 0s: it is deleted at once, which reloads [default: 10m]
         #[arg(id = "backend-linger", long = "backend-linger", env = "NOMAD_HAPROXY_BACKEND_LINGER", value_name = "TIME")]
@@ -271,7 +271,7 @@ settings! {
     }
 }
 
-/// What services of a namespace may, beyond a backend of the name that is derived from theirs.
+/// What the services of a namespace may do, beyond using the backend with the derived name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NamespaceSettings {
@@ -536,7 +536,7 @@ impl TryFrom<Settings> for Config {
         Ok(Self {
             nomad: nomad_settings(nomad)?,
             namespaces,
-            targets: Targets::new(haproxy, targets, &slots)?,
+            targets: Targets::new(&haproxy, targets, &slots)?,
             prefix,
             grants: grants(granted)?,
             guard: guard::Options {

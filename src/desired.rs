@@ -1,7 +1,7 @@
-//! What HAProxy should have: the words in which desired and observed state are both written.
+//! What HAProxy should have: the types in which both the desired and the observed state are expressed.
 //!
-//! Everything here is validated at construction: a name, an address or a value of these types can stand
-//! in the configuration text as it is.
+//! Everything here is validated at construction: a name, an address or a value of these types can be written to the
+//! configuration text as it is.
 
 mod backend;
 pub mod build;
@@ -24,4 +24,4 @@ pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
 pub use note::{Code, NamespaceNote, Note, Severity};
 pub use owner::{Described, Owner, encode};
 pub use present::{Place, Present};
-pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Server, ServerOptions, State, Tenant};
+pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Occupant, Server, ServerOptions, State};

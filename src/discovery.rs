@@ -17,7 +17,7 @@ use crate::desired::{Address, encode};
 use crate::errors::{chain, kind, one_line};
 use crate::fleet::Fleet;
 use crate::nomad::{Nomad, NomadError};
-use crate::reconcile::{RETRY_MOST, retries};
+use crate::reconcile::{RETRY_MAX, retries};
 use crate::report::{Failure, Outage};
 
 /// Characters of an ID that stand for a node whose name cannot be read, as in Nomad's own tables.
@@ -119,9 +119,11 @@ impl Discovery {
             let port = u16::try_from(registration.port).ok().filter(|port| *port > 0);
             match (registration.address.parse(), port) {
                 (Ok(address), Some(port)) => {
-                    drop(registered.insert(registration.id.clone(), (registration, address, port)))
+                    registered.insert(registration.id.clone(), (registration, address, port));
                 }
-                _ => drop(refused.insert(registration.id)),
+                _ => {
+                    refused.insert(registration.id);
+                }
             }
         }
         for id in refused.difference(&self.refused) {
@@ -149,7 +151,7 @@ impl Discovery {
         let (service, kind, error) = (&self.config.service, kind(error), one_line(&chain(error)));
         match self.outage.failed(&kind, Instant::now()) {
             Failure::New => {
-                tracing::error!(%service, %error, "cannot read the HAProxys of a service; those known stay")
+                tracing::error!(%service, %error, "cannot read the HAProxys of a service; those known stay");
             }
             Failure::Reminder(extent) => {
                 let (failed, outage_s) = (extent.failures, extent.seconds());
@@ -178,7 +180,7 @@ pub async fn follow(fleet: &mut Fleet, mut discoveries: Vec<Discovery>, interval
             backoff = retries();
             interval
         } else {
-            backoff.next().unwrap_or(RETRY_MOST)
+            backoff.next().unwrap_or(RETRY_MAX)
         };
         let next = Instant::now() + pause;
         tokio::select! {

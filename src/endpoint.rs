@@ -1,4 +1,4 @@
-//! How an HTTP server is reached: Nomad and the Data Plane API have the same settings for it.
+//! How an HTTP server is reached: Nomad and the Data Plane API have the same settings.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,13 +6,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 use thiserror::Error;
 
-/// For a connection.
+/// For connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client certificate and its key, each a PEM file.
 pub type Identity = (PathBuf, PathBuf);
 
-/// Why there is no client.
+/// Why a client could not be set up.
 #[derive(Debug, Error)]
 #[error("{what}")]
 pub struct EndpointError {
@@ -27,8 +27,8 @@ fn wrong(what: String, source: impl Into<Box<dyn std::error::Error + Send + Sync
     EndpointError { what, source: source.into() }
 }
 
-/// Starts a client for `http://…`, `https://…` or `unix:///…`, and says what its paths are appended to. `ca_file` is
-/// trusted beside the system's CAs. The files are read once, here.
+/// Sets up a client for `http://…`, `https://…` or `unix:///…`, and returns the base that its paths are appended to.
+/// `ca_file` is trusted in addition to the system's CAs. The files are read once, here.
 pub fn client(
     address: &str,
     ca_file: Option<&Path>,
@@ -37,7 +37,7 @@ pub fn client(
     let read = |path: &Path| std::fs::read(path).map_err(|e| wrong(format!("cannot read {}", path.display()), e));
     let mut builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
-        // A write that is redirected would count as done, and credentials would follow to another host.
+        // A redirected write would count as done, and credentials would be sent to another host.
         .redirect(reqwest::redirect::Policy::none());
     if let Some(path) = ca_file {
         let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
@@ -56,7 +56,7 @@ pub fn client(
     })
 }
 
-/// Reads a file that holds a secret and nothing else.
+/// Reads a file that contains only a secret.
 pub fn read_secret(path: &Path) -> std::io::Result<SecretString> {
     std::fs::read_to_string(path).map(|text| SecretString::from(text.trim()))
 }

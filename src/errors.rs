@@ -13,13 +13,13 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What kind of error it is: the error with its first source. The sources below that say how it showed this time: one
-/// and the same server that is down resets a connection first, and then refuses it.
+/// The kind of an error: the error with its first source. The sources below that vary: a server that is down first
+/// resets connections, then refuses them.
 pub fn kind(error: &(dyn std::error::Error + 'static)) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
-/// A text as one line: what others wrote must not begin a line of its own in a log.
+/// A text as one line: text from outside must not start a line of its own in a log.
 pub fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.split(char::is_control).map(str::trim).filter(|part| !part.is_empty()).collect();
     lines.join(" ")

@@ -1,4 +1,4 @@
-//! What is HAProxy's own: its configuration text, its sockets, its version.
+//! HAProxy's own interfaces: its configuration text, its sockets, its version.
 
 pub mod bytes;
 pub mod parse;

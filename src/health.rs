@@ -1,8 +1,8 @@
 //! Whether the loops are alive, and whether each HAProxy is in line with the catalog.
 //!
-//! Each loop publishes one value, [`State`]; what is asked of it is computed from that value and the time. Nothing
-//! looks at HAProxy or Nomad because somebody asks, so an answer is as old as the last pass: at most
-//! `reconcile.resync_interval`, where nothing woke the loop before.
+//! Each loop publishes one value, [`State`]; every answer is computed from that value and the time. A request causes no
+//! read of HAProxy or Nomad, so an answer is as old as the last pass: at most `reconcile.resync_interval`, if nothing
+//! woke the loop before.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use crate::apply::{PassStatus, Stage};
 use crate::errors::one_line;
 
-/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, has a minute, and there
-/// are several. Between passes the loop waits, for as long as nothing happens, and is alive.
+/// A pass may take this long before the loop counts as stuck: its slowest step, a reload, may take a minute, and there
+/// are several. Between passes the loop waits for as long as nothing happens, and counts as alive.
 pub const STUCK_AFTER: Duration = Duration::from_secs(300);
-/// So many failed passes in a row are no passing trouble.
+/// This many failed passes in a row are more than a transient failure.
 pub const FAILURES: u64 = 3;
-/// Without a good pass for this long, HAProxy may be out of line. It counts from the beginning of the first pass that
-/// failed, or of the one that is running: a loop that has nothing to do for longer is a healthy one.
+/// Without a good pass for this long, HAProxy may be out of line. It counts from the start of the first pass that
+/// failed, or of the one that is running: a loop that has nothing to do for longer is healthy.
 pub const UNREADY_AFTER: Duration = Duration::from_secs(30);
 
 /// The passes that failed since the last good one.
@@ -32,20 +32,20 @@ pub struct Failing {
     pub since: Instant,
     /// How many there are.
     pub passes: u64,
-    /// Where the last one failed.
+    /// The stage at which the last one failed.
     pub stage: Stage,
-    /// Why, without HAProxy's own words.
+    /// Why, without HAProxy's own message.
     pub cause: String,
 }
 
-/// What the loop says of itself.
+/// The state of the loop.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct State {
     /// When the pass that is running began.
     pub running: Option<Instant>,
     /// When the last good pass ended.
     pub converged: Option<Instant>,
-    /// The failed passes since.
+    /// The failed passes since then.
     pub failing: Option<Failing>,
 }
 
@@ -56,7 +56,7 @@ pub enum NotReady {
     Starting,
     /// Passes fail.
     Failing {
-        /// What is known of them.
+        /// What is known about them.
         failing: Failing,
         /// For how long.
         lasted: Duration,
@@ -102,7 +102,7 @@ impl State {
         });
     }
 
-    /// Whether the loop turns.
+    /// Whether the loop is running.
     pub fn is_live(&self, now: Instant) -> bool {
         self.running.is_none_or(|since| now.saturating_duration_since(since) < STUCK_AFTER)
     }
@@ -143,7 +143,7 @@ impl Health {
         self.0.subscribe()
     }
 
-    /// Whether the loop turns.
+    /// Whether the loop is running.
     pub fn is_live(&self) -> bool {
         self.0.borrow().is_live(Instant::now())
     }
@@ -158,35 +158,35 @@ impl Health {
 #[derive(Debug, Default)]
 pub struct Fleet(watch::Sender<BTreeMap<String, Arc<Health>>>);
 
-/// Who asks for a HAProxy that there is none of.
+/// A request names a HAProxy that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("no HAProxy is called {asked:?}; there are: {}", .names.join(", "))]
 pub struct UnknownName {
-    /// The name that was asked for.
+    /// The requested name.
     pub asked: String,
-    /// Those that there are.
+    /// The existing ones.
     pub names: Vec<String>,
 }
 
 impl Fleet {
-    /// A HAProxy more, which no pass has looked at yet.
+    /// Adds a HAProxy, before its first pass.
     pub fn add(&self, name: &str) -> Arc<Health> {
         let health = Arc::new(Health::default());
         self.0.send_modify(|all| drop(all.insert(name.to_owned(), health.clone())));
         health
     }
 
-    /// One that has left.
+    /// Removes a HAProxy that is no longer registered.
     pub fn forget(&self, name: &str) {
         self.0.send_modify(|all| drop(all.remove(name)));
     }
 
-    /// Whether all loops turn.
+    /// Whether all loops are alive.
     pub fn is_live(&self) -> bool {
         self.0.borrow().values().all(|health| health.is_live())
     }
 
-    /// Which HAProxys are out of line with the catalog, as far as is known, and why; of all, or of one.
+    /// The HAProxys, or the one of this name, that are not in line with the catalog as far as is known, and why.
     pub fn not_ready(&self, only: Option<&str>) -> Result<Vec<(String, NotReady)>, UnknownName> {
         let all = self.0.borrow();
         if let Some(asked) = only.filter(|name| !all.contains_key(*name)) {
@@ -288,7 +288,7 @@ mod tests {
     fn half_a_minute_without_a_good_pass_is_too_long() {
         let mut health = Clocked::new();
         health.pass(&good());
-        // Nothing happens for long: there is nothing wrong with that.
+        // Nothing happens for a long time, and that is fine.
         health.wait(3600);
         assert_eq!((health.readiness(), health.is_live()), (Ok(()), true));
         health.began();
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn a_fleet_is_ready_when_each_of_it_is() {
         let fleet = Fleet::default();
-        assert_eq!(fleet.not_ready(None), Ok(Vec::new()), "nobody is out of line");
+        assert_eq!(fleet.not_ready(None), Ok(Vec::new()), "none is out of line");
         let (a, _b) = (fleet.add("a"), fleet.add("b"));
         a.began();
         a.ended(&good());

@@ -17,12 +17,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Fleet;
+use crate::health::{Fleet, NotReady};
 use crate::metrics::{Format, Metrics};
 use crate::shutdown;
 
-/// For the head of a request, also of the next one on a connection that is kept: longer than most intervals between
-/// scrapes and probes, so that these keep their connections.
+/// For the header of a request, also of the next one on a kept-alive connection: longer than most intervals between
+/// scrapes and probes, so that these can reuse their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// From an error of `accept` (no descriptors left) to the next attempt.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -33,13 +33,13 @@ struct Shared {
     fleet: Arc<Fleet>,
 }
 
-/// Opens the listener, so that a port that is taken is known before anything else begins.
+/// Opens the listener, so that a port in use is reported before anything else begins.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves until it is told to stop, and then at most [`shutdown::ANSWERS`] longer: connections on which nothing is
-/// asked are closed at once, the others when they have their answer or the time is over.
+/// Serves until it is stopped, and then for at most [`shutdown::ANSWERS`]: idle connections are closed at once, the
+/// others after their answer or when the time is over.
 pub async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
@@ -49,7 +49,7 @@ pub async fn serve(
     let service = TowerToHyperService::new(router(Shared { metrics, fleet }));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    // What is in the set ends with it.
+    // Dropping the set aborts its tasks.
     let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
     loop {
         let accepted = tokio::select! {
@@ -62,7 +62,7 @@ pub async fn serve(
             continue;
         };
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
-        // What becomes of a connection is its client's business.
+        // A connection that fails concerns only its client.
         let connection = graceful.watch(connection);
         connections.spawn(async move { drop(connection.await) });
     }
@@ -97,14 +97,15 @@ struct Asked {
 async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (StatusCode, String) {
     match shared.fleet.not_ready(asked.haproxy.as_deref()) {
         Ok(not_ready) if not_ready.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
-        // One HAProxy needs no name.
-        Ok(not_ready) if shared.fleet.len() == 1 => {
-            let text = not_ready.iter().map(|(_, why)| format!("{why}\n")).collect();
-            (StatusCode::SERVICE_UNAVAILABLE, text)
-        }
         Ok(not_ready) => {
-            let text = not_ready.iter().map(|(name, why)| format!("{name}: {why}\n")).collect();
-            (StatusCode::SERVICE_UNAVAILABLE, text)
+            let is_named = shared.fleet.len() > 1;
+            let line = |(name, why): &(String, NotReady)| match is_named {
+                true => format!("{name}: {why}"),
+                // A single one needs no name.
+                false => why.to_string(),
+            };
+            let lines: Vec<String> = not_ready.iter().map(line).collect();
+            (StatusCode::SERVICE_UNAVAILABLE, lines.join("\n") + "\n")
         }
         Err(unknown) => (StatusCode::NOT_FOUND, format!("{unknown}\n")),
     }

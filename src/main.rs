@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(run(cli));
-    // Nothing is waited for that blocks a thread, such as a name server that does not answer.
+    // Do not wait for blocked threads, such as one in a name lookup that gets no answer.
     runtime.shutdown_background();
     code
 }

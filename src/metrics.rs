@@ -1,6 +1,6 @@
-//! What Prometheus scrapes. Base units, `_total` on counters. Labels have values of a small enum, all of which are
-//! there from the start, so that a rate can be told from zero. The one exception is `backend`, which is bounded by
-//! HAProxy's configuration; a backend that is gone is gone from here too.
+//! Metrics for Prometheus. Base units, `_total` on counters. Labels have values of a small enum, all of which exist
+//! from the start, so that a missing sample is not mistaken for zero. The one exception is `backend`, which is bounded
+//! by HAProxy's configuration; when a backend is removed, so are its samples.
 
 mod exposition;
 
@@ -10,13 +10,15 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::watch;
 
 use crate::apply::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
 use crate::catalog::SourceError;
@@ -26,9 +28,6 @@ use crate::plane::WriteError;
 use crate::reconcile::Wake;
 
 pub use exposition::Format;
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NoLabel {}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HaproxyLabel {
@@ -77,7 +76,7 @@ const RESULTS: [&str; 2] = ["succeeded", "failed"];
 const STATES: [&str; 2] = ["seated", "free"];
 const SEVERITIES: [Severity; 2] = [Severity::Warning, Severity::Error];
 
-/// Every way in which a pass can be counted.
+/// All labels that a pass can be counted with.
 fn passes(name: &str) -> impl Iterator<Item = PassLabels> + '_ {
     Outcome::ALL.into_iter().flat_map(move |outcome| {
         Wake::ALL.into_iter().map(move |reason| PassLabels {
@@ -91,9 +90,22 @@ fn passes(name: &str) -> impl Iterator<Item = PassLabels> + '_ {
 /// Seconds since 1970.
 type Timestamp = Gauge<f64, AtomicU64>;
 
-/// Of one metric there is for each HAProxy.
+/// Whether Nomad answers. The metric is absent before the first request: with a catalog from a file there is no Nomad.
+#[derive(Debug, Clone, Default)]
+struct NomadUp(watch::Sender<Option<bool>>);
+
+impl Collector for NomadUp {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Some(answers) = *self.0.borrow() else { return Ok(()) };
+        let gauge = ConstGauge::new(i64::from(answers));
+        let help = "Whether Nomad gave the last answer that it was asked for.";
+        gauge.encode(encoder.encode_descriptor("nomad_up", help, None, gauge.metric_type())?)
+    }
+}
+
+/// A metric with the label `haproxy` only.
 type PerHaproxy<M> = Family<HaproxyLabel, M>;
-/// A histogram for each HAProxy.
+/// A histogram with that label.
 type Histograms = Family<HaproxyLabel, Histogram, fn() -> Histogram>;
 
 /// Every metric, registered.
@@ -110,15 +122,14 @@ pub struct Metrics {
     backend_slots: Family<BackendLabels, Gauge>,
     notes: Family<SeverityLabel, Gauge>,
     guard_held: PerHaproxy<Gauge>,
-    /// Empty until Nomad is asked: a catalog from a file asks none.
-    nomad_up: Family<NoLabel, Gauge>,
-    /// Without those that were not asked yet.
+    nomad_up: NomadUp,
+    /// Without those that no pass has read yet.
     haproxy_up: PerHaproxy<Gauge>,
     index: Gauge,
     last_read: Timestamp,
     last_success: PerHaproxy<Timestamp>,
     ready: Histograms,
-    /// The backends that each HAProxy was last seen with: their metrics go with them.
+    /// The backends of each HAProxy, whose metrics are removed with them.
     known: Mutex<BTreeMap<String, BTreeSet<BackendName>>>,
 }
 
@@ -140,7 +151,7 @@ impl Default for Metrics {
             backend_slots: Family::default(),
             notes: Family::default(),
             guard_held: Family::default(),
-            nomad_up: Family::default(),
+            nomad_up: NomadUp::default(),
             haproxy_up: Family::default(),
             index: Gauge::default(),
             last_read: Gauge::default(),
@@ -154,7 +165,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A HAProxy more: all values of the small enums.
+    /// Adds a HAProxy, with all values of the small enums.
     pub fn add(&self, name: &str) {
         let of = |name: &str| name.to_owned();
         for labels in passes(name) {
@@ -181,7 +192,7 @@ impl Metrics {
         drop(self.ready.get_or_create(&label));
     }
 
-    /// One that has left.
+    /// Removes the metrics of a HAProxy that is no longer registered.
     pub fn forget(&self, name: &str) {
         let of = |name: &str| name.to_owned();
         for labels in passes(name) {
@@ -243,7 +254,7 @@ impl Metrics {
             "Instances that the catalog lacks and the guard keeps in service",
             self.guard_held.clone(),
         );
-        r.register("nomad_up", "Whether Nomad gave the last answer that it was asked for", self.nomad_up.clone());
+        r.register_collector(Box::new(self.nomad_up.clone()));
         r.register("haproxy_up", "Whether HAProxy, or its API, answered the last pass", self.haproxy_up.clone());
         r.register("catalog_index", "Nomad's index of the catalog that was read last", self.index.clone());
         r.register_with_unit(
@@ -267,9 +278,9 @@ impl Metrics {
         self
     }
 
-    /// Nomad was asked, and this is whether it answered.
+    /// Records whether Nomad answered.
     pub fn nomad_answers(&self, answers: bool) {
-        self.nomad_up.get_or_create(&NoLabel {}).set(answers.into());
+        self.nomad_up.0.send_replace(Some(answers));
     }
 
     /// Counts one pass over the HAProxy of this name; `reason` is what woke it.
@@ -294,7 +305,7 @@ impl Metrics {
         if status.index > 0 || status.error.is_none() {
             set(&self.guard_held.get_or_create(&label), status.guard.as_ref().map_or(0, Holding::instances));
         }
-        self.who_answered(&label, status);
+        self.record_answers(&label, status);
         let ready = self.ready.get_or_create(&label);
         status.became_ready.iter().for_each(|waited| ready.observe(waited.as_secs_f64()));
         drop(ready);
@@ -302,7 +313,7 @@ impl Metrics {
             self.last_read.set(seconds(read));
             self.index.set(i64::try_from(status.index).unwrap_or(i64::MAX));
         }
-        // What a pass that failed did not come to read is as it was.
+        // What a failed pass did not read keeps its value.
         if status.has_observed() {
             self.counts(name, &status.counts);
         }
@@ -315,7 +326,7 @@ impl Metrics {
         }
     }
 
-    fn who_answered(&self, label: &HaproxyLabel, status: &PassStatus) {
+    fn record_answers(&self, label: &HaproxyLabel, status: &PassStatus) {
         let answers = match &status.error {
             Some(PassError::Access(_) | PassError::Write(WriteError::Access(_))) => Some(false),
             _ => status.has_observed().then_some(true),
@@ -353,7 +364,7 @@ impl Metrics {
     pub fn render(&self, format: Format) -> String {
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
-            // A String takes everything; this only says so if that ever changes.
+            // A String takes everything; this only reports it if that ever changes.
             let _ = write!(text, "# {error}");
         }
         format.of(text)
@@ -404,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_gone_is_gone_from_the_text() {
+    fn a_removed_backend_is_removed_from_the_text() {
         let metrics = metrics();
         let pass = |names: &[&str]| {
             let slots = Slots { seated: 2, free: 3 };
@@ -426,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_asked_is_neither_up_nor_down() {
+    fn a_peer_without_requests_is_neither_up_nor_down() {
         let metrics = metrics();
         let text = || metrics.render(Format::Text);
         assert!(
@@ -434,7 +445,7 @@ mod tests {
                 && !text().contains("nomad_haproxy_haproxy_up{haproxy=\"edge\"} ")
         );
         let unreadable = crate::nomad::NomadError::NoLeader;
-        let error = Some(PassError::Catalog(SourceError::Nomad(unreadable)));
+        let error = Some(PassError::Catalog(SourceError::Nomad(unreadable).into()));
         let status = PassStatus { stage: Stage::Catalog, version: 1, error, ..PassStatus::default() };
         metrics.pass("edge", &status, Duration::ZERO, Wake::Started);
         has(&text(), &["nomad_haproxy_nomad_up 0", "nomad_haproxy_haproxy_up{haproxy=\"edge\"} 1"]);
@@ -452,14 +463,14 @@ mod tests {
             text: "not routed".into(),
         };
         metrics.pass("edge", &PassStatus { notes: vec![note], ..PassStatus::default() }, Duration::ZERO, Wake::Started);
-        let error = Some(PassError::Catalog(SourceError::Nomad(crate::nomad::NomadError::NoLeader)));
+        let error = Some(PassError::Catalog(SourceError::Nomad(crate::nomad::NomadError::NoLeader).into()));
         let failed = PassStatus { stage: Stage::Catalog, error, ..PassStatus::default() };
         metrics.pass("edge", &failed, Duration::ZERO, Wake::Retry);
         has(&metrics.render(Format::Text), &["nomad_haproxy_notes{haproxy=\"edge\",severity=\"error\"} 1"]);
     }
 
     #[test]
-    fn a_haproxy_that_has_left_is_gone_from_the_text() {
+    fn a_removed_haproxy_is_removed_from_the_text() {
         let metrics = metrics();
         let slots = Slots { seated: 2, free: 3 };
         let backends = std::iter::once(("api".parse().expect("a name"), slots)).collect();

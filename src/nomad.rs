@@ -1,4 +1,4 @@
-//! Nomad's HTTP API: ACL token, TLS, unix socket, and one classifier of what went wrong.
+//! Nomad's HTTP API: ACL token, TLS, unix socket, and one classifier of errors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use thiserror::Error;
 
 use crate::endpoint::{self, EndpointError};
 
-/// For one answer of a read that does not block. Without a leader Nomad answers after 5 s (seen).
+/// For one answer to a non-blocking read. Without a leader Nomad answers after 5 s (seen).
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// What a blocking query may take beyond its `wait`: Nomad adds up to a sixteenth, and through a client
-/// agent whose server froze it never ended by itself (seen: 345 s for `wait=10s`).
+/// How much longer than its `wait` a blocking query may take: Nomad adds up to a sixteenth, and through a client agent
+/// whose server was frozen it never ended by itself (seen: 345 s for `wait=10s`).
 const BLOCKING_SLACK: Duration = Duration::from_secs(10);
 
 /// Where the token comes from.
@@ -22,7 +22,7 @@ pub enum Token {
     /// There is none: ACLs are off.
     #[default]
     None,
-    /// As it was given.
+    /// The token itself.
     Inline(SecretString),
     /// A file that is read for each request: Nomad rotates the token of a workload identity.
     File(PathBuf),
@@ -35,7 +35,7 @@ pub struct NomadConfig {
     pub address: String,
     /// The ACL token.
     pub token: Token,
-    /// The region; Nomad's own, if none is given.
+    /// The region; by default Nomad's own.
     pub region: Option<String>,
     /// A CA to trust beside the system's.
     pub ca_file: Option<PathBuf>,
@@ -43,10 +43,10 @@ pub struct NomadConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// What stands in the way of an answer.
+/// Why a request has no usable answer.
 #[derive(Debug, Error)]
 pub enum NomadError {
-    /// The settings do not make a client.
+    /// A client cannot be set up with these settings.
     #[error("{what}")]
     Settings {
         /// Which, and why.
@@ -55,10 +55,10 @@ pub enum NomadError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// What is asked for makes no request: a service's name is longer than a URI may be (65 534 bytes).
+    /// The request cannot be built: a service's name is longer than a URI may be (65 534 bytes).
     #[error("Nomad cannot be asked for {path}")]
     Request {
-        /// What was asked for, shortened.
+        /// The path, shortened.
         path: String,
         #[source]
         /// What went wrong.
@@ -67,7 +67,7 @@ pub enum NomadError {
     /// No answer.
     #[error("Nomad at {address} does not answer")]
     Unreachable {
-        /// Where it was looked for.
+        /// The address that was used.
         address: String,
         #[source]
         /// What went wrong.
@@ -76,11 +76,11 @@ pub enum NomadError {
     /// An answer other than 200.
     #[error("Nomad answered {path} with {status}: {message}")]
     Status {
-        /// What was asked for, shortened.
+        /// The path, shortened.
         path: String,
         /// The status.
         status: StatusCode,
-        /// Nomad's words, shortened.
+        /// Nomad's message, shortened.
         message: String,
     },
     /// 403, or a 200 that Nomad gives to a token without rights.
@@ -91,10 +91,10 @@ pub enum NomadError {
         /// What it may not read.
         what: String,
     },
-    /// An answer that is no JSON, or not the one that was expected.
+    /// An answer that is not JSON, or not the expected JSON.
     #[error("Nomad's answer to {path} cannot be read")]
     Form {
-        /// What was asked for.
+        /// The path.
         path: String,
         #[source]
         /// Where and what.
@@ -105,7 +105,7 @@ pub enum NomadError {
     NoLeader,
 }
 
-/// A read with its index.
+/// An answer with its index.
 #[derive(Debug)]
 pub struct Read<T> {
     /// `X-Nomad-Index`, 1 or above.
@@ -128,7 +128,7 @@ impl NomadError {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, .. })
     }
 
-    /// Whether nobody answers at all, whatever is asked for. A time-out may be the fault of what was asked for.
+    /// Whether Nomad cannot be reached for any request. A time-out may be caused by one request alone.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable { source, .. } if source.is_connect())
     }
@@ -147,13 +147,13 @@ impl Nomad {
         Ok(Self { http, base, settings })
     }
 
-    /// A read that must be consistent, complete and allowed: everything else is an error, and an error
-    /// is never an empty answer.
+    /// A read that must be consistent, complete and allowed: anything else is an error, and an error is never an empty
+    /// answer.
     pub async fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<Read<T>, NomadError> {
         self.get(path, query, TIMEOUT).await
     }
 
-    /// The same, once the index has moved on from `index`, or after `wait`.
+    /// The same, once the index has moved past `index`, or after `wait`.
     pub async fn wait<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -227,7 +227,7 @@ impl Nomad {
     }
 }
 
-/// A path for people: a service's name in it may have 60 kB.
+/// A path for people: the name of a service in it may have 60 kB.
 fn shortened(path: &str) -> String {
     match path.char_indices().nth(200) {
         Some((end, _)) => format!("{}…", &path[..end]),

@@ -1,27 +1,27 @@
 //! What HAProxy has: its configuration text at one version, read into the types of the desired state.
 //!
-//! Both planes read the text. It is the one form in which everything stands (foreign lines, defaults,
-//! comments), it comes with its version in one answer, and what one plane has written the other reads.
+//! Both planes read the text. It is the one form that contains everything (foreign lines, defaults, comments), it comes
+//! with its version in one answer, and what one plane has written the other can read.
 
 mod foreign;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{
-    BackendName, BackendSettings, DEFAULT_WEIGHT, Described, Owner, Place, Present, Server, ServerName, ServiceKey,
-    Tenant,
+    BackendName, BackendSettings, DEFAULT_WEIGHT, Described, Occupant, Owner, Place, Present, Server, ServerName,
+    ServiceKey,
 };
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
 pub use foreign::{Foreign, harm, lost_comments};
 
-/// Whose a backend is.
+/// Who owns a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ownership {
     /// Ours, made for these services; the one that holds it first comes first.
     Ours(Vec<ServiceKey>),
-    /// The same, but it is unclear where the section ends, so that only servers of ours in it are changed.
+    /// The same, but it is unclear where the section ends, so only servers of ours in it are changed.
     Unclear(Vec<ServiceKey>),
     /// A person's, or another controller's.
     Foreign,
@@ -40,34 +40,34 @@ impl Ownership {
 /// One backend of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedBackend {
-    /// Where it stands. A `listen` section takes its name too, but can't be given servers.
+    /// Where it is. A `listen` section takes its name too, but can't be given servers.
     pub section: Section,
-    /// Whether there are several sections of this name. Which of them counts is not to be told from the file (one
-    /// may stand in a conditional block), so nothing in them is taken for ours.
+    /// Whether there are several sections of this name. The file does not show which of them counts (one may be in a
+    /// conditional block), so nothing in them is treated as ours.
     pub is_repeated: bool,
-    /// Whose it is.
+    /// Its owner.
     pub ownership: Ownership,
-    /// Its settings, where it is ours and says only what we would write.
+    /// Its settings, if it is ours and contains only what we would write.
     pub settings: Option<BackendSettings>,
     /// Its mode, stated or inherited.
     pub mode: String,
     /// Its algorithm, stated or inherited.
     pub balance: String,
-    /// The weight of a server that does not state one: `default-server`'s, stated or inherited, else 1.
+    /// The weight of a server that does not state one: from `default-server`, stated or inherited, else 1.
     pub default_weight: u16,
     /// Whether an agent may set the states and weights of its servers (`agent-check`, stated or inherited).
     pub agent_check: bool,
     /// The servers of ours.
     pub servers: Vec<Server>,
-    /// Servers of ours whose line was changed or copied by somebody.
+    /// Servers of ours whose line was changed or copied by a person.
     pub drifted: BTreeSet<ServerName>,
-    /// Servers of ours whose line does not say which service they are of.
+    /// Servers of ours whose line does not name their service.
     pub unnamed: BTreeSet<ServerName>,
-    /// The names of the others' servers.
+    /// The names of the servers that are not ours.
     pub foreign: BTreeSet<String>,
     /// The lines of the servers of ours.
     our_lines: BTreeMap<usize, ServerName>,
-    /// The line that says that it is ours.
+    /// The line that marks it as ours.
     description: Option<usize>,
 }
 
@@ -80,8 +80,8 @@ pub struct Observed {
     pub text: ConfigText,
     /// Every backend and listen section.
     pub backends: BTreeMap<String, ObservedBackend>,
-    /// The defaults section that a new backend names: the last one, where the other sections name
-    /// theirs. HAProxy warns of each section in a file that mixes both.
+    /// The defaults section that a new backend names: the last one, if the other sections name theirs. HAProxy warns
+    /// about each section in a file that mixes both.
     pub defaults: Option<String>,
     /// The weight of a server in a new backend that does not state one.
     pub default_weight: u16,
@@ -130,7 +130,7 @@ impl Observed {
                         backend.disown();
                     }
                     if backend.is_ours() {
-                        // A `default-server` that gives a weight is not ours, and goes with the next write.
+                        // A `default-server` with a weight is not ours, and is removed by the next write.
                         backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
                     }
                     backends.insert(backend.section.name.clone(), backend);
@@ -143,14 +143,14 @@ impl Observed {
         Self { version, text, backends, defaults, default_weight, default_agent_check: last.agent_check }
     }
 
-    /// The namespaces of the services that HAProxy serves by us: a list of Nomad's that leaves one out
-    /// may have been shortened by missing rights.
+    /// The namespaces of the services that HAProxy serves through us: a list from Nomad that lacks one may have been
+    /// shortened because of missing rights.
     pub fn namespaces(&self) -> BTreeSet<String> {
         let services = self.backends.values().flat_map(ObservedBackend::services);
         services.map(|service| service.namespace.clone()).collect()
     }
 
-    /// What the desired state depends on: who holds which backend's name.
+    /// What the desired state depends on: which service holds which backend's name.
     pub fn present(&self) -> Present {
         let place = |(name, backend): (&String, &ObservedBackend)| Some((name.parse().ok()?, backend.place()?));
         let services = self.backends.values().flat_map(ObservedBackend::services).cloned().collect();
@@ -161,14 +161,14 @@ impl Observed {
     pub fn next_drain(&self) -> Option<u64> {
         let servers = self.backends.values().flat_map(|backend| &backend.servers);
         servers
-            .filter_map(|server| match server.tenant {
-                Tenant::Free { drain_until, .. } => drain_until,
-                Tenant::Instance { .. } => None,
+            .filter_map(|server| match server.occupant {
+                Occupant::Free { drain_until, .. } => drain_until,
+                Occupant::Instance { .. } => None,
             })
             .min()
     }
 
-    /// What is not ours, in meaning: see [`Foreign`].
+    /// What is not ours, by meaning: see [`Foreign`].
     pub fn foreign(&self) -> Foreign {
         Foreign::new(self)
     }
@@ -186,7 +186,7 @@ impl Observed {
     /// The backends that are ours or hold servers of ours, with their names.
     pub fn managed(&self) -> impl Iterator<Item = (BackendName, &ObservedBackend)> {
         self.backends.iter().filter(|(_, backend)| backend.is_managed()).filter_map(|(name, backend)| {
-            // HAProxy takes names that our own rule does not; none of those is ours.
+            // HAProxy accepts names that our own rule does not; none of those is ours.
             Some((name.parse().ok()?, backend))
         })
     }
@@ -202,9 +202,9 @@ impl ObservedBackend {
         self.our_lines.clear();
     }
 
-    /// What a person copied from a backend with servers of ours is the person's, under whatever name. `named` is the
-    /// backend that the description names, if it names one; what 0.1 wrote is ours unless its servers are named
-    /// after another backend.
+    /// A person's copy of a backend with servers of ours belongs to that person, under any name. `named` is the backend
+    /// that the description names, if it names one; a backend that 0.1 wrote is ours unless its servers are named after
+    /// another backend.
     fn disown_a_copy(&mut self, named: Option<&str>) {
         let own: Option<BackendName> = self.section.name.parse().ok();
         let is_slot = |name: &ServerName| own.as_ref().is_some_and(|own| own.slot_number(name).is_some());
@@ -230,40 +230,40 @@ impl ObservedBackend {
         }
     }
 
-    /// `None`: nobody can hold the name.
+    /// `None`: no service can hold the name.
     fn place(&self) -> Option<Place> {
         if self.is_repeated {
             return None;
         }
-        let is_theirs = self.ownership == Ownership::Foreign;
-        let seated: BTreeSet<_> = self.servers.iter().filter_map(|server| server.tenant.service()).collect();
-        let holders = match is_theirs {
+        let is_foreign = self.ownership == Ownership::Foreign;
+        let seated: BTreeSet<_> = self.servers.iter().filter_map(|server| server.occupant.service()).collect();
+        let holders = match is_foreign {
             true => seated.into_iter().cloned().collect(),
             false => self.ownership.services().to_vec(),
         };
-        Some(Place { is_theirs, holders, settings: self.settings.clone() })
+        Some(Place { is_foreign, holders, settings: self.settings.clone() })
     }
 
-    /// Lines of 0.1 do not say which service they are of; in a backend of one service, as 0.1 described it, it is
-    /// that. It is written out with the next change, before the description says more.
+    /// Lines of 0.1 do not name their service; in a backend of one service, as 0.1 described it, it is that one. It is
+    /// added with the next change, before the description is extended.
     fn name_the_service(&mut self) {
         let Ownership::Ours(services) = &self.ownership else { return };
         let [only] = services.as_slice() else { return };
         for server in &mut self.servers {
-            if let Tenant::Instance { service: service @ None, .. } = &mut server.tenant {
+            if let Occupant::Instance { service: service @ None, .. } = &mut server.occupant {
                 *service = Some(only.clone());
                 self.unnamed.insert(server.name.clone());
             }
         }
     }
 
-    /// The services that it is made for, and those that servers of ours in it are of.
+    /// The services that it is made for, and those with servers of ours in it.
     fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        let tenants = self.servers.iter().map(|server| &server.tenant);
-        self.ownership.services().iter().chain(tenants.filter_map(Tenant::service))
+        let occupants = self.servers.iter().map(|server| &server.occupant);
+        self.ownership.services().iter().chain(occupants.filter_map(Occupant::service))
     }
 
-    /// HAProxy refuses a file with two servers of one name, so whose name is there twice is written again.
+    /// HAProxy refuses a file with two servers of one name, so a server whose name occurs twice is rewritten.
     fn disown_copies(&mut self) {
         let mut count: BTreeMap<&ServerName, usize> = BTreeMap::new();
         for server in &self.servers {
@@ -280,13 +280,13 @@ impl ObservedBackend {
         matches!(self.ownership, Ownership::Ours(_))
     }
 
-    /// Whether this line (from 0) is a server of ours, changed by somebody or not.
+    /// Whether this line (from 0) is a server of ours, changed by a person or not.
     pub fn is_our_server(&self, line: usize) -> bool {
         self.our_lines.contains_key(&line)
     }
 
-    /// Whether its algorithm is static, so that HAProxy takes only weights of 0 and 100 % at run time
-    /// (configuration manual, `balance`). With `hash-type consistent` some are not: a reload is never wrong.
+    /// Whether its algorithm is static, so that HAProxy accepts only weights of 0 and 100 % at run time (configuration
+    /// manual, `balance`). With `hash-type consistent` some are not: an unneeded reload is still correct.
     pub fn has_static_algorithm(&self) -> bool {
         const STATIC: &[&str] = &["static-rr", "source", "uri", "url_param", "hdr", "rdp-cookie", "hash"];
         let end = self.balance.find(['(', ' ']).unwrap_or(self.balance.len());
@@ -299,8 +299,8 @@ impl ObservedBackend {
     }
 }
 
-/// Whether what looks like a section of an unknown kind may be directives of the section above it, which
-/// is then not taken for ours: rewritten or deleted, it would leave them to the section above itself.
+/// Whether what looks like a section of an unknown kind may be directives of the section above it, which is then not
+/// treated as ours: rewriting or deleting it would leave them to the section above it.
 fn may_belong_above(text: &ConfigText, section: &Section, owner: &Owner) -> bool {
     let is_ours = |directive: &Directive| {
         directive.keyword() == "server" && matches!(parse::server(directive, owner), ServerLine::Ours(..))
@@ -359,7 +359,7 @@ fn observed_backend(
         our_lines: BTreeMap::new(),
         description: None,
     };
-    // What stands in a conditional block may be in force or not: of ours it is drift.
+    // What is in a conditional block may or may not be in effect: what is ours there is drift.
     let (mut blocks, mut unconditional, mut all_unconditional) = (Blocks::default(), Vec::new(), true);
     for (line, directive) in lines.iter().zip(directives) {
         match directive.keyword() {
@@ -399,15 +399,15 @@ fn observed_backend(
     backend
 }
 
-/// The most servers of a `server-template` that are looked at.
-const TEMPLATE_MOST: u32 = 10_000;
+/// The most servers of a `server-template` that are enumerated.
+const MAX_TEMPLATE_SERVERS: u32 = 10_000;
 
 /// The names of the servers that `server-template PREFIX COUNT` or `PREFIX FIRST-LAST` makes.
 fn template_names(directive: &Directive) -> Vec<String> {
     let [_, prefix, range, ..] = &directive.words[..] else { return Vec::new() };
     let (first, last) = range.split_once('-').unwrap_or(("1", range));
     let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { return Vec::new() };
-    (first..=last.min(first.saturating_add(TEMPLATE_MOST))).map(|number| format!("{prefix}{number}")).collect()
+    (first..=last.min(first.saturating_add(MAX_TEMPLATE_SERVERS))).map(|number| format!("{prefix}{number}")).collect()
 }
 
 #[cfg(test)]
@@ -437,13 +437,16 @@ listen both
 "#;
 
     #[test]
-    fn ours_theirs_and_what_is_inherited() {
+    fn what_is_ours_what_is_foreign_and_what_is_inherited() {
         let observed = Observed::new(1, ConfigText::new(TEXT), &"nomad".parse().expect("an owner"));
         let ours = &observed.backends["ours"];
         assert!(ours.is_ours() && ours.settings.is_some());
         assert_eq!((ours.servers.len(), ours.drifted.len(), ours.foreign.len()), (1, 1, 1));
-        let theirs = &observed.backends["theirs"];
-        assert_eq!((theirs.mode.as_str(), theirs.balance.as_str(), theirs.is_managed()), ("tcp", "leastconn", false));
+        let foreign = &observed.backends["theirs"];
+        assert_eq!(
+            (foreign.mode.as_str(), foreign.balance.as_str(), foreign.is_managed()),
+            ("tcp", "leastconn", false)
+        );
         assert_eq!(observed.backends["other"].balance, "roundrobin");
         assert!(!observed.backends["other"].is_ours() && !observed.backends["both"].is_ours());
         assert_eq!(observed.defaults.as_deref(), Some("web"));
@@ -461,8 +464,8 @@ listen both
         let backend = &twice.backends["a"];
         assert_eq!(backend.servers.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a_2"]);
         assert_eq!(backend.drifted.iter().map(ServerName::as_str).collect::<Vec<_>>(), ["a_1"]);
-        let theirs = read(&format!("backend a\n{}  server a_1 127.0.0.1:1\n", line("a_1")));
-        assert!(theirs.backends["a"].servers.is_empty() && theirs.backends["a"].drifted.len() == 1);
+        let foreign = read(&format!("backend a\n{}  server a_1 127.0.0.1:1\n", line("a_1")));
+        assert!(foreign.backends["a"].servers.is_empty() && foreign.backends["a"].drifted.len() == 1);
     }
 
     #[test]
@@ -481,7 +484,7 @@ listen both
     }
 
     #[test]
-    fn a_name_of_several_sections_is_nobodys() {
+    fn a_name_of_several_sections_belongs_to_no_service() {
         let ours = "backend a\n  description nomad-haproxy:nomad default/a\n  server a_1 127.0.0.1:1 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
         assert!(read(ours).backends["a"].is_managed());
         for text in [format!("{ours}{ours}"), format!("{ours}listen a\n"), format!("backend a\n{ours}")] {
@@ -508,9 +511,9 @@ listen both
         };
         assert_eq!(is_ours("copy default/api", "copy_1"), (true, 1, 0));
         assert_eq!(is_ours("api default/api", "api_1"), (false, 0, 1));
-        // Who joins a person's copy is ours there.
+        // A server of ours in a person's copy is still ours.
         assert_eq!(is_ours("api default/api", "copy_1"), (false, 1, 0));
-        // What 0.1 wrote does not say which backend it is.
+        // What 0.1 wrote does not name its backend.
         assert_eq!(is_ours("default/api", "copy_1"), (true, 1, 0));
         assert_eq!(is_ours("default/api", "api_1"), (false, 0, 1));
         let original = section("api", "api default/api", "api_1");

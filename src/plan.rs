@@ -1,7 +1,6 @@
 //! The plan: the pure difference between desired and observed state.
 //!
-//! It leaves nothing to decide when it is applied: both planes, both writers and the dry run act on the
-//! same edits.
+//! It leaves no decision for when it is applied: both planes, both writers and the dry run act on the same edits.
 
 pub mod display;
 pub mod guard;
@@ -23,8 +22,8 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Owner, Server, ServerName,
-    ServerOptions, Severity, SlotPolicy, State, Tenant,
+    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Occupant, Owner, Server,
+    ServerName, ServerOptions, Severity, SlotPolicy, State,
 };
 use crate::observed::{Observed, ObservedBackend};
 pub use part::{LeftOut, Part};
@@ -45,14 +44,14 @@ pub enum Strategy {
     FailOnConflict,
 }
 
-/// What the settings say about planning.
+/// The settings for planning.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Whose everything is.
+    /// The `owner` in our marks.
     pub owner: Owner,
-    /// What to do about names that are taken.
+    /// What to do when a name is taken.
     pub strategy: Strategy,
-    /// How long a backend that nobody asks for any more stays, without instances, before it is deleted.
+    /// How long a backend without a service stays, without instances, before it is deleted.
     pub linger: Duration,
     /// The time of this pass, since 1970: for drains that end, and for the order in which slots are freed.
     pub now: Duration,
@@ -63,25 +62,25 @@ pub struct Options {
 pub enum ServerEdit {
     /// A new line.
     Add(Server),
-    /// Another content. `before` is `None` where the line had been changed by somebody.
+    /// A new content. `before` is `None` if the line was changed by a person.
     Set {
         /// As it is.
         before: Option<Server>,
-        /// As it shall be.
+        /// As it should be.
         after: Server,
         /// Whether the backend's algorithm is static, so that the weight cannot change at run time.
         fixed_weight: bool,
     },
-    /// The line goes.
+    /// The line is removed.
     Remove(ServerName),
 }
 
 /// How much of the settings of a backend of ours is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rewrite {
-    /// Nothing: they are as they shall be.
+    /// Nothing: they are as they should be.
     Nothing,
-    /// The description, which the process need not know.
+    /// The description, which the process does not need.
     Description,
     /// All of them.
     Settings,
@@ -90,7 +89,7 @@ pub enum Rewrite {
 /// A change of one backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
-    /// A backend of ours that is not there yet.
+    /// A backend of ours that does not exist yet.
     Create {
         /// Its settings.
         settings: BackendSettings,
@@ -99,22 +98,22 @@ pub enum Edit {
     },
     /// A backend of ours: its settings where they change, and its servers.
     Change {
-        /// What it shall be as a whole, for a plane that writes whole backends.
+        /// The whole backend as it should be, for a plane that writes whole backends.
         settings: BackendSettings,
-        /// What of the settings differs from what is there.
+        /// Which of the settings differ from what is there.
         rewrite: Rewrite,
-        /// All servers of ours that it shall have.
+        /// All servers of ours that it should have.
         servers: Vec<Server>,
         /// Those that differ.
         edits: Vec<ServerEdit>,
     },
-    /// Servers of ours in a backend that stays as it is.
+    /// Servers of ours in a backend that otherwise stays as it is.
     Servers(Vec<ServerEdit>),
-    /// A backend of ours that nobody wants any more.
+    /// A backend of ours that no service needs any more.
     Delete,
 }
 
-/// What the running process is told of a change, so that it needs no reload.
+/// A change of the running process, which needs no reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// `set server B/S addr IP port PORT`.
@@ -126,7 +125,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The server that it is about.
+    /// The server that it changes.
     pub fn server(&self) -> (&BackendName, &ServerName) {
         let (Self::Address(backend, server, ..) | Self::State(backend, server, _) | Self::Weight(backend, server, _)) =
             self;
@@ -141,14 +140,14 @@ pub struct Plan {
     pub edits: BTreeMap<BackendName, Edit>,
 }
 
-/// A plan with what there is to say about it.
+/// A plan with its notes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Planned {
     /// The difference.
     pub plan: Plan,
-    /// Conflicts with what is there.
+    /// Conflicts with what exists.
     pub notes: Vec<Note>,
-    /// When there will be something to do though nothing changes, since 1970: a backend that lingers is due.
+    /// When the next pass is due although nothing changes, since 1970: a lingering backend is to be deleted.
     pub next: Option<Duration>,
 }
 
@@ -159,7 +158,7 @@ pub struct Conflict(pub Note);
 
 impl Plan {
     #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
-    /// Computes the difference. What is `left_out` stays as it is, but for instances that are gone.
+    /// Computes the difference. What is `left_out` stays as it is, except for instances that are gone.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
         let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new() };
         let (mut plan, mut next) = (Plan::default(), None);
@@ -186,7 +185,7 @@ impl Plan {
                 idle.insert(name, Edit::Delete);
             }
         }
-        // A reload comes along: it takes the idle backends with it.
+        // There is a reload anyway: it also removes the idle backends.
         if !plan.is_live() {
             plan.edits.extend(idle);
             next = None;
@@ -194,12 +193,12 @@ impl Plan {
         Ok(Planned { plan, notes: planner.notes, next })
     }
 
-    /// The slots of the instances that are gone are freed, and nothing else changes. It takes no reload, so it
-    /// holds whatever becomes of the rest.
+    /// The slots of the instances that are gone are freed, and nothing else changes. It needs no reload, so it can be
+    /// applied whatever happens to the rest.
     pub fn gone(built: &Built, observed: &Observed, now: Duration) -> Self {
         let edit = |name: &BackendName, section: &ObservedBackend| match built.desired.backends.get(name) {
             Some(desired) => without_the_gone(desired, section, &built.held, now),
-            None => vacated(section, &slots::vacate(&section.servers, |tenant| built.held.keeps(tenant), now)),
+            None => vacated(section, &slots::vacate(&section.servers, |occupant| built.held.keeps(occupant), now)),
         };
         let edits = observed.managed().filter_map(|(name, section)| Some((name.clone(), edit(&name, section)?)));
         Self { edits: edits.collect() }
@@ -210,9 +209,9 @@ impl Plan {
         self.edits.is_empty()
     }
 
-    /// The part that HAProxy takes without a reload, and what does take one. Each server stands for itself,
-    /// so that what can be had at once does not wait for a backend that has to grow. Who is `gone` is out at
-    /// once also where the line has to go, or waits for somebody with other settings.
+    /// Splits the plan into what HAProxy takes without a reload, and what needs one. Each server is handled on its own,
+    /// so that a change that needs no reload does not wait for a backend that has to grow. An instance in `gone` is out
+    /// at once, even if its line has to be removed or is waiting for an instance with other settings.
     #[must_use]
     pub fn split(self, gone: Self) -> (Self, Waiting) {
         let (mut live, mut rest) = (Self::default(), BTreeMap::new());
@@ -257,7 +256,7 @@ impl Plan {
         (live, Waiting(rest))
     }
 
-    /// The part that takes a reload.
+    /// The part that needs a reload.
     pub fn waiting(&self) -> Waiting {
         self.clone().split(Self::default()).1
     }
@@ -267,7 +266,7 @@ impl Plan {
         self.edits.values().all(Edit::is_live)
     }
 
-    /// What of it can be left out by itself: the instances first, then the backends.
+    /// The parts that can be left out on their own: the instances first, then the backends.
     pub fn parts(&self) -> Vec<Part> {
         let (mut instances, mut backends) = (Vec::new(), Vec::new());
         for (name, edit) in &self.edits {
@@ -280,7 +279,7 @@ impl Plan {
                 Edit::Delete => (Vec::new(), true),
             };
             let before = instances.len();
-            let ids = servers.iter().filter_map(|server| server.tenant.id());
+            let ids = servers.iter().filter_map(|server| server.occupant.id());
             instances.extend(ids.map(|id| Part::Instance(name.clone(), id.clone())));
             if is_whole || instances.len() - before < edit.size() {
                 backends.push(Part::Backend(name.clone()));
@@ -307,8 +306,8 @@ impl Edit {
     }
 }
 
-/// The part of a plan that takes a reload, when it cannot be had now. It lacks the servers of its backends
-/// that change without one, so it is for looking at, not for applying.
+/// The part of a plan that needs a reload, when none may be made now. It lacks the servers of its backends that change
+/// without one, so it is for comparing, not for applying.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Waiting(BTreeMap<BackendName, Edit>);
 
@@ -337,7 +336,7 @@ impl Edit {
 }
 
 impl ServerEdit {
-    /// As it waits: it is the same change when the slot has been freed in the meantime.
+    /// While it waits: it is the same change if the slot has been freed in the meantime.
     fn waiting(self) -> Self {
         match self {
             Self::Set { before: _, after, fixed_weight } => Self::Set { before: None, after, fixed_weight },
@@ -345,14 +344,14 @@ impl ServerEdit {
         }
     }
 
-    /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a
-    /// line does not. A static algorithm refuses a new weight (management guide, `set server … weight`).
+    /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a line does
+    /// not. A static algorithm refuses a new weight (management guide, `set server … weight`).
     fn is_live(&self) -> bool {
         let Self::Set { before: Some(before), after, fixed_weight } = self else { return false };
         let ServerOptions { weight, maxconn, backup } = after.options;
         let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
-        // The process takes no host name, and of one that did not resolve it takes no address either. Of a server
-        // in maintenance it needs none.
+        // The process accepts no host name, and no address for a server whose name did not resolve. A server in
+        // maintenance needs none.
         let address = (&before.address, before.port) == (&after.address, after.port)
             || after.state() == State::Maint
             || matches!((&before.address, &after.address), (Address::Ip(_), Address::Ip(_)));
@@ -371,7 +370,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
         match (self.observed.backend(name), desired.kind) {
-            // Of what is left out there is nothing to make a backend for.
+            // There is no need for a backend of what is left out.
             (None, BackendKind::Dynamic)
                 if !desired.instances.is_empty()
                     && desired.instances.iter().all(|one| self.left_out.has_instance(name, &one.id)) =>
@@ -379,7 +378,7 @@ impl Planner<'_> {
                 Ok(None)
             }
             (None, BackendKind::Dynamic) => {
-                self.say_what_agents_cost(name, desired, None);
+                self.note_agent_check(name, desired, None);
                 let servers = self.seat(name, desired, None, false);
                 Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
             }
@@ -420,8 +419,8 @@ impl Planner<'_> {
         }));
     }
 
-    /// The backend stays as it is, but for servers of ours whose instances are gone: it may have been ours until
-    /// somebody changed it.
+    /// The backend stays as it is, except for servers of ours whose instances are gone: it may have been ours until a
+    /// person changed it.
     fn taken(&mut self, desired: &Backend, observed: &ObservedBackend, text: &str) -> Result<Option<Edit>, Conflict> {
         self.note(Severity::Error, Code::BackendInTheWay, desired, text);
         match (self.options.strategy, self.notes.last()) {
@@ -450,26 +449,26 @@ impl Planner<'_> {
         self.servers(name, desired, observed)
     }
 
-    /// A backend of somebody's: only servers of ours.
+    /// A backend that is not ours: only servers of ours.
     fn servers(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         for (service, tags) in desired.tags.iter().filter(|(_, tags)| !tags.is_empty()) {
             let text = format!("ignored, as the backend {name} is not ours: {}", tags.join(", "));
             let (severity, service) = (Severity::Warning, service.clone());
             self.notes.push(Note { severity, service, code: Code::IgnoredTag, text });
         }
-        self.say_what_agents_cost(name, desired, Some(observed));
+        self.note_agent_check(name, desired, Some(observed));
         only_servers(observed, &self.seat(name, desired, Some(observed), false))
     }
 
     /// A backend of ours: both its settings and its servers.
     fn change(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
-        self.say_what_agents_cost(name, desired, Some(observed));
+        self.note_agent_check(name, desired, Some(observed));
         let rewrite = rewrite(observed.settings.as_ref(), &desired.settings);
         let mut servers = self.seat(name, desired, Some(observed), rewrite == Rewrite::Settings);
         let mut edits = differences(observed, &servers);
         let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
         if grows && rewrite != Rewrite::Settings {
-            // It takes a reload in any case, so the spares that are too many may go with it.
+            // It needs a reload in any case, so superfluous spares are removed as well.
             servers = self.seat(name, desired, Some(observed), true);
             edits = differences(observed, &servers);
         }
@@ -502,13 +501,13 @@ impl Planner<'_> {
         })
     }
 
-    /// An agent is asked in maintenance, too, and its `up` and `ready` end that (seen on 3.0, 3.2 and 3.4). A spare
-    /// server has the agent of whoever listens at its address, so there must be none.
+    /// Agents are also queried in maintenance, and their `up` and `ready` end it (seen on 3.0, 3.2 and 3.4). A spare
+    /// server would be controlled by any agent at its address, so there must be none.
     fn has_agents(&self, observed: Option<&ObservedBackend>) -> bool {
         observed.map_or(self.observed.default_agent_check, |observed| observed.agent_check)
     }
 
-    fn say_what_agents_cost(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {
+    fn note_agent_check(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {
         if self.has_agents(observed) && desired.slots.min_free > 0 {
             let text = format!(
                 "the backend {name} has no spare servers, so every change of its instances takes a reload: \
@@ -519,7 +518,7 @@ impl Planner<'_> {
     }
 }
 
-/// What of a backend's settings has to be written. A service that joins or leaves changes just the description.
+/// Which of a backend's settings have to be written. A service that joins or leaves changes only the description.
 fn rewrite(before: Option<&BackendSettings>, after: &BackendSettings) -> Rewrite {
     let BackendSettings { description: _, mode, balance, check } = after;
     match before {
@@ -531,21 +530,20 @@ fn rewrite(before: Option<&BackendSettings>, after: &BackendSettings) -> Rewrite
     }
 }
 
-/// What becomes of a backend that nobody asks for any more.
+/// What happens to a backend that no service needs any more.
 struct Removal {
     /// What is done now.
     now: Option<Edit>,
-    /// Until when it stays without instances, since 1970, unless a reload comes along.
+    /// Until when it stays without instances, since 1970, unless there is a reload before.
     lingers_until: Option<Duration>,
 }
 
-/// It is emptied at once, and deleted when it has been empty for a while or when a reload comes along: so a
-/// service of one instance that is rolled, or stopped and started, costs no reload. A server that somebody
-/// put into our backend keeps it alive, one that drains keeps it until the drain is over. `stays`: HAProxy
-/// refuses to lose it, as a frontend names it, or a service of it is held, so it stays without the instances that
-/// are gone.
+/// It is emptied at once, and deleted when it has been empty for a while or when there is a reload anyway: so rolling,
+/// or stopping and starting, a service of one instance costs no reload. A server that a person put into our backend
+/// keeps it, and one that drains keeps it until the drain is over. `stays`: HAProxy refuses to lose it, as a frontend
+/// names it, or a service of it is held, so it stays without the instances that are gone.
 fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bool) -> Removal {
-    let freed = slots::vacate(&observed.servers, |tenant| held.keeps(tenant), options.now);
+    let freed = slots::vacate(&observed.servers, |occupant| held.keeps(occupant), options.now);
     let emptied = vacated(observed, &freed);
     if stays || freed.iter().any(|server| server.state() != State::Maint) {
         return Removal { now: emptied, lingers_until: None };
@@ -555,29 +553,29 @@ fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bo
     }
     let since = Duration::from_millis(freed.iter().filter_map(Server::freed).max().unwrap_or_default());
     let until = since.saturating_add(options.linger);
-    // A server that waits for nobody may be put into service by its agent.
+    // A server without an instance may be put into service by its agent.
     if options.linger.is_zero() || until <= options.now || observed.agent_check {
         return Removal { now: Some(Edit::Delete), lingers_until: None };
     }
     Removal { now: emptied, lingers_until: Some(until) }
 }
 
-/// A backend that is left as it is, but for the instances that are gone: nobody stays in service because
+/// A backend that is left as it is, except for the instances that are gone: no instance stays in service because
 /// HAProxy refuses something else.
 fn without_the_gone(desired: &Backend, observed: &ObservedBackend, held: &Held, now: Duration) -> Option<Edit> {
     let present: BTreeSet<_> = desired.instances.iter().map(|instance| &instance.id).collect();
-    let stays = |tenant: &Tenant| tenant.id().is_some_and(|id| present.contains(id)) || held.keeps(tenant);
+    let stays = |occupant: &Occupant| occupant.id().is_some_and(|id| present.contains(id)) || held.keeps(occupant);
     vacated(observed, &slots::vacate(&observed.servers, stays, now))
 }
 
-/// The edits that free slots, and no others: a line that somebody changed stays for another time.
+/// Only the edits that free slots: a line that a person changed is left for later.
 fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
     let mut edits = differences(observed, servers);
     edits.retain(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }));
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
-/// Whether it is of a service that is held, whether an instance of that sits there or not.
+/// Whether it belongs to a service that is held, with or without an instance.
 fn is_held(observed: &ObservedBackend, held: &Held) -> bool {
     observed.ownership.services().iter().any(|service| held.holds(service))
 }
@@ -618,7 +616,7 @@ impl ServerEdit {
         }
     }
 
-    /// The server as it shall be.
+    /// The server as it should be.
     fn after(&self) -> Option<&Server> {
         match self {
             Self::Add(server) | Self::Set { after: server, .. } => Some(server),
@@ -627,7 +625,7 @@ impl ServerEdit {
     }
 
     /// Whether an instance comes in (`Some(true)`), goes out (`Some(false)`), or neither.
-    fn tenancy(&self) -> Option<bool> {
+    fn movement(&self) -> Option<bool> {
         match self {
             Self::Add(server) => server.is_enabled().then_some(true),
             Self::Set { before, after, fixed_weight: _ } => {

@@ -1,11 +1,11 @@
-//! The way to one HAProxy: the Data Plane API, or the file and the socket of a HAProxy on this machine.
+//! The connection to one HAProxy: the Data Plane API, or the file and the socket of a HAProxy on this machine.
 //!
-//! Both make the same promises. A write names the version that it was computed from and fails if that
-//! has moved; it is validated by HAProxy before it counts; a structural write is loaded when it returns,
-//! or the configuration from before is back; a live write changes the file and the process together.
+//! Both make the same promises. A write names the version that it was computed from and fails if that has changed;
+//! HAProxy validates it before it takes effect; a structural write is loaded when it returns, or the configuration from
+//! before is back; a live write changes the file and the process together.
 //!
-//! There are two kinds of error. [`AccessError`]: HAProxy gave no answer, so nothing is known.
-//! [`WriteError`]: it did answer, and what was asked for was not done, or not all of it.
+//! There are two kinds of error. [`AccessError`]: HAProxy gave no answer, so nothing is known. [`WriteError`]: it did
+//! answer, and the write was not done, or only partly.
 
 pub mod dataplane;
 pub mod local;
@@ -24,8 +24,8 @@ use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
 use crate::plan::{Action, Plan};
 
-/// For one validation by default. It takes HAProxy 20 to 400 ms, and as long as its resolver takes for the host names
-/// of servers: with glibc, 10 s for each name that nobody answers for.
+/// The default time for one validation. HAProxy needs 20 to 400 ms, plus the time that its resolver takes for the host
+/// names of servers: with glibc, 10 s for each name without an answer.
 pub const VALIDATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -56,56 +56,56 @@ pub enum AccessError {
     Version(#[from] VersionError),
 }
 
-/// What came of a write that was not done as it was asked for.
+/// Why a write was not done as requested.
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// No answer, so it may or may not have been done.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// Somebody else wrote in the meantime: nothing was written.
+    /// Another client wrote in the meantime: nothing was written.
     #[error("the configuration changed during the pass: {0}")]
     Conflict(String),
     /// HAProxy refuses the configuration: nothing was written.
     #[error("HAProxy refuses the configuration: {message}")]
     Invalid {
-        /// HAProxy's words.
+        /// HAProxy's message.
         message: String,
     },
-    /// HAProxy does not say in time whether it takes the configuration: nothing was written.
+    /// HAProxy did not finish validating in time: nothing was written.
     #[error("{}", Verdict::TooLong(*limit))]
     TooLong {
-        /// How long it was waited for.
+        /// The time-out.
         limit: Duration,
     },
-    /// It was valid, but HAProxy could not load it. The file from before is back, the process is the one
-    /// from before.
+    /// It was valid, but HAProxy could not load it. The file from before is back, and the process is the one from
+    /// before.
     #[error("HAProxy could not load the configuration: {message}")]
     ReloadFailed {
-        /// HAProxy's words.
+        /// HAProxy's message.
         message: String,
     },
     /// The file was written, but the process did not take all of it.
     #[error("the file is written, but HAProxy did not take a run-time change: {message}")]
     HalfLive {
-        /// HAProxy's words.
+        /// HAProxy's message.
         message: String,
     },
-    /// It takes a reload, for a reason that is the plane's own: nothing was written.
+    /// It needs a reload, for a reason of this plane: nothing was written.
     #[error("this cannot be changed at run time: {0}")]
     NotLive(&'static str),
-    /// The text that would be written does not say what was planned: nothing was written.
+    /// The text that would be written is not what was planned: nothing was written.
     #[error("the Data Plane API would not write what was planned: {0}; set `haproxy.write` to `text` or `auto`")]
     Distorted(String),
 }
 
-/// What HAProxy says of a text.
+/// HAProxy's verdict on a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It takes it.
+    /// It accepts it.
     Valid,
-    /// It refuses it, in these words. Lines that they name are lines of just this text.
+    /// It refuses it, with this message. Line numbers in it are those of exactly this text.
     Refused(String),
-    /// It does not say within this time.
+    /// It did not finish in this time.
     TooLong(Duration),
 }
 
@@ -126,7 +126,7 @@ impl fmt::Display for Verdict {
 /// Why a file must not be written through the Data Plane API, which renders all of it with each write.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Harm {
-    /// Conditional blocks are torn apart: what stands in them would stand outside, or the other way round.
+    /// Conditional blocks would be broken: what is inside would end up outside, or the other way round.
     #[error(
         "the configuration is not written: line {line} has `{word}`, and the Data Plane API tears conditional blocks \
          apart when it renders the file; hint: let the controller write the file itself (`haproxy.config_file`, \
@@ -172,13 +172,13 @@ pub struct Staged {
 /// A server as the running process has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuntimeServer {
-    /// Its address; `None` where the process has none yet (a host name that was not resolved).
+    /// Its address; `None` if the process has none yet (a host name that was not resolved).
     pub address: Option<IpAddr>,
     /// Its port.
     pub port: u16,
-    /// The state that it was told to be in, whatever its checks or DNS say.
+    /// Its administrative state, whatever its checks or DNS say.
     pub state: State,
-    /// Its weight, where the plane says.
+    /// Its weight, if the plane reports it.
     pub weight: Option<u16>,
 }
 
@@ -187,13 +187,13 @@ pub struct RuntimeServer {
 pub struct Runtime(pub BTreeMap<(String, String), RuntimeServer>);
 
 impl Runtime {
-    /// A process that has what this file says.
+    /// A process that agrees with this file.
     pub fn of(observed: &Observed) -> Self {
         Self::from_file(observed, |state| state)
     }
 
-    /// A process that has just loaded this file. The file cannot say `drain`: a server that drains is
-    /// `disabled` there, and starts in maintenance.
+    /// A process that has just loaded this file. The file cannot express `drain`: a server that drains is `disabled`
+    /// there, and starts in maintenance.
     pub fn loaded(observed: &Observed) -> Self {
         Self::from_file(observed, |state| if state == State::Drain { State::Maint } else { state })
     }
@@ -235,37 +235,37 @@ pub struct StateChange {
     pub state: State,
 }
 
-/// Which HAProxy it is.
+/// The version and the process of HAProxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HaproxyInfo {
     /// Its release series.
     pub version: Version,
-    /// The worker's process ID: another worker has forgotten what this one was told at run time.
+    /// The worker's process ID: another worker does not have the run-time changes of this one.
     pub pid: u64,
 }
 
-/// The way to one HAProxy.
+/// The connection to one HAProxy.
 #[async_trait]
 pub trait Plane: fmt::Debug + Send + Sync {
     /// Which HAProxy answers, and whether it is new enough.
     async fn info(&self) -> Result<HaproxyInfo, AccessError>;
-    /// Clears up what an earlier run left behind when it was cut short. Called before a pass that may
-    /// write, when the one before was not seen to end well. [`WriteError::Access`], [`WriteError::Conflict`].
+    /// Cleans up what an interrupted run left behind. Called before a pass that may write, if the last one did not end
+    /// well. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn recover(&self) -> Result<(), WriteError>;
     /// Reads the configuration.
     async fn observe(&self) -> Result<Observed, AccessError>;
-    /// What a write would do to what is not ours. Asked before a write; answered from memory as long as
-    /// what is not ours stays the same. [`WriteError::Access`], [`WriteError::Conflict`].
+    /// What a write would do to what is not ours. Called before a write; cached as long as what is not ours stays the
+    /// same. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn survey(&self, observed: &Observed) -> Result<Survey, WriteError>;
-    /// Prepares a plan; nothing is written yet. Whoever stages commits or aborts. [`WriteError::Access`],
+    /// Prepares a plan; nothing is written yet. The caller has to commit or abort it. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::Distorted`].
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError>;
-    /// Has HAProxy validate what was staged, writes it, and loads it. [`WriteError::Access`],
-    /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::ReloadFailed`].
+    /// Has HAProxy validate what was staged, writes it, and loads it. [`WriteError::Access`], [`WriteError::Conflict`],
+    /// [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::ReloadFailed`].
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError>;
-    /// Drops what was staged.
+    /// Discards what was staged.
     async fn abort(&self, staged: Staged) -> Result<(), AccessError>;
-    /// Writes a text and tells the process the same, without a reload. [`WriteError::Access`],
+    /// Writes a text and makes the same changes in the process, without a reload. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::HalfLive`],
     /// [`WriteError::NotLive`].
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError>;
@@ -273,7 +273,7 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError>;
     /// The servers of the managed backends as the process has them.
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError>;
-    /// Tells the process one state, and nothing to the file. A server that the process lacks is no error.
+    /// Sets one state in the process, not in the file. A server that the process lacks is not an error.
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError>;
     /// Loads the configuration as it is, again. [`WriteError::Access`], [`WriteError::Conflict`],
     /// [`WriteError::Invalid`], [`WriteError::ReloadFailed`].

@@ -1,7 +1,7 @@
 //! The loop of one HAProxy: what wakes it, when it acts, one pass at a time.
 //!
-//! A wake is a hint. What counts is that a pass runs soon after the last of several changes, not later
-//! than `max_wait` after the first, and every `resync_interval` in any case.
+//! A wake-up is a hint. What counts is that a pass runs soon after the last of several changes, not later than
+//! `max_wait` after the first, and every `resync_interval` in any case.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::metrics::Metrics;
 use crate::report::Reporter;
 use crate::shutdown;
 
-/// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not
-/// knock at a recovering HAProxy in step.
-const RETRY_LEAST: Duration = Duration::from_millis(500);
-pub(crate) const RETRY_MOST: Duration = Duration::from_secs(30);
+/// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not retry a
+/// recovering HAProxy in step.
+const RETRY_MIN: Duration = Duration::from_millis(500);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Why a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,7 +31,7 @@ pub enum Wake {
     Started,
     /// Nomad's index moved, or the catalog file changed.
     Catalog,
-    /// Nothing was heard for a while.
+    /// Nothing changed for a while.
     Resync,
     /// The last pass failed.
     Retry,
@@ -55,12 +55,12 @@ impl Wake {
     }
 }
 
-/// When to act on wakes: the first at once, those that follow gathered within bounds.
+/// When to act on wake-ups: on the first at once, on those that follow together, within limits.
 #[derive(Debug)]
 struct Debounce {
     quiet: Duration,
     most: Duration,
-    /// The first and the last wake that were not acted on yet.
+    /// The first and the last wake-up that are still pending.
     pending: Option<(Instant, Instant)>,
     last_pass: Option<Instant>,
 }
@@ -74,7 +74,7 @@ impl Debounce {
         self.pending = Some(self.pending.map_or((now, now), |(first, _)| (first, now)));
     }
 
-    /// When the pending wakes are to be acted on.
+    /// When the pending wake-ups are due.
     fn due(&self) -> Option<Instant> {
         let (first, last) = self.pending?;
         match self.last_pass {
@@ -89,12 +89,12 @@ impl Debounce {
     }
 }
 
-/// When a pass runs that no change asks for.
+/// When a pass runs without a change.
 #[derive(Debug)]
 struct Timer {
     interval: Duration,
     resync: Instant,
-    /// What the last pass left to be done, or done again.
+    /// What the last pass left to do or to retry.
     follow_up: Option<(Instant, Wake)>,
 }
 
@@ -107,8 +107,8 @@ impl Timer {
         self.follow_up.filter(|(at, _)| *at < self.resync).unwrap_or((self.resync, Wake::Resync))
     }
 
-    /// Whether the pass that begins is to look at everything. Not only the timer's own: passes for other
-    /// reasons may come so often that it never fires.
+    /// Whether the pass that begins has to look at everything. Not only the timer's own: passes for other reasons may
+    /// come so often that it never fires.
     fn takes_resync(&mut self, now: Instant) -> bool {
         let due = now >= self.resync;
         if due {
@@ -147,8 +147,8 @@ pub struct Outlets {
 }
 
 impl Loop {
-    /// Runs until it is to stop. A pass that is running has [`shutdown::PASS`] to end, so that no reload is cut for
-    /// nothing; then it is cut, as it may be killed at any moment: the next start repairs what it left.
+    /// Runs until it is stopped. A running pass has [`shutdown::PASS`] to end, so that no reload is interrupted without
+    /// need; then it is cancelled, like a kill at any moment: the next start repairs what it left.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut debounce = Debounce::new(self.timings);
         let mut backoff: Option<ExponentialBackoff> = None;
@@ -188,7 +188,7 @@ impl Loop {
                 Next::Resync => None,
                 Next::Deferred(at) => Some((at, Wake::Deferred)),
                 Next::Retry => {
-                    let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MOST);
+                    let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MAX);
                     Some((Instant::now() + delay, Wake::Retry))
                 }
             };
@@ -212,8 +212,8 @@ impl Loop {
 pub(crate) fn retries() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_jitter()
-        .with_min_delay(RETRY_LEAST)
-        .with_max_delay(RETRY_MOST)
+        .with_min_delay(RETRY_MIN)
+        .with_max_delay(RETRY_MAX)
         .without_max_times()
         .build()
 }
@@ -226,7 +226,7 @@ enum Next {
     Retry,
 }
 
-/// One pass, with its lines in the log and its part in metrics and health.
+/// Runs one pass, and reports it to log, metrics and health.
 async fn pass(controller: &mut Controller, moment: Moment, reason: Wake, outlets: &mut Outlets) -> Next {
     let Outlets { name, is_named, metrics, health, reporter } = outlets;
     let span = tracing::info_span!("pass", reason = reason.as_str(), haproxy = tracing::field::Empty);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_follow_are_gathered() {
+    fn later_changes_are_gathered() {
         let (mut debounce, start) = (debounce(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         debounce.passed(start);

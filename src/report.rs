@@ -1,7 +1,7 @@
-//! What the log says of passes: a line for what changed, one for a problem when it comes and one when it is gone,
-//! and of an outage its beginning, its end, and reminders at growing intervals between.
+//! What is logged about passes: a line for what changed, one for a problem when it appears and one when it is resolved,
+//! and for an outage its beginning, its end, and reminders at growing intervals.
 //!
-//! Pure but for the log itself: the time is the caller's, and nothing here waits.
+//! Pure except for the log itself: the time comes from the caller, and nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,19 +20,19 @@ use crate::plan::servers::ServerAction;
 const FIRST_REMINDER: Duration = Duration::from_secs(30);
 /// The longest time between two reminders: an outage of a day is about a hundred lines.
 const LAST_REMINDER: Duration = Duration::from_secs(15 * 60);
-/// Causes of one outage that get a line of their own. The bound is for causes that differ each time.
+/// Causes of one outage that get their own line. The limit is for causes that differ each time.
 const CAUSES: usize = 8;
 /// Services that a line names.
 const NAMED: usize = 5;
-/// Problems that one pass logs one by one. The bound is for a first pass over a large catalog with one mistake in
-/// all its jobs.
+/// Problems that one pass logs one by one. The limit is for a first pass over a large catalog with one mistake in all
+/// its jobs.
 const PROBLEMS: usize = 50;
 /// Lines of a diff that are logged.
 const DIFF_LINES: usize = 40;
-/// Characters of a name, and of a problem that was logged before: both are for others to choose.
+/// Characters of a name, and of a problem that was logged before: both come from outside.
 const NAME: usize = 100;
 
-/// Failures that follow one another, whatever their causes.
+/// Consecutive failures, of any cause.
 #[derive(Debug, Default)]
 pub struct Outage(Option<Ongoing>);
 
@@ -45,12 +45,12 @@ struct Ongoing {
     reminder: Instant,
 }
 
-/// What there is to say of a failure.
+/// How to report a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// It is the first of its kind in this outage.
     New,
-    /// It is known, and was last mentioned long ago.
+    /// It is known, and was last reported long ago.
     Reminder(Extent),
     /// It is known.
     Known,
@@ -73,7 +73,7 @@ impl Extent {
 }
 
 impl Outage {
-    /// Takes note of a failure of this kind.
+    /// Records a failure of this kind.
     pub fn failed(&mut self, cause: &str, now: Instant) -> Failure {
         let ongoing = self.0.get_or_insert_with(|| Ongoing {
             since: now,
@@ -94,7 +94,7 @@ impl Outage {
         Failure::Reminder(ongoing.extent(now))
     }
 
-    /// Takes note of a success; `Some`: an outage is over.
+    /// Records a success; `Some`: an outage is over.
     pub fn over(&mut self, now: Instant) -> Option<Extent> {
         self.0.take().map(|ongoing| ongoing.extent(now))
     }
@@ -106,14 +106,12 @@ impl Ongoing {
     }
 }
 
-/// What the log has said of services, and which HAProxys it was about: what is wrong with a tag is wrong with it on
-/// each of them, and is logged once.
+/// The notes that were logged, and for which HAProxys: a bad tag is bad on each of them, and is logged once.
 #[derive(Debug, Clone, Default)]
 pub struct Notes(Arc<Mutex<BTreeMap<Note, BTreeSet<String>>>>);
 
 impl Notes {
-    /// Takes note of all that there is to say of one HAProxy, and returns what is new on any, and what is gone from
-    /// all.
+    /// Replaces the notes of one HAProxy; returns those that no other had before, and those that none has any more.
     fn replace(&self, name: &str, notes: &[Note]) -> (Vec<Note>, Vec<Note>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let notes: BTreeSet<&Note> = notes.iter().collect();
@@ -131,14 +129,14 @@ impl Notes {
         (new, gone)
     }
 
-    /// One that has left: nothing is resolved by that.
+    /// Drops a HAProxy that is no longer registered. That resolves nothing.
     pub fn forget(&self, name: &str) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.retain(|_, names| !names.remove(name) || !names.is_empty());
     }
 }
 
-/// Logs what the passes of one HAProxy come to. It remembers what it has said.
+/// Logs the results of one HAProxy's passes. It remembers what it has logged.
 #[derive(Debug, Default)]
 pub struct Reporter {
     name: String,
@@ -203,7 +201,7 @@ impl Reporter {
     }
 }
 
-/// What a pass changed, whatever came of it in the end.
+/// What a pass changed, whatever its result.
 fn changes(status: &PassStatus, took: Duration) {
     let PassStatus { version, index, reloads, run_time_changes, written, .. } = status;
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -290,7 +288,7 @@ fn shortened(name: &impl fmt::Display) -> String {
     }
 }
 
-/// The word that programs know it by.
+/// The word for it in JSON.
 fn word(code: Code) -> String {
     match serde_json::to_value(code) {
         Ok(serde_json::Value::String(word)) => word,
@@ -442,7 +440,7 @@ mod tests {
         assert_eq!(pass(with(&[&bad])), [""; 0]);
         let second = "ERROR problem with a service service=b code=\"bad-tag\" note=not routed";
         assert_eq!(pass(with(&[&bad, &worse])), [second]);
-        // A pass that does not come so far knows nothing of them.
+        // A pass that did not get that far knows nothing about them.
         assert_eq!(pass(broken(Stage::Catalog)).len(), 1);
         assert_eq!(
             pass(with(&[&worse])),
@@ -483,7 +481,7 @@ mod tests {
             let start = Instant::now();
             logged(tracing::Level::INFO, || {
                 for second in (0..3600).step_by(5) {
-                    // Its causes alternate, as they do while something comes up.
+                    // Its causes alternate, as they do while something starts.
                     let stage = if second % 2 == 0 { Stage::Observe } else { Stage::Catalog };
                     reporter.pass(&broken(stage), Duration::ZERO, start + Duration::from_secs(second));
                 }

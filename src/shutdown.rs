@@ -1,15 +1,15 @@
 //! SIGTERM and SIGINT: the program ends within five seconds, whatever a client, HAProxy or Nomad does.
 //!
-//! A pass that is running has [`PASS`] to end, and answers that are on their way have [`ANSWERS`], both from the
-//! signal on. A pass that is cut harms nothing: each of its steps may be the last one at any moment, and the next
-//! start sets right what it left. But a reload that has begun is better awaited than made twice.
+//! A running pass has [`PASS`] to end, and pending answers have [`ANSWERS`], both from the signal on. Cancelling a pass
+//! harms nothing: each of its steps may be the last one at any moment, and the next start repairs what it left. But
+//! waiting for a reload that has begun is better than making it twice.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How long a running pass is waited for. Most take milliseconds, and a reload a second.
+/// How long a running pass is waited for. Most take milliseconds, and a reload takes a second.
 pub const PASS: Duration = Duration::from_secs(4);
 /// How long the clients of the HTTP listener have to take their answers.
 pub const ANSWERS: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Returns when a pass that is still running must be cut; never, as long as nobody asks to stop.
+/// Returns when a pass that is still running must be cancelled; never, unless there was a signal.
 pub async fn pass_is_due(stop: &CancellationToken) {
     stop.cancelled().await;
     tokio::time::sleep(PASS).await;

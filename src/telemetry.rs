@@ -17,7 +17,7 @@ pub fn start(settings: &LogSettings) -> Result<(), ConfigError> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
         LogFormat::Text => builder.with_target(false).init(),
-        // There is one span, the pass's; as a list of spans besides, each of its fields would be there twice.
+        // There is one span, the pass's; a list of spans would repeat each of its fields.
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).init(),
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The command line without anything behind it, and what it refuses: clear words, no secrets.
+//! The command line without Nomad and HAProxy, and what it refuses: clear messages, no secrets.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -67,7 +67,7 @@ fn with<'a>(arguments: &'a [String; 5], more: &[&'a str]) -> Vec<&'a str> {
     arguments.iter().map(String::as_str).chain(more.iter().copied()).collect()
 }
 
-/// The names in it stay the same, as programs read them.
+/// The names in it must not change, as programs read them.
 #[test]
 fn a_plan_as_json_names_every_server_and_what_happens_to_it() {
     let (folder, plan) = offline();
@@ -222,7 +222,7 @@ async fn haproxy_2_6_is_refused_in_one_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_of_version_2_is_refused_and_a_wrong_password_is_said() {
+async fn an_api_of_version_2_is_refused_and_a_wrong_password_is_reported() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let router = axum::Router::new()
@@ -254,7 +254,7 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A CA, a certificate of it for 127.0.0.1 and one for clients, and a CA that has nothing to do with them.
+/// A CA, a certificate of it for 127.0.0.1 and one for clients, and an unrelated CA.
 fn certificates(folder: &Path) {
     let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     for ca in ["ca", "other"] {

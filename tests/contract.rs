@@ -1,5 +1,5 @@
-//! What is not the real thing is held to recordings of it: the fake API to the Data Plane API's exchanges,
-//! the Nomad client to Nomad's answers.
+//! The substitutes for real parts are compared with recordings: the fake API with the Data Plane API's exchanges, the
+//! Nomad client with Nomad's answers.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -16,7 +16,7 @@ use support::fake_api::FakeApi;
 use support::haproxy::{Haproxy, matrix};
 use support::{free_port, root};
 
-/// What the controller does not ask for, so the fake API does not answer: counted, never silent.
+/// Requests that the controller does not make, so the fake API does not support them: counted, never skipped silently.
 fn is_unused(path: &str) -> bool {
     let unused = ["/global", "/defaults", "/frontends", "/maps", "stats/native"];
     unused.iter().any(|part| path.contains(part))
@@ -34,33 +34,33 @@ fn by_name(list: &[Value]) -> Vec<Value> {
     list
 }
 
-/// Holds one JSON to another: the same types everywhere, and the same keys where `exact`.
-fn same_shape(ours: &Value, theirs: &Value, exact: bool, at: &str) {
-    match (ours, theirs) {
-        (Value::Object(ours), Value::Object(theirs)) => {
-            let (a, b): (BTreeSet<_>, BTreeSet<_>) = (ours.keys().collect(), theirs.keys().collect());
+/// Compares two JSON values: the same types everywhere, and the same keys if `exact`.
+fn same_shape(ours: &Value, recorded: &Value, exact: bool, at: &str) {
+    match (ours, recorded) {
+        (Value::Object(ours), Value::Object(recorded)) => {
+            let (a, b): (BTreeSet<_>, BTreeSet<_>) = (ours.keys().collect(), recorded.keys().collect());
             assert!(a.is_subset(&b), "{at}: {a:?} has more than {b:?}");
             assert!(!exact || a == b, "{at}: {a:?} is not {b:?}");
             for (key, value) in ours {
-                same_shape(value, &theirs[key], exact, &format!("{at}.{key}"));
+                same_shape(value, &recorded[key], exact, &format!("{at}.{key}"));
             }
         }
-        (Value::Array(ours), Value::Array(theirs)) => {
-            assert_eq!(ours.len(), theirs.len(), "{at}: {ours:?} is not as long as {theirs:?}");
-            for (one, other) in by_name(ours).iter().zip(&by_name(theirs)) {
+        (Value::Array(ours), Value::Array(recorded)) => {
+            assert_eq!(ours.len(), recorded.len(), "{at}: {ours:?} is not as long as {recorded:?}");
+            for (one, other) in by_name(ours).iter().zip(&by_name(recorded)) {
                 same_shape(one, other, exact, &format!("{at}[]"));
             }
         }
         _ => assert_eq!(
             std::mem::discriminant(ours),
-            std::mem::discriminant(theirs),
-            "{at}: {ours} is of another type than {theirs}"
+            std::mem::discriminant(recorded),
+            "{at}: {ours} is of another type than {recorded}"
         ),
     }
 }
 
 fn renamed(text: &str, names: &[(String, String)]) -> String {
-    names.iter().fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
+    names.iter().fold(text.to_owned(), |text, (recorded, ours)| text.replace(recorded, ours))
 }
 
 struct Replay {
@@ -109,60 +109,60 @@ impl Replay {
         self.body(&body, &response["body"], &at);
     }
 
-    fn headers(&mut self, ours: &reqwest::header::HeaderMap, theirs: &Value, at: &str) {
-        let theirs = theirs.as_object().unwrap();
+    fn headers(&mut self, ours: &reqwest::header::HeaderMap, recorded: &Value, at: &str) {
+        let recorded = recorded.as_object().unwrap();
         let ours = |name: &str| ours.get(name).map(|value| value.to_str().unwrap().to_owned());
-        for (name, value) in theirs {
-            let (ours, theirs) = (ours(name), value.as_str().unwrap());
+        for (name, value) in recorded {
+            let (ours, recorded) = (ours(name), value.as_str().unwrap());
             match name.as_str() {
                 "Configuration-Version" => {
-                    let theirs: u64 = theirs.parse().unwrap();
-                    let expected = if theirs == 0 { 0 } else { theirs - self.skipped_versions };
+                    let recorded: u64 = recorded.parse().unwrap();
+                    let expected = if recorded == 0 { 0 } else { recorded - self.skipped_versions };
                     assert_eq!(ours, Some(expected.to_string()), "{at}: {name}");
                 }
                 "Reload-Id" => {
-                    self.names.push((theirs.to_owned(), ours.unwrap_or_else(|| panic!("{at}: no Reload-Id"))));
+                    self.names.push((recorded.to_owned(), ours.unwrap_or_else(|| panic!("{at}: no Reload-Id"))));
                 }
-                "Content-Type" => assert!(ours.as_deref().unwrap_or("").starts_with(theirs), "{at}: {ours:?}"),
+                "Content-Type" => assert!(ours.as_deref().unwrap_or("").starts_with(recorded), "{at}: {ours:?}"),
                 // A hash of the API's own, which the controller does not use.
                 "Configuration-Checksum" => {}
-                _ => assert_eq!(ours.as_deref(), Some(theirs), "{at}: {name}"),
+                _ => assert_eq!(ours.as_deref(), Some(recorded), "{at}: {name}"),
             }
         }
     }
 
-    fn body(&mut self, ours: &str, theirs: &Value, at: &str) {
-        if let Value::String(text) = theirs {
+    fn body(&mut self, ours: &str, recorded: &Value, at: &str) {
+        if let Value::String(text) = recorded {
             match serde_json::from_str::<Value>(text) {
                 // An error of the raw endpoint: JSON in plain text.
-                Ok(theirs) if theirs.is_object() => {
+                Ok(recorded) if recorded.is_object() => {
                     let ours: Value = serde_json::from_str(ours).unwrap_or_else(|_| panic!("{at}: {ours}"));
-                    same_shape(&ours, &theirs, true, at);
+                    same_shape(&ours, &recorded, true, at);
                 }
                 _ => assert_eq!(unstamped(ours), unstamped(&self.here(text)), "{at}"),
             }
             return;
         }
         let ours: Value = serde_json::from_str(ours).unwrap_or_else(|_| panic!("{at}: {ours}"));
-        let theirs: Value = serde_json::from_str(&self.here(&theirs.to_string())).unwrap();
-        if let (Some(ours), Some(theirs)) = (ours["id"].as_str(), theirs["id"].as_str())
+        let recorded: Value = serde_json::from_str(&self.here(&recorded.to_string())).unwrap();
+        if let (Some(ours), Some(recorded)) = (ours["id"].as_str(), recorded["id"].as_str())
             && at.contains("/transactions?")
         {
-            self.names.push((theirs.to_owned(), ours.to_owned()));
+            self.names.push((recorded.to_owned(), ours.to_owned()));
         }
-        // A reload may be done before it is looked at.
-        let in_progress = theirs["status"] == "in_progress" && at.contains("/reloads/");
+        // A reload may be done before it is polled.
+        let in_progress = recorded["status"] == "in_progress" && at.contains("/reloads/");
         if !in_progress {
             same_shape(
                 &ours,
-                &theirs,
+                &recorded,
                 !at.contains("/runtime/info") && !at.contains("/v3/info") && !at.contains("/reloads"),
                 at,
             );
         }
         let is_state = at.contains("/configuration/backends") && ours.get("code").is_none();
         if is_state && !at.contains("GET /v3/services/haproxy/configuration/backends?") {
-            assert_eq!(ours, theirs, "{at}");
+            assert_eq!(ours, recorded, "{at}");
         }
     }
 }
@@ -172,16 +172,16 @@ async fn replay(series: &str) -> (usize, usize) {
     let exchanges: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let initial = exchanges.iter().find(|e| e["request"]["path"].as_str().unwrap().ends_with("/raw")).unwrap();
     let initial = initial["response"]["body"].as_str().unwrap().to_owned();
-    // Where the recorded ports and folder are here. Nothing listens at 9008 and 9009, as nobody connects.
+    // The local values of the recorded ports and folder. Nothing listens at 9008 and 9009, as nothing connects to them.
     let ports = [("127.0.0.1:8080", free_port()), ("127.0.0.1:9008", free_port()), ("127.0.0.1:9009", free_port())];
     let mut names: Vec<(String, String)> =
-        ports.iter().map(|(theirs, ours)| ((*theirs).to_owned(), format!("127.0.0.1:{ours}"))).collect();
+        ports.iter().map(|(recorded, ours)| ((*recorded).to_owned(), format!("127.0.0.1:{ours}"))).collect();
     names.push(("9008".to_owned(), ports[1].1.to_string()));
     names.push((":8080".to_owned(), format!(":{}", ports[0].1)));
     names.push(("\"port\":8080".to_owned(), format!("\"port\":{}", ports[0].1)));
     let renamed = names.clone();
     let config = move |folder: &Path, _port| {
-        let text = renamed.iter().fold(initial.clone(), |text, (theirs, ours)| text.replace(theirs, ours));
+        let text = renamed.iter().fold(initial.clone(), |text, (recorded, ours)| text.replace(recorded, ours));
         text.replace("/etc/haproxy", &folder.display().to_string())
     };
     let haproxy = Haproxy::start_with(series, config).await;
@@ -194,7 +194,7 @@ async fn replay(series: &str) -> (usize, usize) {
     for (at, exchange) in exchanges.iter().enumerate() {
         let path = exchange["request"]["path"].as_str().unwrap();
         let scenario = exchange["scenario"].as_str().unwrap();
-        // These build on edits of frontends, and 3 of 20 transactions were recorded.
+        // These are based on edits of frontends, and 3 of 20 transactions were recorded.
         left_out |= ["frontend-rules", "too-many-transactions"].contains(&scenario);
         if scenario == "haproxy-down" && exchanges[at - 1]["scenario"] != "haproxy-down" {
             left_out = false;
@@ -230,17 +230,17 @@ async fn the_fake_api_answers_as_the_real_one_was_recorded() {
     }
 }
 
-/// Holds one text to another, but for the line that holds its hash.
-fn same_text(ours: &str, theirs: &str, at: &str) {
+/// Compares two texts, except for the line with the hash.
+fn same_text(ours: &str, recorded: &str, at: &str) {
     let unhashed =
         |text: &str| -> String { text.split_inclusive('\n').filter(|line| !line.starts_with("# _md5hash=")).collect() };
-    let (ours, theirs) = (unhashed(ours), unhashed(theirs));
-    let diff = similar::TextDiff::from_lines(&theirs, &ours);
-    assert!(ours == theirs, "{at}: recorded and replayed differ\n{}", diff.unified_diff());
+    let (ours, recorded) = (unhashed(ours), unhashed(recorded));
+    let diff = similar::TextDiff::from_lines(&recorded, &ours);
+    assert!(ours == recorded, "{at}: recorded and replayed differ\n{}", diff.unified_diff());
 }
 
-/// Recorded steps of one scenario: after each the file, the memory and the process must be as they were on the
-/// real API.
+/// Recorded steps of one scenario: after each the file, the memory and the process must be as they were on the real
+/// API.
 struct Steps {
     haproxy: Haproxy,
     url: String,
@@ -279,14 +279,16 @@ impl Steps {
                 let body: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{at}: {body}"));
                 same_shape(&body, &recorded, true, at);
                 match (&body, &recorded) {
-                    (Value::Array(ours), Value::Array(theirs)) => assert_eq!(by_name(ours), by_name(theirs), "{at}"),
-                    (ours, theirs) if ours["name"].is_string() => assert_eq!(ours, theirs, "{at}"),
+                    (Value::Array(ours), Value::Array(recorded)) => {
+                        assert_eq!(by_name(ours), by_name(recorded), "{at}");
+                    }
+                    (ours, recorded) if ours["name"].is_string() => assert_eq!(ours, recorded, "{at}"),
                     _ => transaction = body["id"].as_str().map(str::to_owned),
                 }
             }
             Err(_) => same_text(&body, &recorded, at),
         }
-        // Neither was recorded where the real API reads its file again just then.
+        // Neither was recorded at a time when the real API was reading its file again.
         if let Some(file) = step["file_after"].as_str() {
             same_text(&self.haproxy.text(), &renamed(file), at);
             assert_eq!(fake_version(&self.url).await, step["memory_version_after"].as_u64().unwrap(), "{at}");
@@ -300,7 +302,7 @@ impl Steps {
         });
         assert_eq!(in_process.collect::<BTreeMap<_, _>>(), servers, "{at}");
         if let Some(id) = transaction {
-            self.names.retain(|(theirs, _)| theirs != "TID");
+            self.names.retain(|(recorded, _)| recorded != "TID");
             self.names.push(("TID".to_owned(), id));
         }
     }
@@ -331,7 +333,7 @@ async fn replay_steps(series: &str, scenario: &Value, taken: &(String, String)) 
     steps.len()
 }
 
-/// The port in a recording that another listener had: a listener of the name `taken` asks for it.
+/// The port that another listener had in a recording: a listener of the name `taken` needs it.
 fn taken_port(scenarios: &[Value]) -> String {
     let steps = scenarios.iter().flat_map(|scenario| scenario["steps"].as_array().unwrap());
     let mut bodies = steps.map(|step| &step["request_body"]);
@@ -394,7 +396,7 @@ async fn the_21st_transaction_is_one_too_many() {
     server.abort();
 }
 
-/// A Nomad that answers as it was recorded.
+/// A Nomad that answers as recorded.
 async fn recorded(answers: BTreeMap<&'static str, &'static str>) -> (Nomad, tokio::task::JoinHandle<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -436,7 +438,7 @@ const LIST: &str = "/v1/services?namespace=*";
 async fn a_catalog_stands_only_if_every_answer_is_whole() {
     let service = ("/v1/service/na-web?namespace=default", "service-by-name");
     assert_eq!(read(&[(LIST, "services-all-ns"), service], &["default"]).await.unwrap(), 2);
-    // A consistent, empty list is an answer: the index says so.
+    // A consistent, empty list is valid: it has an index.
     assert_eq!(read(&[(LIST, "services-empty")], &[]).await.unwrap(), 0);
 
     assert!(
@@ -459,7 +461,7 @@ async fn a_catalog_stands_only_if_every_answer_is_whole() {
     let catalog = read_catalog(&short, &["default", "team-a"]).await.unwrap();
     assert_eq!(catalog.len(), 2, "the others go on");
     assert!(matches!(&catalog.namespaces["team-a"], Unread::Failed(why) if why.contains("read-job")), "{catalog:?}");
-    // A service that cannot be read is held by itself.
+    // A service that cannot be read is held on its own.
     let broken = [(LIST, "services-all-ns"), ("/v1/service/na-web?namespace=default", "no-cluster-leader")];
     let catalog = read_catalog(&broken, &["default"]).await.unwrap();
     assert_eq!((catalog.services.len(), catalog.unreadable.len()), (0, 1), "{catalog:?}");

@@ -1,4 +1,4 @@
-//! The files of deploy/ and the README, checked by what reads them.
+//! The files of deploy/ and the README, checked by the programs that read them.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -30,7 +30,7 @@ fn validate(arguments: &[&str]) {
 const VARIABLES: [&str; 4] =
     ["-var", "haproxy_address=http://127.0.0.1:5555", "-var", "haproxy_password_file=/tmp/password"];
 
-/// Validates the job as Nomad does when there is no agent to ask.
+/// Validates the job as Nomad does without an agent.
 #[test]
 fn the_jobs_are_valid() {
     let file = root().join("deploy/nomad-haproxy.nomad.hcl");
@@ -96,7 +96,7 @@ fn the_example_has_every_setting() {
         example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
     let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
     assert_eq!(entry, ["backends", "join"]);
-    // The names of the fields, as the program prints them of itself, under the names of their sections.
+    // The names of the fields, as in the program's debug output, under the names of their sections.
     let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
     let printed = format!("{without:#?}");
     let mut section = "";
@@ -128,7 +128,7 @@ fn the_example_has_every_setting() {
     }
 }
 
-/// As they are shipped, the examples get past validation: what they name is only looked for when it is needed.
+/// The examples pass validation as they are shipped: the files that they name are only read when they are needed.
 #[test]
 fn the_examples_start_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
@@ -157,7 +157,7 @@ fn the_examples_start_as_they_are() {
 fn the_dockerfile_copies_all_that_the_build_needs() {
     let dockerfile = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
     let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
-    // Always the same place, so that cargo builds what has changed and no more.
+    // Always the same folder, so that cargo rebuilds only what has changed.
     let folder = root().join("target/image");
     let _ = std::fs::remove_dir_all(&folder);
     let copies: Vec<Vec<&str>> = dockerfile
@@ -176,7 +176,7 @@ fn the_dockerfile_copies_all_that_the_build_needs() {
         }
     }
     let build = dockerfile.lines().find_map(|line| line.strip_prefix("RUN cargo build --release ")).unwrap();
-    // With the bench, so that the dependencies have the features that `cargo clippy --all-targets` has built.
+    // With the bench, so that the dependencies have the same features as with `cargo clippy --all-targets`.
     let mut check = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     check.args(["check", "--quiet", "--offline", "--benches"]).args(build.split_whitespace()).current_dir(&folder);
     let output = check.env("CARGO_TARGET_DIR", root().join("target")).output().unwrap();
@@ -208,7 +208,7 @@ fn the_unit_is_in_form_and_needs_no_root() {
     let example: Value = serde_json::from_str(&text).unwrap();
     let folder = |key: &str| Path::new(example["haproxy"][key].as_str().unwrap()).parent().unwrap().to_owned();
     assert_eq!(paths[0], folder("config_file").to_str().unwrap());
-    // The unit starts where HAProxy has not made the folder of its socket yet.
+    // The unit may start before HAProxy has created the folder of its socket.
     assert_eq!(paths[1].strip_prefix('-').unwrap(), folder("master_socket").to_str().unwrap());
 
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
@@ -224,11 +224,11 @@ fn the_unit_is_in_form_and_needs_no_root() {
     assert!(output.status.success() && !said.contains("nomad-haproxy.service"), "{said}");
 }
 
-/// As the unit and its README have it: a user of its own that owns the folder of the configuration, and whose group
+/// As the unit and its README describe it: a separate user that owns the folder of the configuration, and whose group
 /// may use HAProxy's master socket.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_local_plane_needs_no_root() {
-    // Nobody has them.
+    // IDs that no account has.
     const USER: u32 = 61_001;
     const GROUP: u32 = 61_002;
     if !nix::unistd::geteuid().is_root() {
@@ -292,7 +292,7 @@ fn the_compose_file_is_in_form_and_names_files_that_exist() {
     assert!(root().join(compose["services"]["nomad-haproxy"]["build"]["dockerfile"].as_str().unwrap()).exists());
     let config = root().join("deploy/compose/dataplaneapi.yml");
     yaml_rust2::YamlLoader::load_from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
-    // HAProxy itself reads the configuration, where it still knows the `program` section (until 3.3).
+    // HAProxy itself reads the configuration, if it still knows the `program` section (until 3.3).
     let config = root().join("deploy/compose/haproxy.cfg");
     let output =
         Command::new(support::haproxy::binary("3.2").unwrap()).args(["-c", "-f"]).arg(config).output().unwrap();

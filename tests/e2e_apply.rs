@@ -17,8 +17,8 @@ use support::{load, wait_for};
 everywhere!(a_service_takes_traffic_and_goes_again, cases::routed);
 everywhere!(plan_says_what_apply_does_and_a_second_apply_does_nothing, cases::plan_then_apply);
 everywhere!(fifty_passes_leave_every_foreign_line_as_it_was, cases::fifty_passes);
-everywhere!(a_refused_service_is_named_and_harms_nobody, cases::refused);
-everywhere!(a_hand_edit_of_ours_is_repaired_and_theirs_is_kept, cases::drift);
+everywhere!(a_refused_service_is_named_and_affects_no_other, cases::refused);
+everywhere!(an_edit_of_our_lines_is_repaired_and_of_others_is_kept, cases::drift);
 everywhere!(a_comment_outlives_the_backend_above_it, cases::comment);
 everywhere!(a_backend_that_a_frontend_names_stays_without_its_instances, cases::referenced);
 everywhere!(what_the_process_need_not_know_is_only_written, cases::only_written);
@@ -43,7 +43,7 @@ mod cases {
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(200, "one".to_owned()), (200, "two".to_owned())]);
 
-        // Its check is live: a server that fails it goes DOWN, and comes back.
+        // Its check works: a server that fails it goes DOWN, and comes back.
         let status = async |wanted: &str| {
             wait_for(&format!("api_service_1 {wanted}"), Duration::from_secs(10), async || {
                 rig.haproxy
@@ -62,7 +62,7 @@ mod cases {
 
         write_catalog(&rig.catalog(), &[]);
         apply(&rig.env(), &rig.catalog()).await;
-        // On a connection of its own: the old worker still serves what was kept alive.
+        // On a new connection: the old worker still serves connections that were kept alive.
         let client = reqwest::Client::new();
         assert_eq!(load::get(&client, rig.haproxy.port, "api_service.test").await.unwrap().0, 503);
         assert!(!rig.haproxy.text().contains("api_service"), "{}", rig.haproxy.text());
@@ -145,8 +145,8 @@ mod cases {
         apply(&rig.env(), &rig.catalog()).await;
         let repaired = rig.haproxy.text();
         assert!(!repaired.contains("balance first") && repaired.contains("127.0.0.1:1234"), "{repaired}");
-        assert!(repaired.contains("server by_hand 127.0.0.1:5"), "somebody's server in our backend stays: {repaired}");
-        // What was set by hand in the process goes back to what the file says.
+        assert!(repaired.contains("server by_hand 127.0.0.1:5"), "a person's server in our backend stays: {repaired}");
+        // A state that was set by hand in the process is set back to that of the file.
         rig.haproxy.command("@1 set server api/api_1 state maint").await;
         let said = apply(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("Repaired") && said.contains("no reload"), "{said}");
@@ -173,7 +173,7 @@ mod cases {
     }
 
     pub async fn comment(rig: Rig, _way: Way) {
-        // The last section of a file that the API has sorted, too.
+        // Also the last section of a file that the API has sorted.
         let (zoo, last) =
             (registration("zoo", "1", 1, 1, &["enable=true"]), registration("last", "1", 1, 1, &["enable=true"]));
         write_catalog(&rig.catalog(), std::slice::from_ref(&zoo));

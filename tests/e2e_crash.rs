@@ -16,7 +16,7 @@ use support::process::Group;
 use support::wait_for;
 
 fn catalog_of(step: u16) -> Vec<serde_json::Value> {
-    // From pass to pass the settings change, so that each takes a transaction.
+    // The settings change from pass to pass, so that each needs a transaction.
     let balance = if step.is_multiple_of(2) { "balance=leastconn" } else { "balance=first" };
     (0..3).map(|n| registration("api", &format!("{n}"), u64::from(n), 2000 + n, &["enable=true", balance])).collect()
 }
@@ -30,8 +30,8 @@ async fn open_transactions(env: &Env) -> usize {
     list.as_array().map_or(0, Vec::len)
 }
 
-/// Each call of a pass is held up in turn, before it reaches the API and after the API has done it, and the
-/// controller is killed there. The next pass converges, and nothing at all is left behind.
+/// Each call of a pass is held up in turn, before it reaches the API and after the API has done it, and the controller
+/// is killed there. The next pass converges and leaves nothing behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_every_call_of_the_api() {
     eprintln!("on {}", support::api::which());
@@ -44,7 +44,7 @@ async fn kills_at_every_call_of_the_api() {
         write_catalog(&rig.catalog(), &catalog_of(step));
         apply(&env, &rig.catalog()).await;
         let (mut kills, mut call) = (0, 0);
-        // As long as there is a call to hold up: a pass that ends before it came to one ends the sweep.
+        // As long as there is a call to hold up: a pass that ends without it ends the loop.
         loop {
             call += 1;
             let mut held = 0;
@@ -68,7 +68,7 @@ async fn kills_at_every_call_of_the_api() {
     }
 }
 
-/// Kills a pass where it is held up. `false`: it ended before that.
+/// Kills a pass that is held up. `false`: it ended before that.
 async fn killed_at(gate: &Gate, env: &Env, rig: &Rig, point: Point) -> bool {
     let catalog = rig.catalog().display().to_string();
     let pass = RefCell::new(Group::spawn(&mut command(env, &["apply", "--catalog", &catalog])));
@@ -81,8 +81,8 @@ async fn killed_at(gate: &Gate, env: &Env, rig: &Rig, point: Point) -> bool {
     held
 }
 
-/// The local plane has three things to do that can be seen from outside: validate, reload, and tell the
-/// process. Each is held up in turn, and the controller killed there.
+/// Three actions of the local plane are visible from outside: validate, reload, and run-time changes. Each is held up
+/// in turn, and the controller is killed there.
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_every_step_of_the_local_plane() {
     for series in matrix() {
@@ -91,7 +91,7 @@ async fn kills_at_every_step_of_the_local_plane() {
         write_catalog(&rig.catalog(), &catalog_of(0));
         apply(&rig.env(), &rig.catalog()).await;
 
-        // A validation that never ends: the text is not in place yet.
+        // A validation that never ends: the new text is not in place yet.
         let hanging = rig.haproxy.folder().join("hanging");
         std::fs::write(&hanging, "#!/bin/sh\ntouch \"$0.reached\"\nexec sleep 600\n").unwrap();
         std::process::Command::new("chmod").arg("+x").arg(&hanging).status().unwrap();
@@ -101,7 +101,7 @@ async fn kills_at_every_step_of_the_local_plane() {
         assert!(rig.haproxy.text().contains("balance leastconn"));
         converges(&rig, &rig.env(), 1).await;
 
-        // The text is in place, the reload does not come: the process has the old one.
+        // The new text is in place, but is never reloaded: the process has the old one.
         let silent = rig.haproxy.folder().join("silent.sock");
         let deaf = support::haproxy::deaf_master(&silent, &rig.haproxy.master(), "reload");
         write_catalog(&rig.catalog(), &catalog_of(2));
@@ -112,7 +112,7 @@ async fn kills_at_every_step_of_the_local_plane() {
         assert_ne!(rig.haproxy.worker().await, worker, "the new text is loaded");
         deaf.abort();
 
-        // The file is in place, the process does not know it yet: a change of port, which is live.
+        // The file is in place, the process does not have it yet: a change of port, which is live.
         let silent = rig.haproxy.folder().join("silent2.sock");
         let deaf = support::haproxy::deaf_master(&silent, &rig.haproxy.master(), "set server");
         let mut moved = catalog_of(2);

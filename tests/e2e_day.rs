@@ -1,7 +1,7 @@
-//! Every line that a day writes into the log, for an operator to read: `tests/expected/day.log`. After a change of a
-//! message, `UPDATE_EXPECT=1 cargo test --test e2e_day` writes it again.
+//! Every line that a day writes to the log, for an operator to read: `tests/expected/day.log`. After a change of a
+//! message, `UPDATE_EXPECT=1 cargo test --test e2e_day` updates it.
 //!
-//! Nomad is a stand-in: a real one registers the instances of a job one by one, in as many passes as it likes.
+//! Nomad is replaced by a fake: a real one registers the instances of a job one by one, in any number of passes.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -25,8 +25,8 @@ use tokio::sync::watch;
 /// The index, and what is registered.
 type Catalog = (u64, Vec<Value>);
 
-/// A stand-in for Nomad: the list of services, blocking, and each service. In a runtime of its own, so that its end
-/// is the end of every connection.
+/// A fake Nomad: the list of services, with blocking queries, and each service. It has its own runtime, so that ending
+/// it ends every connection.
 struct Nomad {
     address: String,
     catalog: Arc<watch::Sender<Catalog>>,
@@ -91,7 +91,7 @@ impl Drop for Nomad {
     }
 }
 
-/// Replaces the word behind each of these prefixes.
+/// Replaces the word after each of these prefixes.
 fn replaced(text: &str, prefix: &str, end: impl Fn(char) -> bool, by: &str) -> String {
     let mut parts = text.split(prefix);
     let mut replaced = parts.next().unwrap_or_default().to_owned();
@@ -114,7 +114,7 @@ fn normalised(line: &str, rig: &Rig) -> String {
     {
         line = replaced(&line, prefix, no_digit, by);
     }
-    // A connection that ends may be closed, reset or refused.
+    // A connection may end by being closed, reset or refused.
     let cause = replaced(&line, "client error", |_| false, ": CAUSE");
     cause.trim().to_owned()
 }
@@ -127,7 +127,7 @@ struct Day {
 }
 
 impl Day {
-    /// Waits for lines that have these parts, and writes down all that came since.
+    /// Waits for lines that contain these parts, and records everything since the last step.
     async fn step(&mut self, title: &str, parts: &[&str]) {
         wait_for(&format!("{parts:?} in the log"), Duration::from_secs(30), async || {
             let log = self.controller.log();
@@ -137,7 +137,7 @@ impl Day {
         .await;
         let log = self.controller.log();
         let mut lines: Vec<String> = log[self.read..].lines().map(|line| normalised(line, &self.rig)).collect();
-        // The watch and the passes go on by themselves: who is first after an outage is open.
+        // The watch and the passes run independently: which one is first after an outage is not determined.
         if title.contains("returns") {
             lines = lines.iter().map(|line| replaced(line, "reason=\"", |c| c == '"', "REASON")).collect();
             lines.sort();
@@ -178,7 +178,7 @@ async fn a_day_in_the_log_is_plain_english() {
     day.step("A job has a tag with a mistake in it, another one a backend that does not exist.", &["cart", "wieght"])
         .await;
     nomad.register(&with(&[&api], www(&[2013])));
-    day.step("Both are mended.", &["cart", "wieght"]).await;
+    day.step("Both are repaired.", &["cart", "wieght"]).await;
 
     nomad.kill();
     day.step("Nomad does not answer any more.", &["cannot watch", "the pass failed"]).await;
@@ -191,7 +191,7 @@ async fn a_day_in_the_log_is_plain_english() {
     let new = one("new", 2031, &[]);
     nomad.register(&with(&[&api, &new], www(&[2013, 2014])));
     day.step(
-        "Somebody has added a listener on a port that is taken; a job comes, another one is scaled.",
+        "A person has added a listener on a port that is in use; a job is added, another one is scaled.",
         &["the pass failed", "service=new"],
     )
     .await;

@@ -1,5 +1,5 @@
-//! The Data Plane API and the file: it renders all of it with each write, whoever writes, so what is not ours is
-//! looked at first; and nobody's commit, file or byte is lost to what goes wrong.
+//! The Data Plane API and the file: it renders all of it with each write, so what is not ours is checked first; and no
+//! commit, file or byte of others is lost when something fails.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
 use nomad_haproxy::catalog::Source;
+use nomad_haproxy::catalog::shared::SharedCatalog;
 use nomad_haproxy::desired::SlotPolicy;
 use nomad_haproxy::desired::build;
 use nomad_haproxy::haproxy::text::ConfigText;
@@ -51,7 +52,7 @@ async fn a_file_with_conditionals_is_never_written_through_the_api() {
 }
 
 /// The API writes out which `defaults` the sections of a file inherit from; a new backend names it too, as HAProxy
-/// warns about a file that does both, and `zero-warning` makes that an error.
+/// warns about a file that mixes both, and `zero-warning` makes that an error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_without_warnings_has_none_after_a_new_backend() {
     let config = |folder: &Path, port: u16| {
@@ -168,7 +169,7 @@ async fn auto_writes_a_large_change_as_text_and_a_small_one_as_a_transaction() {
     assert_eq!(edits(), 2, "{:?}", gate.calls());
 }
 
-/// Valid, but it cannot be loaded: a listener on a port that is taken.
+/// Valid, but it cannot be loaded: a listener on a port that is in use.
 fn taken_port() -> (std::net::TcpListener, String) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
@@ -184,7 +185,7 @@ async fn a_commit_of_another_client_after_our_failed_reload_stays() {
         apply(&env, &rig.catalog()).await;
         let (_taken, bind) = taken_port();
         rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
-        // Between our failed reload and what we make of it, somebody takes the listener out again and adds a line.
+        // Between our failed reload and our handling of it, another client removes the listener and adds a line.
         let url = rig.api.as_ref().unwrap().url.clone();
         let line = bind.lines().next().unwrap().to_owned();
         let done = std::sync::atomic::AtomicBool::new(false);
@@ -216,7 +217,7 @@ async fn a_commit_of_another_client_after_our_failed_reload_stays() {
     }
 }
 
-/// Takes a line out and changes another, through the API.
+/// Removes a line and changes another, through the API.
 async fn commit_of_another_client(url: &str, line: &str) {
     let client = reqwest::Client::new();
     let raw = format!("{url}/v3/services/haproxy/configuration/raw");
@@ -252,7 +253,7 @@ async fn an_older_file_under_a_restarted_api_costs_no_request_and_one_reload() {
     }
 }
 
-/// A folder with no room left in it. `None`: this user may not mount one.
+/// A folder on a full disk. `None`: this user may not mount one.
 struct FullDisk(tempfile::TempDir);
 
 impl FullDisk {
@@ -309,7 +310,7 @@ async fn a_full_disk_loses_nothing_and_is_named() {
     if support::api::real().is_some() {
         disk.fill();
     } else {
-        // What the real one answers then (seen on 3.0, 3.2 and 3.4); the fake one does not run out of room.
+        // The real API's answer in that case (seen on 3.0, 3.2 and 3.4); the fake one does not run out of space.
         gate.interfere(Some(Box::new(|method, uri| {
             let writes = (method == "POST" && uri.path().ends_with("/raw")) || method == "PUT";
             let answer = "{\"code\":500,\"message\":\"write .haproxy.cfg1: no space left on device\"}";
@@ -336,7 +337,7 @@ async fn a_full_disk_loses_nothing_and_is_named() {
     rig.agrees().await;
 }
 
-/// A server that redirects everything to another one, and that other one, which counts what it hears.
+/// A server that redirects everything to another one, and that other one, which counts its requests.
 async fn redirecting() -> (String, Server) {
     let other = Server::start("other").await;
     let target = format!("http://127.0.0.1:{}/", other.port());
@@ -367,8 +368,8 @@ async fn a_redirect_is_not_followed_with_credentials() {
     assert_eq!(other.requests.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
-/// A controller in this process, whose passes run at whatever time the test says.
-fn controller(rig: &Rig) -> Controller<Dataplane> {
+/// A controller in this process, whose passes run at the time that the test sets.
+fn controller(rig: &Rig) -> Controller {
     let owner: nomad_haproxy::desired::Owner = "nomad".parse().unwrap();
     let url = &rig.api.as_ref().unwrap().url;
     let config = DataplaneConfig::new(url, "admin", "secret".to_owned().into());
@@ -387,11 +388,11 @@ fn controller(rig: &Rig) -> Controller<Dataplane> {
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,
     };
-    Controller::new(plane, Source::File(rig.catalog()), options)
+    Controller::new(Box::new(plane), SharedCatalog::new(Source::File(rig.catalog())), options)
 }
 
-/// A pass so many seconds after the start.
-async fn pass(controller: &mut Controller<Dataplane>, start: Moment, seconds: u64) -> PassStatus {
+/// Runs a pass this many seconds after the start.
+async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
     controller.pass(Moment { instant: start.instant + Duration::from_secs(seconds), ..start }, None).await
 }
 

@@ -1,5 +1,5 @@
-//! Real Nomad under 50 services: what it forgets, or may not say, takes nobody out of service; who is known to be
-//! gone is out at once.
+//! Real Nomad under 50 services: what it loses, or may not show, takes no instance out of service; an instance that is
+//! known to be gone is out at once.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -18,7 +18,7 @@ const JOBS: usize = 10;
 /// Services of each.
 const SERVICES: usize = 5;
 const ALL: usize = JOBS * SERVICES;
-/// Time for passes to run, and more: what must not happen is looked for this long.
+/// More than enough time for several passes: how long to check that something does not happen.
 const A_WHILE: Duration = Duration::from_secs(3);
 const HELD: &str = "nomad_haproxy_guard_held_instances";
 
@@ -51,7 +51,7 @@ fn env(rig: &Rig, nomad: &Nomad) -> Env {
     rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")])
 }
 
-/// The lines of the servers of ours that take traffic.
+/// The lines of our servers that take traffic.
 fn in_service(rig: &Rig) -> Vec<String> {
     let text = rig.haproxy.text();
     text.lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).map(str::to_owned).collect()
@@ -81,13 +81,13 @@ async fn wait_for_held(controller: &Controller, count: usize) {
     wait_for(&what, Duration::from_secs(40), is_it).await;
 }
 
-/// What `plan` says to programs.
+/// The output of `plan` for programs.
 async fn plan_json(env: &Env) -> Value {
     let output = run(env, &["plan", "--output", "json"]).await;
     serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
 }
 
-/// For a while nothing that HAProxy has of ours changes, in the file and in the process.
+/// For a while nothing of ours in HAProxy changes, neither in the file nor in the process.
 async fn stays(rig: &Rig) {
     let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
     let until = Instant::now() + A_WHILE;
@@ -108,7 +108,7 @@ async fn serving(nomad: &Nomad, rig: &Rig, env: &Env) -> Controller {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_nomad_takes_nobody_out_until_a_person_says_so() {
+async fn a_wiped_nomad_takes_no_instance_out_until_a_person_allows_it() {
     for way in WAYS {
         wiped(way).await;
     }
@@ -166,7 +166,7 @@ async fn all_jobs_stopped_are_out_at_once_purged_or_not() {
     }
 }
 
-/// A job that only this client takes.
+/// A job that only this client runs.
 fn job_on(node: &str, name: &str) -> Value {
     let mut job = job(name, "default");
     job["Constraints"] = json!([{"LTarget": "${node.unique.name}", "RTarget": node, "Operand": "="}]);
@@ -174,7 +174,7 @@ fn job_on(node: &str, name: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_from_before_takes_nobody_out_however_few_it_lacks() {
+async fn a_restored_state_takes_no_instance_out_however_few_it_lacks() {
     let nomad = Nomad::start_server().await;
     let _client = nomad.join("a").await;
     let rig = Rig::start(Way::Local, "3.2").await;
@@ -194,14 +194,14 @@ async fn a_state_from_before_takes_nobody_out_however_few_it_lacks() {
     assert!(controller.log().contains("Nomad's index went back"), "{}", controller.log());
     stays(&rig).await;
     assert_eq!((seated(&rig), held(&controller).await), (ALL, SERVICES));
-    // Who is stopped from here on is out at once; the others are still held.
+    // An instance that is stopped from here on is out at once; the others are still held.
     nomad.call(reqwest::Method::DELETE, "/v1/job/job-1", None).await;
     wait_for_seated(&rig, ALL - SERVICES).await;
     wait_for_held(&controller, SERVICES).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_node_takes_out_its_own_and_nobody_else() {
+async fn a_lost_node_takes_out_only_its_own_instances() {
     let nomad = Nomad::start_server().await;
     let _stays = nomad.join("a").await;
     let mut lost = nomad.join("b").await;
@@ -220,7 +220,7 @@ async fn a_lost_node_takes_out_its_own_and_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mistyped_namespace_takes_nobody_out() {
+async fn a_mistyped_namespace_takes_no_instance_out() {
     let nomad = Nomad::start().await;
     let rig = Rig::start(Way::Local, "3.2").await;
     let mut env = env(&rig, &nomad);
@@ -236,11 +236,11 @@ async fn a_mistyped_namespace_takes_nobody_out() {
     wait_for_held(&controller, ALL).await;
     stays(&rig).await;
     assert!(controller.log().contains("it does not exist"), "{}", controller.log());
-    // Who is stopped is out at once all the same.
+    // An instance that is stopped is still out at once.
     nomad.call(reqwest::Method::DELETE, "/v1/job/job-1", None).await;
     wait_for_seated(&rig, ALL - SERVICES).await;
     drop(controller);
-    // One of two is mistyped: the other goes on.
+    // One of two is mistyped: the other continues.
     env.push(("NOMAD_NAMESPACE".to_owned(), "default,defualt".to_owned()));
     let controller = Controller::start(&env, &[]);
     wait_for_held(&controller, 0).await;
@@ -275,7 +275,7 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
         assert_eq!((seated(&rig), held(&controller).await), (ALL, 0));
     }
     stays(&rig).await;
-    // What can still be read goes on; named one by one it is the same.
+    // What can still be read continues; the same with namespaces that are named one by one.
     let path = format!("/v1/job/job-4?namespace={}", name(4));
     nomad.call(reqwest::Method::DELETE, &path, None).await;
     wait_for_seated(&rig, ALL - SERVICES).await;
@@ -285,7 +285,7 @@ async fn a_token_that_loses_its_rights_one_by_one_keeps_what_it_cannot_read() {
     env.push(("NOMAD_NAMESPACE".to_owned(), names));
     let json = plan_json(&env).await;
     assert_eq!((json["namespaces"].as_array().unwrap().len(), &json["changes"]), (4, &false.into()), "{json}");
-    // Nothing is left: an error, and nobody is taken out.
+    // Nothing is left: an error, and no instance is taken out.
     nomad.token_with("node {\n policy = \"read\"\n}").await;
     wait_for("a pass that is denied", Duration::from_secs(20), async || {
         controller.log().contains("services in any namespace").then_some(())
@@ -302,10 +302,10 @@ async fn with_upsert_only_every_removal_needs_proof() {
     let mut env = env(&rig, &nomad);
     env.push(("NOMAD_HAPROXY_POLICY".to_owned(), "upsert-only".to_owned()));
     let controller = serving(&nomad, &rig, &env).await;
-    // All of this is in place: the allocation runs on.
+    // In each of these cases the allocation keeps running.
     let mut changed = job("job-0", "default");
     let services = changed["TaskGroups"][0]["Services"].as_array_mut().unwrap();
-    // Its tags turn it off; it loses its tags; its job loses it.
+    // Its tags turn it off; its tags are removed; the service is removed from its job.
     services[0]["Tags"] = json!(["haproxy.enable=false"]);
     services[1]["Tags"] = json!([]);
     services.remove(4);

@@ -1,5 +1,6 @@
-//! One service's trouble is its own: names that do not resolve, servers that HAProxy refuses, validations that
-//! do not end, changes that cannot be loaded. In each of them the others go on, and who is gone is out at once.
+//! One service's problem affects no other: names that do not resolve, servers that HAProxy refuses, validations that do
+//! not end, changes that cannot be loaded. In each case the other services continue, and instances that are gone are
+//! out at once.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
 use nomad_haproxy::catalog::Source;
+use nomad_haproxy::catalog::shared::SharedCatalog;
 use nomad_haproxy::desired::build;
 use nomad_haproxy::desired::{Code, Owner, SlotPolicy};
 use nomad_haproxy::plan::{self, Strategy};
@@ -27,15 +29,15 @@ use support::haproxy::{Haproxy, binary, hand_written, has_backend, matrix};
 use support::load;
 use support::servers::Server;
 
-everywhere!(a_name_that_does_not_resolve_harms_nobody, names::unresolved);
-everywhere!(a_file_that_a_name_made_invalid_is_mended, names::mended);
+everywhere!(a_name_that_does_not_resolve_affects_no_other_instance, names::unresolved);
+everywhere!(a_file_that_a_name_made_invalid_is_repaired, names::repaired);
 everywhere!(a_bad_server_is_left_out_alone, servers::bad);
-everywhere!(a_bad_server_beside_a_file_that_is_mended, servers::bad_beside_mended);
+everywhere!(a_bad_server_beside_a_file_that_is_repaired, servers::bad_beside_repaired);
 
-/// A name that no resolver knows.
+/// A name that does not resolve anywhere.
 const NOWHERE: &str = "no.such.host.invalid";
 
-/// An instance on a port, which is its ID as well.
+/// An instance on a port, which is also its ID.
 fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
     let tags: Vec<&str> = ["enable=true", "check.disabled"].iter().chain(tags).copied().collect();
     registration(service, &port.to_string(), u64::from(port), port, &tags)
@@ -72,7 +74,7 @@ mod names {
         write_catalog(&rig.catalog(), &[one(2001), one(2002), one(2003)]);
         apply(&rig.env(), &rig.catalog()).await;
 
-        // Beside its siblings, and one of them is gone.
+        // Beside other instances, one of which is gone.
         let named = || at(NOWHERE, instance("api", 2004, &[]));
         write_catalog(&rig.catalog(), &[one(2002), one(2003), named()]);
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
@@ -85,20 +87,20 @@ mod names {
         }
         assert!(apply_failing(&rig.env(), &rig.catalog()).await.contains("Nothing to do"));
 
-        // The others change without a reload, and so does the one that has the name when it goes.
+        // The others change without a reload, and so does the one with the name when it goes.
         let reloads = rig.haproxy.reloads().await;
         write_catalog(&rig.catalog(), &[one(2003), one(2005), named()]);
         apply_failing(&rig.env(), &rig.catalog()).await;
         is_out(&rig, "api/api_2").await;
         write_catalog(&rig.catalog(), &[one(2003), one(2005)]);
         apply(&rig.env(), &rig.catalog()).await;
-        // Without an address it is out in any case, as HAProxy says itself.
+        // Without an address it is out in any case, as HAProxy itself reports.
         assert!(rig.haproxy.statuses().await["api/api_4"].contains("MAINT"));
         assert!(!rig.haproxy.text().contains(NOWHERE), "{}", rig.haproxy.text());
         assert_eq!(rig.haproxy.reloads().await, reloads, "HAProxy {}, {way:?}", rig.series);
         assert!(apply(&rig.env(), &rig.catalog()).await.contains("Nothing to do"));
 
-        // The process takes no address for a server that it has none of: whoever comes there costs a reload.
+        // The process accepts no address for a server that has none: a new instance there costs a reload.
         let all: Vec<Value> = (2003..2011).filter(|port| *port != 2004).map(one).collect();
         write_catalog(&rig.catalog(), &all);
         apply(&rig.env(), &rig.catalog()).await;
@@ -106,7 +108,7 @@ mod names {
     }
 
     /// As a release before 0.2 wrote it.
-    pub async fn mended(rig: Rig, _way: Way) {
+    pub async fn repaired(rig: Rig, _way: Way) {
         let services = |ports: &[u16]| -> Vec<Value> { ports.iter().map(|port| instance("api", *port, &[])).collect() };
         let named = || at(NOWHERE, instance("named", 2009, &[]));
         write_catalog(&rig.catalog(), &[services(&[2001, 2002]), vec![named()]].concat());
@@ -130,7 +132,7 @@ mod names {
 mod servers {
     use super::*;
 
-    /// An empty label is no name for DNS, so HAProxy refuses the line.
+    /// An empty label is not a valid DNS name, so HAProxy refuses the line.
     fn unnameable(service: &str, port: u16, tags: &[&str]) -> Value {
         at(&format!("a..b{port}.test"), instance(service, port, tags))
     }
@@ -143,7 +145,7 @@ mod servers {
         apply(&rig.env(), &rig.catalog()).await;
         assert_eq!(rig.haproxy.reloads().await, 1);
 
-        // Ten of two services, in three backends; in each something else changes.
+        // Ten instances of two services, in three backends; something else changes in each of them.
         let mut services = [good(&[2002, 2004]), vec![other(2003), instance("alone", 2050, &[])]].concat();
         services.extend((2010..2014).map(|port| unnameable("api", port, SHARED)));
         services.extend((2014..2017).map(|port| unnameable("other", port, SHARED)));
@@ -169,13 +171,13 @@ mod servers {
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, 2);
 
-        // An instance that has a seat keeps it as it is when its new address is refused.
+        // An instance in a slot stays as it is when its new address is refused.
         write_catalog(&rig.catalog(), &[good(&[2002]), vec![unnameable("api", 2004, SHARED), other(2003)]].concat());
         apply_failing(&rig.env(), &rig.catalog()).await;
         let running = rig.haproxy.running().await;
         assert!(running.values().any(|server| server.address == "127.0.0.1:2004" && server.state() == "ready"));
         rig.agrees().await;
-        // And it goes when it is gone.
+        // And it is removed when it is gone.
         write_catalog(&rig.catalog(), &[unnameable("api", 2002, SHARED), other(2003)]);
         apply_failing(&rig.env(), &rig.catalog()).await;
         let running = rig.haproxy.running().await;
@@ -183,7 +185,7 @@ mod servers {
         assert_eq!(seats.count(), 2, "{running:?}");
     }
 
-    pub async fn bad_beside_mended(rig: Rig, _way: Way) {
+    pub async fn bad_beside_repaired(rig: Rig, _way: Way) {
         let named = || at(NOWHERE, instance("named", 2009, &[]));
         write_catalog(&rig.catalog(), &[instance("api", 2001, &[]), instance("api", 2002, &[]), named()]);
         apply_failing(&rig.env(), &rig.catalog()).await;
@@ -196,7 +198,7 @@ mod servers {
     }
 }
 
-/// A HAProxy whose executable first runs some lines of shell, with `$check` set where it validates `$file`.
+/// A HAProxy whose executable first runs some lines of shell, with `$check` set when it validates `$file`.
 async fn rig_with_script(way: Way, series: &str, script: &str) -> Rig {
     let mut haproxy = Haproxy::prepare(binary(series).unwrap());
     let wrapper = haproxy.folder().join("haproxy.sh");
@@ -218,7 +220,7 @@ fn everywhere() -> impl Iterator<Item = (&'static str, Way)> {
     matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way)))
 }
 
-/// HAProxy resolves names as it reads a file, one after another.
+/// HAProxy resolves names while it reads a file, one after another.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_resolves_slowly_is_left_out() {
     const SLOW: &str = "[ \"$check\" ] && grep -q 'slow.*\\.test' \"$file\" && exec sleep 20";
@@ -266,7 +268,8 @@ async fn what_a_refusal_does_not_name_is_found_by_halving() {
         let validations = || fs::read_to_string(rig.haproxy.folder().join("validations")).unwrap().len();
         write_catalog(&rig.catalog(), &services);
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
-        // Each of the two costs as many as 123 parts can be halved, and one to see whether that was all.
+        // Finding each of the two takes as many validations as it takes to halve 123 parts, and one to check that those
+        // were all.
         assert!(validations() <= 2 * (7 + 3) + 4, "{} validations", validations());
         for port in 2000..2120 {
             let is_bad = [2057, 2067].contains(&port);
@@ -275,7 +278,7 @@ async fn what_a_refusal_does_not_name_is_found_by_halving() {
             assert_eq!(rig.haproxy.text().contains(&format!(":{port} ")), !is_bad, "{port}");
         }
         rig.agrees().await;
-        // Without the two, so is everything that follows.
+        // Everything that follows is valid without the two, too.
         let left: Vec<Value> = services.into_iter().filter(|one| one["Port"] != 2000).collect();
         write_catalog(&rig.catalog(), &left);
         apply_failing(&rig.env(), &rig.catalog()).await;
@@ -283,8 +286,8 @@ async fn what_a_refusal_does_not_name_is_found_by_halving() {
     }
 }
 
-/// A controller in this process, whose passes run at whatever time the test says.
-fn controller<P: Plane>(rig: &Rig, plane: P) -> (Controller<P>, Moment) {
+/// A controller in this process, whose passes run at the time that the test sets.
+fn controller(rig: &Rig, plane: Box<dyn Plane>) -> (Controller, Moment) {
     let options = Options {
         build: build::Options {
             prefix: "haproxy.".into(),
@@ -304,7 +307,7 @@ fn controller<P: Plane>(rig: &Rig, plane: P) -> (Controller<P>, Moment) {
         reload_min_interval: Duration::ZERO,
         guard: plan::guard::Options::OFF,
     };
-    (Controller::new(plane, Source::File(rig.catalog()), options), Moment::now(true))
+    (Controller::new(plane, SharedCatalog::new(Source::File(rig.catalog())), options), Moment::now(true))
 }
 
 fn owner() -> Owner {
@@ -329,17 +332,17 @@ fn dataplane(rig: &Rig) -> Dataplane {
     Dataplane::new(settings, owner(), Write::Auto).unwrap()
 }
 
-/// A pass so many seconds after the start.
-async fn pass<P: Plane>(controller: &mut Controller<P>, start: Moment, seconds: u64) -> PassStatus {
+/// Runs a pass this many seconds after the start.
+async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
     let status = controller.pass(Moment { instant: start.instant + Duration::from_secs(seconds), ..start }, None).await;
     assert!(status.error.is_none(), "{:?}", status.error);
     status
 }
 
-/// A name that comes to be known: HAProxy runs with a file of hosts of its own.
+/// A name that starts to resolve: HAProxy has its own hosts file.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_resolves_again_is_back_by_itself() {
-    // HAProxy's environment is the one of its validations, so it must not say that this is done.
+    // HAProxy's environment is also that of its validations, so it must not show the change.
     const HOSTS: &str = "[ \"$inside\" ] || exec unshare --mount env inside=1 \"$0\" \"$@\"\n\
                          unset inside\nmount --bind hosts /etc/hosts || exit 1";
     let possible = Command::new("unshare").args(["--mount", "true"]).output().unwrap();
@@ -351,13 +354,13 @@ async fn a_name_that_resolves_again_is_back_by_itself() {
         eprintln!("--- HAProxy {series}, {way:?}");
         let rig = rig_with_script(way, series, &format!("[ -f hosts ] || echo > hosts\n{HOSTS}")).await;
         match way {
-            Way::Local => comes_back(&rig, local(&rig)).await,
-            Way::Api => comes_back(&rig, dataplane(&rig)).await,
+            Way::Local => comes_back(&rig, Box::new(local(&rig))).await,
+            Way::Api => comes_back(&rig, Box::new(dataplane(&rig))).await,
         }
     }
 }
 
-async fn comes_back<P: Plane>(rig: &Rig, plane: P) {
+async fn comes_back(rig: &Rig, plane: Box<dyn Plane>) {
     let server = Server::start("back").await;
     let hosts = |text: &str| fs::write(rig.haproxy.folder().join("hosts"), text).unwrap();
     let answer = async || load::get(&reqwest::Client::new(), rig.haproxy.port, "named.test").await.unwrap().0;
@@ -369,7 +372,7 @@ async fn comes_back<P: Plane>(rig: &Rig, plane: P) {
     assert!(!is_noted(&pass(&mut controller, start, 0).await));
     assert_eq!(answer().await, 200);
 
-    // Somebody else's reload, at a bad moment; and somebody is gone.
+    // A reload by another client, at a bad moment; and an instance is gone.
     hosts("\n");
     write_catalog(&rig.catalog(), &[named(), instance("api", 2002, &[]), instance("new", 2003, &[])]);
     let status = pass(&mut controller, start, 1).await;
@@ -390,8 +393,8 @@ async fn comes_back<P: Plane>(rig: &Rig, plane: P) {
     assert_eq!((status.reloads, status.notes), (0, Vec::new()));
 }
 
-/// Each health check takes a file descriptor, for which a process is started with a limit: what is too much is
-/// valid, and cannot be loaded.
+/// Each health check needs a file descriptor, and a process starts with a limit: a configuration with too many is
+/// valid, but cannot be loaded.
 async fn rig_with_few_files(way: Way, series: &str) -> Rig {
     rig_with_script(way, series, "ulimit -n 1100").await
 }
@@ -402,13 +405,13 @@ async fn what_cannot_be_loaded_is_left_out_alone() {
         eprintln!("--- HAProxy {series}, {way:?}");
         let rig = rig_with_few_files(way, series).await;
         match way {
-            Way::Local => left_out(&rig, local(&rig)).await,
-            Way::Api => left_out(&rig, dataplane(&rig)).await,
+            Way::Local => left_out(&rig, Box::new(local(&rig))).await,
+            Way::Api => left_out(&rig, Box::new(dataplane(&rig))).await,
         }
     }
 }
 
-async fn left_out<P: Plane>(rig: &Rig, plane: P) {
+async fn left_out(rig: &Rig, plane: Box<dyn Plane>) {
     let (mut controller, start) = controller(rig, plane);
     let checked =
         |service: &str, port: u16| registration(service, &port.to_string(), port.into(), port, &["enable=true"]);
@@ -439,7 +442,7 @@ async fn left_out<P: Plane>(rig: &Rig, plane: P) {
     assert!(!has_backend(&text, "huge") && loads(rig));
     rig.agrees().await;
 
-    // It is tried again in its time, and costs nobody anything; nor do others wait for it.
+    // It is retried when it is due, at no cost to the others; nor do others wait for it.
     let worker = rig.haproxy.worker().await;
     let status = pass(&mut controller, start, 2).await;
     assert_eq!((status.failed_reloads, status.reloads, rig.haproxy.worker().await), (0, 0, worker));

@@ -1,5 +1,5 @@
-//! Churn without a reload, on a running controller; and what brings file and process together again when
-//! one of them went its own way.
+//! Changes without a reload, on a running controller; and how file and process are made to agree after one of them
+//! changed alone.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -16,7 +16,7 @@ use support::nomad::{Nomad, job};
 use support::servers::Server;
 use support::wait_for;
 
-/// Who sits where: the allocation in a registration's place, by slot.
+/// The slots and the allocations in them.
 fn seats(text: &str) -> BTreeMap<String, String> {
     let lines = text.lines().filter(|line| line.contains("\"id\":"));
     lines
@@ -28,7 +28,7 @@ fn seats(text: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_scale_changes_cost_no_reload_and_move_nobody() {
+async fn a_hundred_scale_changes_cost_no_reload_and_move_no_instance() {
     let nomad = Nomad::start().await;
     for series in matrix() {
         for way in WAYS {
@@ -177,7 +177,7 @@ fn api(ports: &[u16]) -> Vec<serde_json::Value> {
     ports.iter().map(|port| registration("api", &port.to_string(), 1, *port, &["enable=true"])).collect()
 }
 
-/// A port that is taken, and a listener on it to stand where `acl is_shop` stood: valid, but it cannot be loaded.
+/// A port that is in use, and a listener on it in place of `acl is_shop`: valid, but it cannot be loaded.
 fn taken_port() -> (std::net::TcpListener, String) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
@@ -210,12 +210,12 @@ async fn a_failed_action_is_repaired_in_the_same_pass() {
         apply(&env, &rig.catalog()).await;
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads + 1);
-        // One of an address does: it reloads.
+        // A repair of an address does: it reloads.
         rig.haproxy.command("@1 set server api/api_3 addr 127.0.0.9").await;
         apply(&env, &rig.catalog()).await;
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads + 2);
-        // Something else answers in the API's place.
+        // Something else answers in place of the API.
         gate.interfere(Some(Box::new(|_, _| Some((502, "<html>no upstream</html>".to_owned())))));
         let catalog = rig.catalog().display().to_string();
         let said = stderr(&run(&env, &["apply", "--catalog", &catalog]).await);
@@ -251,7 +251,7 @@ async fn a_haproxy_that_is_killed_and_started_again_is_in_line_within_a_pass() {
         })
         .await;
         rig.agrees().await;
-        // What somebody types is set right with the next resync, also where changes never stop.
+        // A manual run-time change is undone with the next resync, even if the catalog keeps changing.
         let changes = tokio::spawn({
             let file = rig.catalog();
             async move {
@@ -276,10 +276,10 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         let rig = Rig::start(way, series).await;
         write_catalog(&rig.catalog(), &api(&[2001]));
         apply(&rig.env(), &rig.catalog()).await;
-        // What was changed without a reload is newer than what the API takes for the last good text.
+        // What was changed without a reload is newer than the API's last good text.
         write_catalog(&rig.catalog(), &api(&[2002, 2003]));
         apply(&rig.env(), &rig.catalog()).await;
-        // Somebody adds a listener on a port that is taken: valid, but it cannot be loaded.
+        // A person adds a listener on a port that is in use: valid, but it cannot be loaded.
         let (taken, bind) = taken_port();
         let good = rig.haproxy.text();
         std::fs::write(rig.haproxy.config(), good.replacen("acl is_shop", &bind, 1)).unwrap();
@@ -302,7 +302,7 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         }
         rig.agrees().await;
 
-        // The port is free again, and the next change goes through.
+        // The port is free again, and the next change succeeds.
         drop(taken);
         apply(&rig.env(), &rig.catalog()).await;
         assert!(has_backend(&rig.haproxy.text(), "new"));
@@ -327,7 +327,7 @@ async fn a_refused_change_is_made_once_its_cause_is_gone() {
         .await;
         assert!(has_backend(&rig.haproxy.text(), "api"));
         rig.edit(|text| text.replacen("use_backend api if is_shop\n", "\n", 1)).await;
-        // Another service's change, so that it need not wait for the next resync.
+        // A change of another service, to avoid waiting for the next resync.
         write_catalog(&rig.catalog(), &[registration("other", "1", 1, 2009, &["enable=true"])]);
         wait_for("the backend to be gone", Duration::from_secs(10), async || {
             (!has_backend(&rig.haproxy.text(), "api")).then_some(())
@@ -336,7 +336,7 @@ async fn a_refused_change_is_made_once_its_cause_is_gone() {
     }
 }
 
-/// What a crash right after a failed reload leaves: the file has a server that the process lacks, and cannot be
+/// The state after a crash right after a failed reload: the file has a server that the process lacks, and cannot be
 /// loaded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_loaded_holds_up_no_live_change() {
@@ -451,7 +451,7 @@ async fn structural_changes_that_come_together_make_one_reload() {
     })
     .await;
     assert!(!has_backend(&rig.haproxy.text(), "b"), "{:?} after the last reload", first.elapsed());
-    // Nor does an instance that is gone, where its backend has to grow.
+    // Nor does an instance that is gone, even if its backend has to grow.
     let more: Vec<u16> = (2002..2012).collect();
     with(&["a", "b", "c"], &more);
     wait_for("the first instance to be out", Duration::from_secs(3), async || {
@@ -462,7 +462,7 @@ async fn structural_changes_that_come_together_make_one_reload() {
     backend("c").await;
     assert!(rig.haproxy.text().contains(":2011"), "{}", rig.haproxy.text());
     assert!(has_backend(&rig.haproxy.text(), "b"));
-    // The file comes before the process.
+    // The file changes before the process.
     rig.haproxy.wait_for_state("c/c_1", "ready").await;
     assert_eq!(rig.haproxy.reloads().await, 2);
 }
@@ -491,7 +491,7 @@ async fn an_instance_that_asks_for_it_is_drained_first() {
         state("MAINT").await;
         assert!(gone.elapsed() >= Duration::from_secs(2), "{:?}", gone.elapsed());
         assert_eq!(rig.haproxy.reloads().await, reloads);
-        // The last one, too: the backend goes when it has drained.
+        // The last one, too: the backend is removed when it has drained.
         write_catalog(&rig.catalog(), &[]);
         wait_for("the drain", Duration::from_secs(5), async || {
             rig.haproxy.statuses().await.get("api/api_1").filter(|status| status.starts_with("DRAIN")).map(drop)

@@ -1,5 +1,5 @@
-//! The local plane on real HAProxy: what is not ours in the file stays, byte by byte, and what a person
-//! wrote there is never lost.
+//! The local plane on real HAProxy: what is not ours in the file stays, byte by byte, and what a person wrote there is
+//! never lost.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -20,7 +20,7 @@ fn api(instances: u16) -> Vec<serde_json::Value> {
     (1..=instances).map(one).collect()
 }
 
-/// A backend that nobody asks for goes at once.
+/// A backend without a service is deleted at once.
 fn env(rig: &Rig) -> Env {
     rig.env_with(&[("NOMAD_HAPROXY_BACKEND_LINGER", "0s")])
 }
@@ -30,7 +30,7 @@ async fn apply_catalog(rig: &Rig, registrations: &[serde_json::Value]) {
     apply(&env(rig), &rig.catalog()).await;
 }
 
-/// The file without the version line on top of it.
+/// The file without the version line at the top.
 fn below_version(bytes: &[u8]) -> &[u8] {
     let end = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
     assert!(bytes.starts_with(b"# _version="));
@@ -64,7 +64,7 @@ async fn bytes_that_are_not_utf_8_stay_as_they_are() {
     }
 }
 
-/// A section that stands directly behind ours, of a kind that the parser has to know.
+/// A section directly after ours, of a kind that the parser has to know.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_section_behind_ours_outlives_it() {
     for series in matrix() {
@@ -73,7 +73,7 @@ async fn a_section_behind_ours_outlives_it() {
         let section = "namespace_list\n    # none yet\n";
         rig.edit(|text| text + section).await;
         let foreign = rig.foreign();
-        // Written as a whole, then only its servers, then taken away.
+        // Written completely, then only its servers, then removed.
         let leastconn = [registration("api", "1", 1, 2001, &["enable=true", "balance=leastconn"])];
         for registrations in [&leastconn[..], &api(9), &[]] {
             apply_catalog(&rig, registrations).await;
@@ -83,7 +83,7 @@ async fn a_section_behind_ours_outlives_it() {
     }
 }
 
-/// What this release registers for a `listen` section is no section of somebody else.
+/// A keyword that this release registers for a `listen` section does not start another section.
 #[test]
 fn the_keywords_of_a_proxy_section_are_known() {
     use nomad_haproxy::haproxy::section::PROXY_KEYWORDS;
@@ -100,7 +100,7 @@ fn the_keywords_of_a_proxy_section_are_known() {
     }
 }
 
-/// Writes a catalog and kills the controller when its text is in place, and HAProxy has not loaded it.
+/// Writes a catalog and kills the controller when its text is in place, but HAProxy has not loaded it.
 async fn cut_short(rig: &Rig, registrations: &[serde_json::Value]) {
     let silent = rig.haproxy.folder().join("silent.sock");
     let deaf = deaf_master(&silent, &rig.haproxy.master(), "reload");
@@ -116,7 +116,7 @@ async fn cut_short(rig: &Rig, registrations: &[serde_json::Value]) {
     assert_eq!(leftovers(rig).len(), 1);
 }
 
-/// What our own writes left in HAProxy's folder.
+/// The files that our own writes left in HAProxy's folder.
 fn leftovers(rig: &Rig) -> Vec<String> {
     let names = fs::read_dir(rig.haproxy.config_file.parent().unwrap())
         .unwrap()
@@ -138,7 +138,7 @@ async fn a_person_s_edit_after_a_crash_is_kept() {
         assert_eq!(rig.haproxy.text(), edited, "{}", stderr(&output));
         assert_eq!(leftovers(&rig), [""; 0], "{}", stderr(&output));
         assert!(stderr(&output).contains("stays as it is"), "{}", stderr(&output));
-        // Once it is right, the pass goes on from there.
+        // Once it is valid, the pass continues from there.
         rig.edit(|text| text.replace("blance first # typo", "balance first # mine")).await;
         apply_catalog(&rig, &api(2)).await;
         assert!(rig.haproxy.text().contains("balance first # mine"), "{}", rig.haproxy.text());
@@ -170,11 +170,11 @@ async fn a_text_that_a_crash_left_and_haproxy_cannot_load_goes_back() {
     }
 }
 
-/// A mount for a test, taken away with it.
+/// A mount for a test, which is removed with it.
 struct Mount(std::path::PathBuf);
 
 impl Mount {
-    /// `None` where this user may not mount; the reason is printed.
+    /// `None` if this user may not mount; the reason is printed.
     fn new(arguments: &[&str], on: &Path) -> Option<Self> {
         let output = std::process::Command::new("mount").args(arguments).arg(on).output().unwrap();
         if !output.status.success() {
@@ -191,7 +191,7 @@ impl Drop for Mount {
     }
 }
 
-/// Runs a pass that cannot write: it must say so, and change nothing.
+/// Runs a pass that cannot write: it must report that, and change nothing.
 async fn refused(rig: &Rig, registrations: &[serde_json::Value], cause: &str) {
     let (before, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
     write_catalog(&rig.catalog(), registrations);
@@ -211,7 +211,7 @@ async fn a_full_disk_loses_nothing() {
     let Some(mount) = Mount::new(&["-t", "tmpfs", "-o", "size=64k", "none"], &small) else { return };
     haproxy.config_file = small.join("haproxy.cfg");
     haproxy.arguments = vec!["-f".into(), haproxy.config_file.display().to_string()];
-    // Three pages, so that a copy for validation, the new text and the last good one fill the disk in turn.
+    // Three pages, so that the copy for validation, the new text and the last good one fill the disk in turn.
     let comment = "# a long story\n".repeat(600);
     fs::write(&haproxy.config_file, hand_written(haproxy.folder(), haproxy.port) + &comment).unwrap();
     haproxy.launch().await;
@@ -241,7 +241,7 @@ async fn a_file_that_cannot_be_replaced_stays() {
     let rig = Rig::start(Way::Local, "3.2").await;
     apply_catalog(&rig, &api(1)).await;
     let file = rig.haproxy.config();
-    // As a container has it that was given the file alone.
+    // As in a container that has only the file mounted.
     let Some(mount) = Mount::new(&["--bind", file.to_str().unwrap()], &file) else { return };
     refused(&rig, &[], "mount its folder").await;
     drop(mount);

@@ -29,7 +29,7 @@ async fn a_connection_lives_through_200_live_changes_and_5_reloads() {
             (200, 6),
             "one reload for the first pass, one for each new backend"
         );
-        // The worker that holds the connection, and the one that runs now.
+        // The worker that holds the connection, and the current one.
         assert_eq!(outcome.workers, 2);
     }
 }

@@ -1,4 +1,4 @@
-//! Real Nomad, real HAProxy, the controller running: services come, scale, move and go; Nomad fails.
+//! Real Nomad, real HAProxy, the controller running: services start, scale, move and stop; Nomad fails.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -15,7 +15,7 @@ use support::load::{self, Load};
 use support::nomad::{Nomad, job};
 use support::wait_for;
 
-/// Time for a pass to run, and more: what must not happen is looked for this long.
+/// More than enough time for a pass: how long to check that something does not happen.
 const A_WHILE: Duration = Duration::from_secs(3);
 
 async fn wait_for_answer(rig: &Rig, host: &str) {
@@ -30,12 +30,12 @@ fn env(rig: &Rig, nomad: &Nomad) -> support::controller::Env {
     rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")])
 }
 
-/// The servers of ours that take traffic.
+/// Our servers that take traffic.
 fn seated(rig: &Rig) -> usize {
     rig.haproxy.text().lines().filter(|line| line.contains("\"id\":") && !line.contains("disabled")).count()
 }
 
-/// For a while nothing that HAProxy has of ours changes, and it stays in service.
+/// For a while nothing of ours in HAProxy changes, and it stays in service.
 async fn stays(rig: &Rig, what: &str) {
     let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
     let until = Instant::now() + A_WHILE;
@@ -109,7 +109,7 @@ async fn an_outage_of_nomad_removes_nothing() {
         gate.interfere(Some(Box::new(move |_, _| Some((status, body.to_owned())))));
         stays(&rig, what).await;
     }
-    // The list is read, one of its services is not.
+    // The list can be read, one of its services cannot.
     gate.interfere(Some(Box::new(|_, uri| {
         uri.path().starts_with("/v1/service/").then(|| (500, "rpc error".to_owned()))
     })));
@@ -143,7 +143,7 @@ async fn a_token_that_loses_its_rights_removes_nothing() {
     wait_for("both services", Duration::from_secs(20), async || (seated(&rig) == 2).then_some(())).await;
     assert!(support::haproxy::has_backend(&rig.haproxy.text(), "team_a.there"), "{}", rig.haproxy.text());
 
-    // The list is shortened without a word, with a normal index.
+    // The list is shortened without an error, with a normal index.
     nomad.token_with("namespace \"default\" {\n capabilities = [\"read-job\"]\n}").await;
     wait_for("a pass that is denied", Duration::from_secs(10), async || {
         controller.log().contains("the namespace team-a").then_some(())
@@ -157,7 +157,7 @@ async fn a_token_that_loses_its_rights_removes_nothing() {
     })
     .await;
     stays(&rig, "a token that may read nothing").await;
-    // With its rights it goes on.
+    // With its rights restored it continues.
     nomad.token_with("namespace \"*\" {\n capabilities = [\"read-job\"]\n}").await;
     nomad.stop_job("here").await;
     wait_for("the stopped service to go", Duration::from_secs(20), async || (seated(&rig) == 1).then_some(())).await;

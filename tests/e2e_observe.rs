@@ -1,5 +1,5 @@
-//! What people see of a running controller: its log, the configuration that it prints, readiness, metrics, and
-//! how it stops.
+//! What is visible of a running controller: its log, the configuration that it prints, readiness, metrics, and how it
+//! stops.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -21,7 +21,7 @@ use support::haproxy::{Haproxy, hand_written};
 use support::nomad::{Nomad, job};
 use support::wait_for;
 
-/// Instances of services `s0`, `s1`, …: so many of each.
+/// Services `s0`, `s1`, … with these numbers of instances.
 fn services(count: u16, each: u16) -> Vec<Value> {
     let one = |service: u16, n: u16| {
         let port = 2000 + service * 10 + n;
@@ -47,7 +47,7 @@ async fn wait_for_lines(controller: &Controller, message: &str, count: usize) ->
     .await
 }
 
-/// The fields of an event, with those that the format puts beside them.
+/// The fields of an event, with those that the format adds.
 fn has_no_field_twice(line: &str) {
     let event: Value = serde_json::from_str(line).unwrap();
     for field in event.as_object().unwrap().keys().chain(event["span"].as_object().into_iter().flat_map(|s| s.keys())) {
@@ -128,8 +128,8 @@ async fn a_note_is_logged_when_it_comes_and_when_it_goes() {
     controller.log().lines().for_each(has_no_field_twice);
 }
 
-/// A secret in each place that one can be in: in sections of their own, beside ours, and in the backend that is
-/// given servers of ours.
+/// A secret in each possible place: in separate sections beside ours, and in the backend that servers of ours are added
+/// to.
 fn with_secrets(folder: &Path, port: u16) -> String {
     const S: &str = "s3cr3t";
     let text = hand_written(folder, port);
@@ -176,7 +176,7 @@ mod secrets {
         assert!(printed.contains("+  server api_1 ") || printed.contains("+  server api_1"), "{printed}");
         assert!(printed.contains("server shop_1"), "{printed}");
 
-        // A person's line in a backend of ours: it goes with the next write, and is not printed.
+        // A person's line in a backend of ours: it is removed by the next write, and not printed.
         let description =
             rig.haproxy.text().lines().find(|line| line.contains("description nomad-haproxy")).unwrap().to_owned();
         rig.edit(|text| {
@@ -255,7 +255,7 @@ async fn readiness_follows_nomad() {
     let rig = Rig::start(Way::Local, "3.2").await;
     nomad.submit(job("steady", 1, &["enable=true", "check.disabled"], None)).await;
     nomad.wait_for_instances("steady", 1).await;
-    // Nothing but the outage itself wakes the loop.
+    // Only the outage itself wakes the loop.
     let env = rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h")]);
     let controller = Controller::start(&env, &[]);
     controller.wait_until_ready().await;
@@ -297,13 +297,15 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     let (kind, text) = scrape(&controller, None).await;
     assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
     assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+    let name = rig.haproxy.config().display().to_string();
     for stage in ["observe", "catalog", "plan", "apply", "repair"] {
         assert!(
-            text.contains(&format!("nomad_haproxy_pass_failures_total{{stage=\"{stage}\"}} 0\n")),
+            text.contains(&format!("nomad_haproxy_pass_failures_total{{haproxy=\"{name}\",stage=\"{stage}\"}} 0\n")),
             "{stage}: {text}"
         );
     }
-    assert!(text.contains("nomad_haproxy_backend_slots{backend=\"s1\",state=\"free\"} 4\n"), "{text}");
+    let slots = format!("nomad_haproxy_backend_slots{{haproxy=\"{name}\",backend=\"s1\",state=\"free\"}} 4\n");
+    assert!(text.contains(&slots), "{text}");
     let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
     let (kind, open) = scrape(&controller, Some(prometheus)).await;
     assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -326,8 +328,7 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     assert!(checked.status.success() && checked.stderr.is_empty(), "{}\n{text}", stderr(&checked));
 }
 
-/// From the signal to the end. It is bound to five seconds by what its users are promised, so this is no
-/// measurement.
+/// From the signal to the end. The limit of five seconds is documented, so this is not a measurement.
 async fn stops_in_time(controller: &mut Controller) {
     let begun = Instant::now();
     assert_eq!(controller.stop().await.code(), Some(0), "{}", controller.log());
@@ -335,7 +336,7 @@ async fn stops_in_time(controller: &mut Controller) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_client_holds_up_the_end() {
+async fn no_client_delays_the_shutdown() {
     let rig = Rig::start(Way::Local, "3.2").await;
     write_catalog(&rig.catalog(), &services(300, 1));
     let mut controller = start(&rig, &[]);
@@ -347,7 +348,7 @@ async fn no_client_holds_up_the_end() {
     let mut idle = connect().await;
     idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert!(idle.read(&mut [0; 1024]).unwrap() > 0);
-    // So many answers that they do not fit into the buffers on the way, and nobody reads them.
+    // So many answers that they do not fit into the buffers, and the client reads none of them.
     let mut slow = connect().await;
     slow.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
     let requests = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(2000);
@@ -370,7 +371,7 @@ async fn a_half_sent_request_is_dropped_after_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pass_that_hangs_does_not_hold_up_the_end() {
+async fn a_pass_that_hangs_does_not_delay_the_shutdown() {
     let rig = Rig::start(Way::Local, "3.2").await;
     write_catalog(&rig.catalog(), &services(1, 1));
     let hanging = rig.haproxy.folder().join("hanging");

@@ -1,5 +1,5 @@
-//! Gone means out: an instance that left takes no more traffic at once, whatever else is wrong; and one that
-//! drains does so until its time is over, whoever reloads in the meantime.
+//! An instance that is gone gets no more traffic at once, whatever else fails; and one that drains does so until its
+//! time is over, even if another client reloads in the meantime.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -14,16 +14,16 @@ use support::controller::{Controller, apply, apply_failing, registration, run, s
 use support::haproxy::{has_backend, matrix};
 use support::wait_for;
 
-everywhere!(an_invalid_file_keeps_nobody_in_service, out::invalid);
-everywhere!(a_sibling_with_a_bad_address_keeps_nobody_in_service, out::bad_sibling);
-everywhere!(a_reload_that_waits_keeps_nobody_in_service, out::waits);
-everywhere!(a_reload_that_failed_keeps_nobody_in_service, out::failed);
-everywhere!(a_backend_of_theirs_that_is_no_longer_compatible_keeps_nobody_in_service, out::incompatible);
+everywhere!(an_invalid_file_keeps_no_gone_instance_in_service, out::invalid);
+everywhere!(a_sibling_with_a_bad_address_keeps_no_gone_instance_in_service, out::bad_sibling);
+everywhere!(a_reload_that_waits_keeps_no_gone_instance_in_service, out::waits);
+everywhere!(a_reload_that_failed_keeps_no_gone_instance_in_service, out::failed);
+everywhere!(a_foreign_backend_that_is_no_longer_compatible_keeps_no_gone_instance_in_service, out::incompatible);
 everywhere!(a_reload_for_another_service_leaves_a_drain_as_it_is, drains::reload);
 everywhere!(a_server_that_drains_is_not_removed, drains::rewrite);
-everywhere!(a_reload_of_somebody_else_s_is_followed_by_the_drain, drains::foreign_reload);
+everywhere!(a_reload_by_another_client_is_followed_by_the_drain, drains::foreign_reload);
 
-/// An instance on a port, which is its ID as well.
+/// An instance on a port, which is also its ID.
 fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
     let tags: Vec<&str> = ["enable=true", "check.disabled"].iter().chain(tags).copied().collect();
     registration(service, &port.to_string(), u64::from(port), port, &tags)
@@ -83,8 +83,8 @@ mod out {
         assert_eq!(rig.haproxy.reloads().await, 1);
     }
 
-    /// What cannot go without a reload goes out of service without one: a service's last instance, one where
-    /// there are no slots, and one whose slot somebody with other settings takes.
+    /// What cannot be removed without a reload is taken out of service without one: a service's last instance, one
+    /// without slots, and one whose slot is taken by an instance with other settings.
     fn before() -> Vec<Value> {
         vec![
             instance("last", 2001, &[]),
@@ -123,7 +123,7 @@ mod out {
         for gone in GONE {
             rig.haproxy.wait_for_state(gone, "maint").await;
         }
-        // The file says so, too: else the next look at the process would take it for somebody's mistake.
+        // The file records it, too: otherwise the next comparison with the process would undo it.
         controller.wait_for_resyncs(2).await;
         for gone in GONE {
             assert_eq!(rig.haproxy.state(gone).await, "maint", "{gone}");
@@ -159,8 +159,7 @@ mod out {
         assert!(has_backend(&rig.haproxy.text(), "new") && !has_backend(&rig.haproxy.text(), "last"));
     }
 
-    /// A port that is taken, and a listener on it to stand where `acl is_shop` stood: valid, but it cannot be
-    /// loaded.
+    /// A port that is in use, and a listener on it in place of `acl is_shop`: valid, but it cannot be loaded.
     fn taken_port() -> (std::net::TcpListener, String) {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
@@ -182,10 +181,10 @@ mod out {
     }
 }
 
-/// The Data Plane API tears conditional blocks apart, so such a file is not written through it. Whoever is gone
-/// is out all the same.
+/// The Data Plane API breaks conditional blocks, so such a file is not written through it. An instance that is gone is
+/// out all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_with_conditionals_keeps_nobody_in_service() {
+async fn a_file_with_conditionals_keeps_no_gone_instance_in_service() {
     const BLOCK: &str = "\n.if defined(NEVER)\nbackend extra\n    server a 127.0.0.1:9\n.endif\n";
     for series in matrix() {
         for write in ["auto", "transaction", "text"] {
@@ -197,7 +196,7 @@ async fn a_file_with_conditionals_keeps_nobody_in_service() {
             for (slot, block) in (1..).zip([BLOCK, "\n.elif defined(A)\n", "\n.else\n", "\n.endif\n"]) {
                 rig.edit_by_hand(|_| adopted.clone() + block).await;
                 let edited = rig.haproxy.bytes();
-                // The real API has torn the block apart already, as it writes what it reads.
+                // The real API has broken the block already, as it writes what it reads.
                 let text = rig.haproxy.text();
                 let mut lines = (1..).zip(text.lines().map(str::trim_start));
                 let (line, word) = lines.find(|(_, line)| line.starts_with('.')).unwrap();
@@ -243,7 +242,7 @@ mod drains {
         assert_ne!(rig.haproxy.worker().await, worker);
         assert_eq!(rig.haproxy.state("api/api_1").await, "drain");
         rig.agrees().await;
-        // And where the service goes as a whole.
+        // Also if the whole service is gone.
         write_catalog(&rig.catalog(), &[instance("other", 2010, &[])]);
         apply(&rig.env(), &rig.catalog()).await;
         for server in ["api/api_1", "api/api_2"] {
@@ -254,7 +253,7 @@ mod drains {
     }
 
     pub async fn rewrite(rig: Rig, _way: Way) {
-        // Ten spares: one instance is given two, so the rewrite takes them away.
+        // Ten spares: one instance gets two, so the rewrite removes them.
         draining(&rig, &["slots=10"]).await;
         let servers = || rig.haproxy.text().lines().filter(|line| line.trim_start().starts_with("server api_")).count();
         assert_eq!(servers(), 12);

@@ -1,5 +1,5 @@
-//! No reload for nothing: services that come back, reloads that do not help, weights, and what the process
-//! does by itself.
+//! No unneeded reload: services that come back, reloads that do not help, weights, and what the process changes by
+//! itself.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -21,10 +21,10 @@ everywhere!(a_service_of_one_that_comes_back_costs_no_reload, linger::comes_back
 everywhere!(a_service_that_stays_away_is_deleted_in_its_time, linger::stays_away);
 everywhere!(a_static_algorithm_costs_no_reload_again_and_again, never_twice::static_algorithm);
 everywhere!(what_a_reload_repairs_is_repaired_each_time, never_twice::helps_each_time);
-everywhere!(the_weights_of_a_backend_of_theirs_hold_for_ours, weights);
+everywhere!(our_servers_inherit_the_weight_of_a_foreign_backend, weights);
 everywhere!(a_hand_s_work_is_undone_where_no_agent_is, own_business::hand);
 
-/// An instance on a port, which is its ID as well.
+/// An instance on a port, which is also its ID.
 fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
     let tags: Vec<&str> = ["enable=true", "check.disabled"].iter().chain(tags).copied().collect();
     registration(service, &port.to_string(), u64::from(port), port, &tags)
@@ -36,12 +36,12 @@ fn running(rig: &Rig, more: &[(&str, &str)]) -> Controller {
     Controller::start(&rig.env_with(&settings), &["--catalog", &rig.catalog().display().to_string()])
 }
 
-/// What does not change where nothing is done: the file, and the reloads.
+/// What must not change if nothing is done: the file, and the number of reloads.
 async fn state(rig: &Rig) -> (String, u64) {
     (rig.haproxy.text(), rig.haproxy.reloads().await)
 }
 
-/// A rig with a backend of a person's.
+/// A rig with an existing backend of a person.
 async fn with_backend(way: Way, series: &str, lines: &[&str]) -> Rig {
     let lines = lines.join("\n    ");
     let config =
@@ -60,7 +60,7 @@ mod linger {
     pub async fn comes_back(rig: Rig, _way: Way) {
         let (one, two) = (Server::start("one").await, Server::start("two").await);
         let env = rig.env_with(&[("NOMAD_HAPROXY_BACKEND_LINGER", "1h")]);
-        // On a connection of its own: an old worker still serves what was kept alive.
+        // On a new connection: an old worker still serves connections that were kept alive.
         let answer = async || load::get(&reqwest::Client::new(), rig.haproxy.port, "api.test").await.unwrap();
         write_catalog(&rig.catalog(), &[instance("api", one.port(), &[])]);
         apply(&env, &rig.catalog()).await;
@@ -81,7 +81,7 @@ mod linger {
         rig.agrees().await;
         assert_eq!(rig.haproxy.reloads().await, reloads);
 
-        // Where a reload comes along it takes the backend with it.
+        // A reload for another reason also removes the backend.
         write_catalog(&rig.catalog(), &[]);
         apply(&env, &rig.catalog()).await;
         assert!(has_backend(&rig.haproxy.text(), "api"));
@@ -93,7 +93,7 @@ mod linger {
 
     pub async fn stays_away(rig: Rig, _way: Way) {
         write_catalog(&rig.catalog(), &[instance("api", 2001, &[])]);
-        // No resync in between: it is the controller's own clock that wakes it.
+        // No resync in between: the controller's own timer wakes it.
         let more = [("NOMAD_HAPROXY_BACKEND_LINGER", "2s"), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h")];
         let controller = running(&rig, &more);
         controller.wait_until_ready().await;
@@ -151,7 +151,7 @@ mod never_twice {
         let before = state(&rig).await;
         controller.wait_for_resyncs(4).await;
         assert_eq!(state(&rig).await, before);
-        // Another instance is seated live, and that is all.
+        // Another instance gets a slot live, and nothing else changes.
         write_catalog(&rig.catalog(), &[in_pool(2002, &["weight=7"]), in_pool(2003, &[])]);
         rig.haproxy.wait_for_state("pool/pool_1", "maint").await;
         controller.wait_for_resyncs(1).await;
@@ -161,8 +161,8 @@ mod never_twice {
         assert_eq!((state(&rig).await, before.1), (before.clone(), 1));
     }
 
-    /// Every HAProxy refuses such a file, so it is left as it is, with a note. The API does not have it: it writes
-    /// what it reads, with one backend.
+    /// Every HAProxy refuses such a file, so it is left as it is, with a note. The API does not keep it: it writes what
+    /// it reads, with one backend.
     pub async fn declared_twice(rig: Rig) {
         let both = [instance("api", 2001, &[]), instance("api", 2002, &[])];
         write_catalog(&rig.catalog(), &both);
@@ -208,7 +208,7 @@ async fn a_backend_declared_twice_costs_no_reload_again_and_again() {
     }
 }
 
-/// What stands in a branch that is not taken is in the file and not in the process, whatever is loaded.
+/// What is in a branch that is not taken is in the file and not in the process, whatever is loaded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_in_a_branch_that_is_not_taken_costs_no_reload_again_and_again() {
     for series in matrix() {
@@ -236,7 +236,7 @@ async fn a_backend_in_a_branch_that_is_not_taken_costs_no_reload_again_and_again
         let before = state(&rig).await;
         controller.wait_for_resyncs(4).await;
         assert_eq!(state(&rig).await, before, "HAProxy {series}");
-        // Nor does it cost the others one.
+        // Nor do the others need one.
         for port in [2003, 2004] {
             write_catalog(&rig.catalog(), &[instance("api", 2001, &[]), other(port)]);
             wait_for(&format!("{port} in service"), Duration::from_secs(15), async || {
@@ -292,7 +292,7 @@ mod own_business {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_agent_says_is_left_alone() {
+async fn what_an_agent_sets_is_left_alone() {
     for (series, way) in matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way))) {
         eprintln!("--- HAProxy {series}, {way:?}");
         let agent = Plain::saying("drain").await;
@@ -315,7 +315,8 @@ async fn what_an_agent_says_is_left_alone() {
         controller.wait_for_resyncs(2).await;
         assert_eq!(state(&rig).await, before);
         rig.agrees().await;
-        // Who is gone is out for good, whatever its agent says: there is no server for the agent to wake.
+        // An instance that is gone is out for good, whatever its agent reports: there is no server that the agent could
+        // enable.
         write_catalog(&rig.catalog(), &[in_pool(2002, &[])]);
         rig.haproxy.wait_for_state("pool/pool_1", "missing").await;
         assert_eq!(rig.haproxy.running().await.keys().filter(|name| name.starts_with("pool/")).count(), 1);
@@ -340,7 +341,7 @@ async fn a_server_of_plain_tcp_is_up_whatever_the_defaults_check() {
                 [registration("page", "1", 1, one.port(), &tags), registration("stream", "2", 2, two.port(), &stream)];
             write_catalog(&rig.catalog(), &services);
             apply(&rig.env(), &rig.catalog()).await;
-            // A server counts as up before its first check, so a check has to have said so.
+            // A server counts as up before its first check, so wait until a check has reported.
             for server in ["page/page_1", "stream/stream_1"] {
                 wait_for(&format!("{server} to be checked"), Duration::from_secs(15), async || {
                     let csv = rig.haproxy.command("@1 show stat -1 4 -1").await;

@@ -1,5 +1,5 @@
-//! What was reviewed is what is applied: `plan --out` and `apply --plan` as the steps of a pipeline, on every
-//! series, on both planes.
+//! What was reviewed is what is applied: `plan --out` and `apply --plan` as the steps of a pipeline, on every series,
+//! on both planes.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -21,7 +21,7 @@ everywhere!(a_removal_that_was_reviewed_a_while_ago_is_applied, removal);
 everywhere!(a_reload_that_fails_ends_a_reviewed_pass, failed_reload);
 
 /// With several `defaults` sections the Data Plane API writes out once what each section inherits, before the first
-/// write: that is nobody else's change.
+/// write: that must not count as a foreign change.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_api_makes_of_the_file_is_no_difference() {
     let config = |folder: &Path, port: u16| {
@@ -41,7 +41,7 @@ fn file(rig: &Rig) -> PathBuf {
     rig.haproxy.folder().join("reviewed.plan")
 }
 
-/// `plan --out`; what it prints.
+/// Runs `plan --out` and returns its output.
 async fn review(rig: &Rig) -> String {
     let (catalog, file) = (rig.catalog().display().to_string(), file(rig).display().to_string());
     let output = run(&rig.env(), &["plan", "--catalog", &catalog, "--out", &file]).await;
@@ -49,14 +49,14 @@ async fn review(rig: &Rig) -> String {
     stdout(&output)
 }
 
-/// `apply --plan`: whether it was applied, and what it says.
+/// Runs `apply --plan` and returns whether it was applied, and its output.
 async fn apply_reviewed(rig: &Rig) -> (bool, String) {
     let (catalog, file) = (rig.catalog().display().to_string(), file(rig).display().to_string());
     let output = run(&rig.env(), &["apply", "--catalog", &catalog, "--plan", &file]).await;
     (output.status.success(), stdout(&output) + &stderr(&output))
 }
 
-/// `apply --plan` that must be refused, with these words, and change nothing.
+/// Runs `apply --plan`, which must be refused with this message, and change nothing.
 async fn refused(rig: &Rig, words: &[&str]) {
     let before = (rig.haproxy.bytes(), rig.haproxy.reloads().await, rig.haproxy.running().await.len());
     let (applied, said) = apply_reviewed(rig).await;
@@ -78,19 +78,19 @@ async fn pipeline(rig: Rig, _way: Way) {
     assert_eq!(std::fs::metadata(file(&rig)).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(kept.contains("\"format\": 1") && !kept.contains("is_shop"), "digests, not the text: {kept}");
 
-    // Somebody edits the file by hand. On the local plane that leaves its version as it was.
+    // A person edits the file by hand. On the local plane that does not change its version.
     rig.edit_by_hand(|text| text.replacen("acl is_shop   path_beg /shop", "acl is_shop   path_beg /store", 1)).await;
     refused(&rig, &["frontend web", "plan --out"]).await;
     rig.edit_by_hand(|text| text.replacen("path_beg /store", "path_beg /shop", 1)).await;
 
-    // The catalog moves on.
+    // The catalog changes.
     review(&rig).await;
     let mut more = api(&[2001]);
     more.push(registration("new", "n", 2, 2009, &["enable=true"]));
     write_catalog(&rig.catalog(), &more);
     refused(&rig, &["`new`", "catalog", "plan --out"]).await;
 
-    // Nothing moves.
+    // Nothing changes.
     write_catalog(&rig.catalog(), &api(&[2001]));
     let (applied, said) = apply_reviewed(&rig).await;
     assert!(applied && said.contains("Applied: one reload"), "{said}");
@@ -98,7 +98,7 @@ async fn pipeline(rig: Rig, _way: Way) {
     rig.agrees().await;
     refused(&rig, &["applied already"]).await;
 
-    // A live change, and a plan without one.
+    // A live change, and a plan without changes.
     write_catalog(&rig.catalog(), &api(&[2001, 2002]));
     assert!(review(&rig).await.contains("no reload"));
     let (applied, said) = apply_reviewed(&rig).await;
@@ -128,7 +128,7 @@ async fn left_out(rig: Rig, _way: Way) {
     assert!(has_backend(&rig.haproxy.text(), "good"));
 }
 
-/// A plan that frees slots, one of them to drain, says when: that time has moved on when it is applied.
+/// A plan that frees slots, one of them to drain, contains times, which have passed when it is applied.
 async fn removal(rig: Rig, _way: Way) {
     let tags = ["enable=true", "drain=1m"];
     let all = [
@@ -146,7 +146,7 @@ async fn removal(rig: Rig, _way: Way) {
     assert_eq!((rig.haproxy.state("api/api_1").await, rig.haproxy.state("api/api_2").await), ("maint", "drain"));
 }
 
-/// It is valid, but cannot be loaded: nothing else than what was reviewed is tried instead.
+/// It is valid, but cannot be loaded: nothing other than what was reviewed is tried instead.
 async fn failed_reload(rig: Rig, _way: Way) {
     let first = registration("first", "1", 1, 2002, &["enable=true"]);
     write_catalog(&rig.catalog(), std::slice::from_ref(&first));
@@ -160,7 +160,7 @@ async fn failed_reload(rig: Rig, _way: Way) {
     let (applied, said) = apply_reviewed(&rig).await;
     assert!(!applied && said.contains("could not load") && !said.contains("reviewed"), "{said}");
     assert!(!has_backend(&rig.haproxy.text(), "api") && rig.foreign() == foreign);
-    // The text is the one from before again, so the review still holds.
+    // The text is the one from before again, so the review is still valid.
     drop(taken);
     let (applied, said) = apply_reviewed(&rig).await;
     assert!(applied && has_backend(&rig.haproxy.text(), "api"), "{said}");

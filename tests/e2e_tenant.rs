@@ -1,5 +1,5 @@
-//! What a tenant registers, whatever it is, harms nobody else: names that mean something to a parser, copies made by
-//! hand, and a hostile tenant beside fifty good services under load.
+//! What a tenant registers harms no other: names that mean something to a parser, copies made by hand, and a hostile
+//! tenant beside fifty good services under load.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -25,7 +25,7 @@ use support::load::Load;
 use support::servers::Server;
 use support::wait_for;
 
-/// Names that HAProxy, the Data Plane API or we may read otherwise than as a name; each alone on its backend.
+/// Names that HAProxy, the Data Plane API or we may not read as a name; each alone on its backend.
 fn names() -> Vec<String> {
     let words = [
         "from",
@@ -133,7 +133,7 @@ async fn joined(rig: Rig, way: Way) {
     assert!(!text.contains("server shop_1") && text.contains("server good_1"), "{way:?}: {text}");
     let (said, text) = apply(json!({"def*": {"join": true}})).await;
     assert!(!said.contains("error") && text.contains("server shop_1"), "{way:?}: {said}{text}");
-    // The right is withdrawn: its server goes, and nothing else.
+    // The grant is withdrawn: its server is removed, and nothing else.
     let (_, text) = apply(json!({"def*": {"join": true}, "default": {"backends": ["x"]}})).await;
     assert!(!text.contains("server shop_1") && text.contains("server good_1"), "{way:?}: {text}");
 }
@@ -164,7 +164,7 @@ async fn descriptions(rig: Rig, way: Way) {
             .collect::<BTreeSet<_>>()
     };
     let before = copied(&rig.haproxy.text());
-    // The process lacks the copy, which is nothing of ours.
+    // The process lacks the copy, which is not ours.
     apply(&rig.env(), &catalog).await;
     let described = |services: &str| {
         let text = rig.haproxy.text();
@@ -207,18 +207,18 @@ async fn crowd(rig: Rig, _way: Way) {
     rig.agrees().await;
 }
 
-/// The namespace of the hostile tenant, who can register whatever it likes there.
+/// The namespace of the hostile tenant, who can register anything there.
 const EVIL: &str = "evil";
-/// How long it goes on, in seconds; `TENANT_SECONDS` says otherwise.
+/// How long it runs, in seconds; `TENANT_SECONDS` overrides it.
 const SECONDS: u64 = 10;
 
-/// Registrations of the tenant: `count` at once, of anything.
+/// Registrations of the tenant: `count` at once, of any kind.
 fn hostile_registrations(runner: &mut TestRunner, count: usize) -> Vec<Registration> {
     let one = hostile::registration().prop_map(|one| Registration { namespace: EVIL.into(), ..one });
     prop::collection::vec(one, count).new_tree(runner).unwrap().current()
 }
 
-/// What the tenant may have of these.
+/// What the tenant may get for these.
 fn desired_of(registrations: &[Registration]) -> Desired {
     let mut catalog = Catalog::default();
     for one in registrations {
@@ -236,7 +236,7 @@ fn desired_of(registrations: &[Registration]) -> Desired {
     build::build(&catalog, &Present::default(), &options).desired
 }
 
-/// Fifty good services of two instances each; the first one has as many as it is scaled to.
+/// Fifty good services of two instances each; the first one has the number that it is scaled to.
 fn good_services(servers: &[Server], scale: usize) -> Vec<Value> {
     let instances = |service: usize| if service == 0 { scale } else { 2 };
     let all = (0..50).flat_map(|service| (0..instances(service)).map(move |instance| (service, instance)));
@@ -250,7 +250,8 @@ fn good_services(servers: &[Server], scale: usize) -> Vec<Value> {
     .collect()
 }
 
-/// Writes a catalog, waits until the first good service has as many instances in service, and says how long it took.
+/// Writes a catalog, waits until the first good service has this many instances in service, and returns how long it
+/// took.
 async fn scaled(rig: &Rig, servers: &[Server], scale: usize, tenant: &[Registration]) -> Duration {
     let mut all = good_services(servers, scale);
     all.extend(tenant.iter().map(|one| serde_json::to_value(one).unwrap()));
@@ -289,7 +290,7 @@ async fn a_hostile_tenant_beside_fifty_good_services() {
         }
         assert_eq!(rig.haproxy.reloads().await, reloads, "{way:?}");
 
-        // What makes no backend costs no reload.
+        // A service that makes no backend costs no reload.
         let mut nothing = hostile_registrations(&mut runner, 400);
         nothing.retain(|one| desired_of(std::slice::from_ref(one)).backends.is_empty());
         let desired = desired_of(&nothing).backends;
@@ -331,7 +332,7 @@ async fn a_hostile_tenant_beside_fifty_good_services() {
             beside_nothing / alone
         );
         let text = rig.haproxy.text();
-        let theirs = text.lines().filter(|line| line.contains("\"owner\":\"nomad\"") && line.contains("server shop_"));
-        assert_eq!(theirs.count(), 0, "nobody joins a person's backend by naming it");
+        let joined = text.lines().filter(|line| line.contains("\"owner\":\"nomad\"") && line.contains("server shop_"));
+        assert_eq!(joined.count(), 0, "no service joins a person's backend by naming it");
     }
 }

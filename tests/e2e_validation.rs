@@ -1,5 +1,5 @@
-//! A candidate is validated as the running HAProxy would read it: in its environment and its folder, with
-//! the other files and the options that it was started with.
+//! A candidate is validated as the running HAProxy would read it: in its environment and its folder, with its other
+//! files and the options that it was started with.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -26,7 +26,7 @@ fn frontend(port: u16) -> String {
     )
 }
 
-/// One that needs its environment and its folder; the rest is the case's.
+/// One that needs its environment and its folder; the rest depends on the case.
 fn prepare(series: &str) -> Haproxy {
     let mut haproxy = Haproxy::prepare(binary(series).unwrap());
     let folder = haproxy.folder().to_owned();
@@ -37,7 +37,7 @@ fn prepare(series: &str) -> Haproxy {
     haproxy
 }
 
-/// All of it in one file.
+/// Everything in one file.
 fn write_one_file(haproxy: &Haproxy) {
     let text = format!("{}\n{DEFAULTS}\n{}", global(haproxy.folder()), frontend(haproxy.port));
     fs::write(&haproxy.config_file, text).unwrap();
@@ -52,7 +52,7 @@ fn instances(balance: &str) -> [serde_json::Value; 1] {
     [registration("api", "1", 1, 2001, &["enable=true", balance])]
 }
 
-/// Before and after a reload, which gives the master other arguments.
+/// Before and after a reload, which changes the master's arguments.
 async fn takes_changes(rig: &Rig) {
     for balance in ["balance=leastconn", "balance=first", "balance=source"] {
         write_catalog(&rig.catalog(), &instances(balance));
@@ -67,7 +67,7 @@ async fn refusal(rig: &Rig, env: &Env) -> String {
     stdout(&output) + &stderr(&output)
 }
 
-/// The sections that everything comes under in a file of their own, which is read first.
+/// The `global` and `defaults` sections in a separate file, which is read first.
 fn write_two_files(haproxy: &mut Haproxy) {
     fs::write(haproxy.folder().join("global.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
     fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
@@ -101,7 +101,7 @@ async fn with_a_folder_of_files_in_its_order() {
         fs::write(folder.join("10-base.cfg"), global(haproxy.folder()) + DEFAULTS).unwrap();
         haproxy.config_file = folder.join("50-ours.cfg");
         fs::write(&haproxy.config_file, frontend(haproxy.port)).unwrap();
-        // A defaults section that has no name is for those below it.
+        // A defaults section without a name applies to those below it.
         fs::write(folder.join("90-end.cfg"), "defaults from base\n    mode tcp\n").unwrap();
         for ignored in ["notes.txt", ".hidden.cfg", "old.cfg.cfg"] {
             fs::write(folder.join(ignored), "no configuration\n").unwrap();
@@ -119,7 +119,7 @@ async fn with_its_options() {
         let text = fs::read_to_string(&haproxy.config_file).unwrap();
         let more = "    default_backend far\n.if !defined(HAPROXY_MWORKER)\n    nosuchdirective\n.endif\n\
                     backend far from base\n    server a no.such.host.invalid:80\n";
-        // At its first start 3.0 does not say yet that it has a master; a reload is what is validated for.
+        // At its first start 3.0 does not report that it has a master; validation has to be as for a reload.
         let more = if series == "3.0" { more.replace("nosuchdirective", "maxconn 7") } else { more.to_owned() };
         fs::write(&haproxy.config_file, text + &more).unwrap();
         haproxy.working_directory = Some("/".into());
@@ -144,7 +144,7 @@ async fn a_refusal_names_the_file_and_not_the_copy_that_was_validated() {
     }
 }
 
-/// The controller in a process namespace of its own, as in a container: /proc says nothing of HAProxy.
+/// Runs the controller in its own process namespace, as in a container: /proc shows nothing of HAProxy.
 async fn run_apart(env: &Env, rig: &Rig) -> std::process::Output {
     let inside = command(env, &["apply", "--catalog", rig.catalog().to_str().unwrap()]);
     let mut outside = Command::new("unshare");
@@ -154,7 +154,7 @@ async fn run_apart(env: &Env, rig: &Rig) -> std::process::Output {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_proc_does_not_tell_the_settings_do() {
+async fn without_proc_the_settings_are_used() {
     let possible = Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).output().unwrap();
     if !possible.status.success() {
         eprintln!("skipped: no process namespaces for this user: {}", String::from_utf8_lossy(&possible.stderr));
@@ -183,7 +183,7 @@ async fn where_proc_does_not_tell_the_settings_do() {
         let output = run_apart(&env, &rig).await;
         assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
 
-        // They go before what /proc says.
+        // They override /proc.
         write_catalog(&rig.catalog(), &instances("balance=source"));
         let wrong = rig.env_with(&[("HAPROXY_FILES", "haproxy.cfg")]);
         assert!(refusal(&rig, &wrong).await.contains("base"));

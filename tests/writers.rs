@@ -1,5 +1,5 @@
-//! The two writers of the Data Plane API, held against each other over generated plans: the structured
-//! edits and the edit of the text must come to the same meaning, and leave what is not ours as it is.
+//! Compares the two writers of the Data Plane API over generated plans: the structured edits and the edit of the text
+//! must have the same meaning, and leave what is not ours as it is.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 
@@ -127,7 +127,7 @@ async fn structured_edits_say_the_same_as_the_text() {
             if plan.is_empty() {
                 continue;
             }
-            // Staging fails by itself where what would be written is not what was planned.
+            // Staging itself fails if what would be written is not what was planned.
             let one = structured.stage(&observed, &plan).await.unwrap();
             let other = text.stage(&observed, &plan).await.unwrap();
             let ours = |text: &ConfigText| {
@@ -168,8 +168,7 @@ async fn what_the_api_drops_is_seen_before_it_is_committed() {
     // Version 3.0 of the API drops it from the text, too, whatever HAProxy it has.
     rig.edit(|text| text + "\nbackend probe from base\n  server probe 127.0.0.1:1 init-state down\n").await;
     let knows = gates() == 1;
-    rig.edit(|text| text.lines().filter(|line| !line.contains("probe")).map(|line| format!("{line}\n")).collect())
-        .await;
+    rig.edit(|text| text.split_inclusive('\n').filter(|line| !line.contains("probe")).collect()).await;
     write_catalog(&rig.catalog(), &[service("one"), service("two")]);
     apply(&write("auto"), &rig.catalog()).await;
     assert_eq!(gates(), if knows { 4 } else { 0 }, "the new backend is written as text");

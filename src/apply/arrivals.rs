@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use crate::desired::{Desired, InstanceId};
 use crate::observed::Observed;
 
-/// The instances that were read in the catalog and have no server yet, each with when it was first read.
+/// The instances in the catalog that have no server yet, each with the time when it was first read.
 #[derive(Debug, Default)]
 pub(super) struct Arrivals(BTreeMap<InstanceId, Instant>);
 
 impl Arrivals {
-    /// Compares what is called for with what HAProxy has; how long those waited that wait no more. An instance that
-    /// has its server at the first look is none that arrived.
+    /// Compares the desired state with what HAProxy has, and returns how long the instances waited that have a server
+    /// now. An instance that has its server at the first look has not arrived: it was there before.
     pub(super) fn look(&mut self, desired: &Desired, observed: &Observed, now: Instant) -> Vec<Duration> {
         let servers = observed.backends.values().flat_map(|backend| &backend.servers);
-        let seated: BTreeSet<&InstanceId> = servers.filter_map(|server| server.tenant.id()).collect();
+        let seated: BTreeSet<&InstanceId> = servers.filter_map(|server| server.occupant.id()).collect();
         let instances = desired.backends.values().flat_map(|backend| &backend.instances);
         let (mut before, mut ready) = (std::mem::take(&mut self.0), Vec::new());
         for instance in instances {

@@ -1,4 +1,4 @@
-//! What of a plan HAProxy does not take: it names lines of it; else the plan is halved.
+//! Finds the parts of a plan that HAProxy refuses: by the lines that it names, else by halving the plan.
 
 use crate::desired::{Address, BackendName, Server};
 use crate::haproxy::render::INIT_ADDR;
@@ -7,33 +7,33 @@ use crate::observed::Observed;
 use crate::plan::Part;
 use crate::plane::{AccessError, Plane, Verdict};
 
-/// Validations after which a search is over: it leaves out all that it has in sight, rather than to hold up
-/// everything else. One takes 20 to 400 ms.
-const MOST: usize = 40;
+/// The most validations of one search. After that it leaves out everything that is still suspect, rather than hold up
+/// the rest. One validation takes 20 to 400 ms.
+const MAX_VALIDATIONS: usize = 40;
 
-/// A part to be left out, with HAProxy's words about it.
+/// A part to leave out, with HAProxy's message about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Culprit {
     pub(super) part: Part,
     pub(super) message: String,
-    /// Its name is one of those that take too long to resolve.
+    /// Its host name is one of those that take too long to resolve.
     pub(super) is_slow: bool,
 }
 
-/// What came of a search.
+/// The result of a search.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Without these HAProxy takes the rest. None: it takes all of it.
+    /// Without these HAProxy accepts the rest. Empty: it accepts all of it.
     Culprits(Vec<Culprit>),
-    /// It refuses the configuration whatever is left out, in these words.
-    Nobody(String),
+    /// It refuses the configuration whatever is left out, with this message.
+    Unrelated(String),
 }
 
-/// Finds what of the `parts` must be left out. `without` is the configuration after the plan without some,
-/// `known` what HAProxy says of all of it, where that is about just this text.
+/// Finds which of the `parts` must be left out. `without` is the configuration after the plan without some parts,
+/// `known` is HAProxy's verdict on all of it, if it was given for exactly this text.
 ///
-/// HAProxy reports all the lines that it refuses at once, so that most searches take two validations, however
-/// many instances are bad. What it does not name costs as many as the parts can be halved.
+/// HAProxy reports all the lines that it refuses at once, so most searches take two validations, however many instances
+/// are bad. What it does not name takes as many as it takes to halve the parts.
 pub(super) async fn find(
     plane: &dyn Plane,
     parts: &[Part],
@@ -65,7 +65,7 @@ pub(super) async fn find(
         let (likely, others): (Vec<Part>, Vec<Part>) = suspects.into_iter().partition(is_likely);
         let found = search.halve(left_out, likely, others, is_slow).await?;
         if found.is_empty() {
-            return Ok(Found::Nobody(message));
+            return Ok(Found::Unrelated(message));
         }
         culprits.extend(found.into_iter().map(|part| Culprit { part, message: message.clone(), is_slow }));
     }
@@ -83,14 +83,14 @@ impl<W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, W> {
         self.plane.validate(&after.text).await
     }
 
-    /// Whether HAProxy takes the rest.
+    /// Whether HAProxy accepts the rest.
     async fn is_valid(&mut self, left_out: &[Part], more: &[Part]) -> Result<bool, AccessError> {
         let after = (self.without)([left_out, more].concat());
         Ok(self.verdict(&after).await? == Verdict::Valid)
     }
 
-    /// The last of those that must be left out beside the others; none: it is of no use. Names that are slow only
-    /// together have no last one, so they are left out together.
+    /// Returns the last of those that must be left out beside the others; none: the search is stuck. Names that are
+    /// slow only together have no last one, so they are left out together.
     async fn halve(
         &mut self,
         left_out: Vec<Part>,
@@ -108,7 +108,7 @@ impl<W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, W> {
         } else if all_likely {
             return Ok(all[..valid].to_vec());
         }
-        while valid - refused > 1 && self.validations < MOST {
+        while valid - refused > 1 && self.validations < MAX_VALIDATIONS {
             let middle = usize::midpoint(refused, valid);
             if self.is_valid(&left_out, &all[..middle]).await? {
                 valid = middle;
@@ -116,12 +116,12 @@ impl<W: Fn(Vec<Part>) -> Observed + Sync> Search<'_, W> {
                 refused = middle;
             }
         }
-        let is_over = self.validations >= MOST;
+        let is_over = self.validations >= MAX_VALIDATIONS;
         Ok(if is_over { all[..valid].to_vec() } else { all[valid - 1..valid].to_vec() })
     }
 }
 
-/// The suspects on the lines that the message names: as `[file:LINE]`, or as `line LINE`.
+/// The suspects on the lines that the message names, as `[file:LINE]` or as `line LINE`.
 fn named(message: &str, after: &Observed, suspects: &[Part]) -> Vec<Culprit> {
     let mut culprits: Vec<Culprit> = Vec::new();
     for words in message.split("; ") {
@@ -133,14 +133,14 @@ fn named(message: &str, after: &Observed, suspects: &[Part]) -> Vec<Culprit> {
     culprits
 }
 
-/// The line that is named, from 1.
+/// The line number in the message, from 1.
 fn line(words: &str) -> Option<usize> {
     let bracketed = || words.split(']').find_map(|before| before.rsplit_once(':')?.1.parse().ok());
     let stated = || words.strip_prefix("line ")?.split_once(':')?.0.parse().ok();
     stated().or_else(bracketed)
 }
 
-/// What stands there: an instance's server, or else something of a backend.
+/// What is on that line: an instance's server, or something else in a backend.
 fn part_at(line: usize, after: &Observed, suspects: &[Part]) -> Option<Part> {
     let at = line.checked_sub(1)?;
     let section = after.text.section_at(at).filter(|section| section.kind == "backend")?;
@@ -150,11 +150,11 @@ fn part_at(line: usize, after: &Observed, suspects: &[Part]) -> Option<Part> {
     let server = backend.servers.iter().find(|server| {
         backend.is_our_server(at) && directive.words.get(1).is_some_and(|word| word == server.name.as_str())
     });
-    let instance = server.and_then(|server| server.tenant.id()).map(|id| Part::Instance(name.clone(), id.clone()));
+    let instance = server.and_then(|server| server.occupant.id()).map(|id| Part::Instance(name.clone(), id.clone()));
     instance.into_iter().chain([Part::Backend(name)]).find(|part| suspects.contains(part))
 }
 
-/// The configuration where HAProxy may not start without the addresses of these servers.
+/// The configuration in which HAProxy must not start without the addresses of these servers.
 pub(super) fn with_addresses(observed: &Observed, servers: &[(BackendName, Server)]) -> ConfigText {
     let mut text = observed.text.clone();
     for (name, server) in servers {
@@ -172,23 +172,24 @@ pub(super) fn with_addresses(observed: &Observed, servers: &[(BackendName, Serve
 
 /// How many of these servers a message names.
 pub(super) fn named_servers(message: &str, observed: &Observed, servers: &[(BackendName, Server)]) -> usize {
-    let part = |(name, server): &(BackendName, Server)| Some(Part::Instance(name.clone(), server.tenant.id()?.clone()));
+    let part =
+        |(name, server): &(BackendName, Server)| Some(Part::Instance(name.clone(), server.occupant.id()?.clone()));
     let suspects: Vec<Part> = servers.iter().filter_map(part).collect();
     named(message, observed, &suspects).len()
 }
 
 fn server<'o>(part: &Part, after: &'o Observed) -> Option<&'o Server> {
     let Part::Instance(backend, id) = part else { return None };
-    after.backend(backend)?.servers.iter().find(|server| server.tenant.id() == Some(id))
+    after.backend(backend)?.servers.iter().find(|server| server.occupant.id() == Some(id))
 }
 
-/// Whether HAProxy resolves a name for it: nothing else takes long.
+/// Whether HAProxy resolves a host name for it: nothing else takes long.
 fn has_name(part: &Part, after: &Observed) -> bool {
     server(part, after).is_some_and(|server| matches!(server.address, Address::Host(_)))
 }
 
-/// Whether the message mentions it, as `BACKEND/SERVER` or as a word. A backend may be called like any word of
-/// it, so this only says where to look first.
+/// Whether the message mentions it, as `BACKEND/SERVER` or as a word. A backend may have the same name as any word of
+/// the message, so this only decides where to look first.
 fn is_mentioned(part: &Part, message: &str, after: &Observed) -> bool {
     match part {
         Part::Instance(backend, _) => {

@@ -1,4 +1,4 @@
-//! A plan with what it comes to: computed alike for a pass, for a dry run, and offline. Pure.
+//! A plan and its result, computed in the same way for a pass, for a dry run, and offline. Pure.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::{self, Conflict, LeftOut, Options, Plan, Waiting};
 
-/// A plan, and the configuration that it leads to.
+/// A plan, and the configuration that results from it.
 #[derive(Debug)]
 pub struct Draft {
     /// The plan.
     pub plan: Plan,
-    /// The part of it that was taken out, to wait for a reload.
+    /// The part that was split off because it needs a reload that may not be made yet.
     pub waiting: Waiting,
     /// The configuration after the plan.
     pub after: Observed,
-    /// What there is to know about services.
+    /// Notes about services.
     pub notes: Vec<Note>,
-    /// What there is to know about namespaces as a whole.
+    /// Notes about whole namespaces.
     pub namespaces: Vec<NamespaceNote>,
-    /// Who stays though the catalog lacks them; whoever reviewed that says so here.
+    /// The instances that stay although the catalog lacks them.
     pub guard: Option<Holding>,
-    /// When there will be something to do though nothing changes, since 1970.
+    /// When the next pass is due although nothing changes, since 1970.
     pub next: Option<Duration>,
 }
 
@@ -40,7 +40,7 @@ impl Draft {
         Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next })
     }
 
-    /// The part that takes no reload; the rest waits.
+    /// The part that needs no reload; the rest waits.
     #[must_use]
     pub fn without_reload(self, built: &Built, observed: &Observed, options: &Options) -> Self {
         let (plan, waiting) = self.plan.split(Plan::gone(built, observed, options.now));
@@ -52,7 +52,7 @@ impl Draft {
         after(&Plan::gone(built, observed, options.now), observed, options)
     }
 
-    /// What a person or a program reads of it; `text` is what would be written.
+    /// The summary for people and programs; `text` is what would be written.
     pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
         let (namespaces, guard) = (self.namespaces.clone(), self.guard.clone());
         Summary { namespaces, guard, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }

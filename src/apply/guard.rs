@@ -1,4 +1,4 @@
-//! The guard in a pass: between what was seen and what is planned. It asks for proof, and remembers.
+//! The guard in a pass: between what was read and what is planned. It asks Nomad for proof, and remembers it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,28 +13,28 @@ use crate::plan::guard::{Fate, Holding, Missing, Options, Past};
 
 use super::Moment;
 
-/// From one question to the next for an allocation that runs: Nomad may take a registration away a moment before
-/// it says that the allocation has ended, as when a node is lost. Each further one waits twice as long.
+/// Between two queries for an allocation that runs: Nomad may remove a registration a moment before it reports that the
+/// allocation has ended, as when a node is lost. Each further query waits twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// The longest wait; each resync asks in any case.
+/// The longest wait; each resync queries in any case.
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// The guard of one HAProxy, with what it remembers. A controller that starts again has forgotten who was held:
-/// then the share decides alone.
+/// The guard of one HAProxy, with what it remembers. A controller that restarts has forgotten which instances were
+/// held: then the share alone decides.
 #[derive(Debug)]
 pub(super) struct Guard {
     options: Options,
-    /// Of the last catalog; 0 before the first.
+    /// The index of the last catalog; 0 before the first.
     index: u64,
-    /// Whether the index went back, and not everybody who vanished then is accounted for.
+    /// Whether the index went back, and some of the instances that vanished then are not accounted for yet.
     index_went_back: bool,
-    /// Where the instances of the last catalog, and those that vanished since, came from.
+    /// The origins of the instances in the last catalog, and of those that have vanished since.
     origins: BTreeMap<InstanceId, Origin>,
-    /// Who is held, and what was known of them when they were asked for last.
+    /// The instances that are held, and the last answer about each.
     held: BTreeMap<InstanceId, Fate>,
-    /// When they are asked for again, and how long after the last time that is.
+    /// When they are queried again, and the interval since the last query.
     retry: Option<(Instant, Duration)>,
-    /// What the log says: whether something is held, and what there is to know about namespaces.
+    /// What was last logged: whether something is held, and the notes about namespaces.
     announced: (bool, Vec<NamespaceNote>),
 }
 
@@ -51,11 +51,11 @@ impl Guard {
         }
     }
 
-    /// Takes note of a catalog that was read.
-    pub(super) fn meet(&mut self, catalog: &Catalog) {
+    /// Records a catalog that was read.
+    pub(super) fn saw_catalog(&mut self, catalog: &Catalog) {
         if catalog.index < self.index {
             self.index_went_back = true;
-            // Nothing that happens at an index of now can be compared with one of then.
+            // Indexes from before and after a restore cannot be compared.
             self.origins.clear();
         }
         self.index = catalog.index;
@@ -63,7 +63,7 @@ impl Guard {
         self.origins.extend(registrations.map(|one| (InstanceId::new(&one.id), Origin::of(one))));
     }
 
-    /// Decides who stays, and has the desired state hold them.
+    /// Decides which instances stay, and has the desired state hold them.
     pub(super) async fn review(
         &mut self,
         source: &SharedCatalog,
@@ -76,7 +76,8 @@ impl Guard {
         self.forget(built, &missing);
         let due = moment.everything || self.retry.is_some_and(|(at, _)| moment.instant >= at);
         let is_known = |id| self.held.get(id).filter(|_| !due);
-        let (known, unknown): (Vec<_>, Vec<_>) = missing.in_doubt().iter().partition(|one| is_known(&one.id).is_some());
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            missing.needs_proof().iter().partition(|one| is_known(&one.id).is_some());
         let mut fates: BTreeMap<InstanceId, Fate> =
             known.iter().filter_map(|one| Some((one.id.clone(), is_known(&one.id)?.clone()))).collect();
         let question = |instance: &_| Question {
@@ -96,7 +97,7 @@ impl Guard {
         holding
     }
 
-    /// Only who is there, or has just vanished, can be asked for.
+    /// Only instances that are registered, or have just vanished, can be queried.
     fn forget(&mut self, built: &Built, missing: &Missing) {
         let backends = built.desired.backends.values();
         let present = backends.flat_map(|backend| &backend.instances).map(|instance| &instance.id);
@@ -119,12 +120,12 @@ impl Guard {
         };
     }
 
-    /// When somebody is asked for again.
+    /// When the next query is due.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         self.retry.map(|(at, _)| at)
     }
 
-    /// Says in the log when it begins to hold, and when it ends; and likewise of each namespace.
+    /// Logs when it begins to hold something and when it stops; the same for each namespace.
     pub(super) fn announce(&mut self, holding: Option<&Holding>, namespaces: &[NamespaceNote]) {
         let (was_holding, earlier) = &self.announced;
         for NamespaceNote { namespace, text, code: _ } in namespaces.iter().filter(|note| !earlier.contains(note)) {
@@ -171,18 +172,18 @@ mod tests {
     #[tokio::test]
     async fn a_catalog_file_proves_nothing_so_what_it_lacks_is_held() {
         let (mut guard, mut built) = (guard(), Built::default());
-        guard.meet(&catalog(1));
+        guard.saw_catalog(&catalog(1));
         let source = SharedCatalog::new(crate::catalog::Source::File("unused".into()));
         let holding = guard.review(&source, &mut built, &served(), Moment::now(true)).await.expect("all are gone");
         assert_eq!((holding.instances(), built.held.instances.len(), built.notes.len()), (2, 2, 1));
-        assert_eq!(guard.next_retry(), None, "a file never answers, so nobody is asked again");
+        assert_eq!(guard.next_retry(), None, "a file never answers, so there is no further query");
     }
 
     #[test]
     fn the_index_counts_as_gone_back_until_all_are_accounted_for() {
         let mut guard = guard();
         for (index, went_back) in [(20, false), (20, false), (30, false), (29, true), (31, true)] {
-            guard.meet(&catalog(index));
+            guard.saw_catalog(&catalog(index));
             assert_eq!(guard.index_went_back, went_back, "{index}");
         }
         guard.remember(None, false, Instant::now());

@@ -1,4 +1,4 @@
-//! What one pass leaves to the next. Losing it costs a look more, never correctness.
+//! What one pass remembers for the next. Losing it costs an extra check, never correctness.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use crate::plan::{Action, LeftOut, Part, Waiting};
 
 use super::culprit::Culprit;
 
-/// From a refusal, or a reload that failed, to the next attempt: the cause may lie outside of what is
-/// seen here (a port that was taken, a name that did not resolve). Each further one waits twice as long.
+/// From a refusal, or a reload that failed, to the next attempt: the cause may be outside of what is visible here (a
+/// port in use, a name that did not resolve). Each further attempt waits twice as long.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
 /// The longest wait.
 const LAST_RETRY: Duration = Duration::from_secs(15 * 60);
 
-/// What is known of the running process.
+/// What is known about the running process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Process {
-    /// Nothing: it may differ from its file in anything, so it is looked at.
+    /// Nothing: it may differ from its file in anything, so it has to be read.
     #[default]
     Unknown,
-    /// This process has just loaded the file, so it has all of it but the drains.
+    /// This process has just loaded the file, so it has all of it except the drains.
     Loaded {
         /// Its ID.
         pid: u64,
     },
-    /// This process was seen to have what the file says at this version.
+    /// This process was checked against the file at this version.
     Agrees {
         /// Its ID.
         pid: u64,
@@ -62,10 +62,10 @@ impl Retry {
     }
 }
 
-/// What was asked for of a part.
+/// What was wanted of a part.
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
-    /// `None`: that it goes.
+    /// `None`: that it is removed.
     Backend(Option<Backend>),
     Instance(Option<Instance>),
 }
@@ -88,11 +88,11 @@ impl Wanted {
 struct Refusal {
     code: Code,
     wanted: Wanted,
-    /// What was there that is not ours: the cause may be in it.
+    /// A digest of what was not ours at that time: the cause may be in it.
     foreign: Foreign,
     /// The services that it concerns.
     services: BTreeSet<ServiceKey>,
-    /// HAProxy's words.
+    /// HAProxy's message.
     message: String,
     retry: Retry,
 }
@@ -102,37 +102,37 @@ struct Refusal {
 struct Unloadable {
     /// What took the reload.
     waiting: Waiting,
-    /// What was there that is not ours: the cause may be in it.
+    /// A digest of what was not ours at that time: the cause may be in it.
     foreign: Foreign,
     /// The services that it concerns.
     services: BTreeSet<ServiceKey>,
-    /// HAProxy's words.
+    /// HAProxy's message.
     message: String,
     retry: Retry,
 }
 
-/// The search for what HAProxy cannot load of a change that is valid, when it can load the file without it: one
-/// group of backends after the other is loaded, and one that cannot be is halved.
+/// The search for what HAProxy cannot load of a valid change, when it can load the file without it: groups of backends
+/// are loaded one after another, and a group that cannot be loaded is halved.
 #[derive(Debug)]
 struct Search {
-    /// The last one is the next. All others wait.
+    /// The last one is next. All others wait.
     groups: Vec<Vec<(BackendName, BTreeSet<ServiceKey>)>>,
-    /// HAProxy's words.
+    /// HAProxy's message.
     message: String,
 }
 
-/// What a process still lacked after a reload that was made for it: the next one would not help either.
+/// What a process still lacked after a reload that was made for it: another reload would not help either.
 #[derive(Debug)]
 pub(super) struct Unhelped {
-    /// Servers that it has not.
+    /// Servers that it lacks.
     pub(super) lacks: Vec<(BackendName, ServerName)>,
-    /// What it does not take.
+    /// Changes that it does not take.
     pub(super) actions: Vec<Action>,
-    /// Of the text that was loaded, without the servers of ours: a live change of those changes nothing.
+    /// A digest of the text that was loaded, without the servers of ours: their live changes make no difference.
     pub(super) digest: u64,
     /// The services that it concerns.
     pub(super) services: BTreeSet<ServiceKey>,
-    /// In words.
+    /// The same as text.
     pub(super) finding: String,
 }
 
@@ -143,13 +143,13 @@ struct Unresolved {
     retry: Retry,
 }
 
-/// What a controller remembers of one HAProxy.
+/// What a controller remembers about one HAProxy.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// The last pass was seen to end well, so there is nothing to clear up.
+    /// The last pass ended well, so there is nothing to clean up.
     clean: bool,
     process: Process,
-    /// When HAProxy was last reloaded by us.
+    /// When we last reloaded HAProxy.
     reloaded: Option<Instant>,
     refused: BTreeMap<Part, Refusal>,
     unloadable: Option<Unloadable>,
@@ -159,14 +159,14 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Whether an earlier run may have left something behind.
+    /// Whether an earlier run may have left something to clean up.
     pub(super) fn is_clean(&self) -> bool {
         self.clean
     }
 
-    /// Takes note of the process that answers. Another one may load what the last one could not, and has
-    /// forgotten what the last one was told.
-    pub(super) fn meet(&mut self, pid: u64, everything: bool) {
+    /// Records which process answers. Another process may be able to load what the last one could not, and it lacks the
+    /// run-time changes of the last one.
+    pub(super) fn saw_process(&mut self, pid: u64, everything: bool) {
         let known = match self.process {
             Process::Unknown => None,
             Process::Loaded { pid } | Process::Agrees { pid, .. } => Some(pid),
@@ -181,7 +181,7 @@ impl Memory {
         }
     }
 
-    /// What is known of the process, now that the file is at this version.
+    /// What is known about the process, given the file's current version.
     pub(super) fn process(&self, version: u64) -> Process {
         match self.process {
             Process::Agrees { version: seen, .. } if seen != version => Process::Unknown,
@@ -189,8 +189,8 @@ impl Memory {
         }
     }
 
-    /// The process may differ from its file.
-    pub(super) fn doubt(&mut self) {
+    /// Marks the process as unknown: it may differ from its file.
+    pub(super) fn forget_process(&mut self) {
         self.process = Process::Unknown;
     }
 
@@ -200,7 +200,7 @@ impl Memory {
         self.reloaded = Some(now);
     }
 
-    /// The process has what the file says.
+    /// The process agrees with the file.
     pub(super) fn agrees(&mut self, pid: u64, version: u64) {
         self.process = Process::Agrees { pid, version };
     }
@@ -209,7 +209,7 @@ impl Memory {
     pub(super) fn ended(&mut self, well: bool) {
         self.clean = well;
         if !well {
-            self.doubt();
+            self.forget_process();
         }
     }
 
@@ -218,7 +218,7 @@ impl Memory {
         self.reloaded.map(|last| last + min_interval).filter(|next| *next > now)
     }
 
-    /// Whether a reload did not help against this, with just this text.
+    /// Whether a reload of exactly this text did not help against this.
     pub(super) fn is_unhelped(&self, lacks: &[(BackendName, ServerName)], actions: &[Action], digest: u64) -> bool {
         self.unhelped.as_ref().is_some_and(|known| {
             known.digest == digest
@@ -227,19 +227,19 @@ impl Memory {
         })
     }
 
-    /// What a reload that was made for a finding did not help against, if anything.
+    /// What a reload that was made for a difference did not fix, if anything.
     pub(super) fn unhelped(&mut self, unhelped: Option<Unhelped>) {
         self.unhelped = unhelped;
     }
 
-    /// Which servers the process was seen to have no address for.
+    /// The servers that the process has no address for.
     pub(super) fn unresolved(&mut self, servers: Vec<(BackendName, Server)>, now: Instant) {
         let earlier = self.unresolved.take().filter(|earlier| earlier.servers == servers);
         let retry = earlier.map_or_else(|| Retry::first(now), |earlier| earlier.retry);
         self.unresolved = (!servers.is_empty()).then_some(Unresolved { servers, retry });
     }
 
-    /// Forgets those that the file has no more.
+    /// Forgets those that the file no longer has.
     pub(super) fn keep_unresolved(&mut self, observed: &Observed) {
         let is_there = |(name, server): &(BackendName, Server)| {
             observed.backend(name).is_some_and(|backend| backend.servers.contains(server))
@@ -250,16 +250,16 @@ impl Memory {
         self.unresolved.take_if(|unresolved| unresolved.servers.is_empty());
     }
 
-    /// Those servers, when it is time to see whether their names resolve now.
+    /// Takes those servers if it is time to check whether their names resolve now.
     pub(super) fn take_unresolved(&mut self, now: Instant) -> Vec<(BackendName, Server)> {
         let Some(due) = self.unresolved.as_mut().filter(|known| known.retry.is_due(now)) else { return Vec::new() };
         due.retry = due.retry.next(now);
         due.servers.clone()
     }
 
-    /// HAProxy refuses a part. Those that are slow are tried again one after another, the `turn`th of them later
-    /// than those before it: alone each may be fast enough. `false`: it was left out already, and what is left
-    /// of the change is refused as well.
+    /// HAProxy refuses a part. Parts that are slow are retried one after another, each one `turn` intervals later:
+    /// alone each may be fast enough. `false`: it was left out already, and what is left of the change is refused as
+    /// well.
     pub(super) fn refuse(
         &mut self,
         culprit: Culprit,
@@ -282,13 +282,13 @@ impl Memory {
         true
     }
 
-    /// Whether it is being found out what cannot be loaded.
+    /// Whether a search for what cannot be loaded is running.
     pub(super) fn is_searching(&self) -> bool {
         self.search.is_some()
     }
 
-    /// HAProxy could not load this group, and can load the file without it: a backend that is alone in it is left
-    /// out, more are halved.
+    /// HAProxy could not load this group, but can load the file without it: a single backend is left out, several are
+    /// halved.
     pub(super) fn halve(
         &mut self,
         mut group: Vec<(BackendName, BTreeSet<ServiceKey>)>,
@@ -311,7 +311,7 @@ impl Memory {
         }
     }
 
-    /// The next group is loaded, or needs to be no more.
+    /// The next group is loaded, or no longer needs to be.
     pub(super) fn group_is_done(&mut self) {
         if let Some(search) = &mut self.search {
             search.groups.pop();
@@ -319,7 +319,7 @@ impl Memory {
         self.search.take_if(|search| search.groups.is_empty());
     }
 
-    /// Forgets the refusals of what is no longer asked for, or may have lost its cause.
+    /// Forgets the refusals of changes that are no longer wanted, or whose cause may be gone.
     pub(super) fn keep_refusals(&mut self, desired: &Desired, observed: &Observed) {
         if !self.refused.is_empty() {
             let foreign = observed.foreign();
@@ -328,7 +328,7 @@ impl Memory {
         }
     }
 
-    /// What is left out now; what was refused and is due again is not among it.
+    /// What is left out now, without the refused changes that are due for a retry.
     pub(super) fn left_out(&self, now: Instant) -> LeftOut {
         let waits = self.refused.iter().filter(|(_, refusal)| !refusal.retry.is_due(now));
         let others = self.search.iter().filter_map(|search| search.groups.split_last()).flat_map(|(_, others)| others);
@@ -336,7 +336,7 @@ impl Memory {
         waits.map(|(part, _)| part.clone()).chain(others).collect()
     }
 
-    /// A plan was written: what was due again was taken.
+    /// A plan was written: what was due for a retry was accepted.
     pub(super) fn taken(&mut self, now: Instant) {
         self.refused.retain(|_, refusal| !refusal.retry.is_due(now));
     }
@@ -361,22 +361,22 @@ impl Memory {
         self.unloadable = None;
     }
 
-    /// Whether a reload for this change, or one with no change at all, would be the one that failed, and is
-    /// not due yet. Forgets it when the change is another, or when what is not ours is.
+    /// Whether a reload for this change, or one without any change, would repeat the one that failed before its retry
+    /// is due. Forgets the failure when the change is another one, or when what is not ours has changed.
     pub(super) fn is_unloadable(&mut self, waiting: &Waiting, observed: &Observed, now: Instant) -> bool {
         let is_other = |known: &mut Unloadable| !waiting.is_empty() && known.waiting != *waiting;
         self.unloadable.take_if(|known| is_other(known) || known.foreign != observed.foreign());
         self.unloadable.as_ref().is_some_and(|known| !known.retry.is_due(now))
     }
 
-    /// When the next refused or unloadable change is due.
+    /// When the next retry of a refused or unloadable change is due.
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let refused = self.refused.values().map(|refusal| refusal.retry.at);
         let unresolved = self.unresolved.as_ref().map(|known| known.retry.at);
         refused.chain(self.unloadable.as_ref().map(|known| known.retry.at)).chain(unresolved).min()
     }
 
-    /// What there is to say about what is left out.
+    /// Notes about what is left out.
     pub(super) fn notes(&self) -> Vec<Note> {
         let refused = self.refused.iter().flat_map(|(part, refusal)| {
             let Refusal { code, wanted, foreign: _, services, message, retry: _ } = refusal;
@@ -421,7 +421,7 @@ impl Memory {
                 "{name}/{} takes no traffic: HAProxy could not resolve {} when it started; it is reloaded when it can",
                 server.name, server.address
             );
-            let service = server.tenant.service()?.clone();
+            let service = server.occupant.service()?.clone();
             Some(Note { severity: Severity::Error, service, code: Code::Unresolved, text })
         });
         refused.chain(searched).chain(unloadable).chain(unhelped).chain(unresolved).collect()

@@ -1,4 +1,4 @@
-//! What a pass came to. It is always complete: an error takes nothing away from it.
+//! The result of a pass. It is always complete: an error removes nothing from it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,14 +20,14 @@ use crate::plane::{AccessError, Harm, WriteError};
 /// The stages of a pass, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Stage {
-    /// Asking HAProxy which it is, clearing up, and reading its configuration and process.
+    /// Asking HAProxy for its version, cleaning up, and reading its configuration and process.
     #[default]
     Observe,
     /// Reading the catalog.
     Catalog,
     /// Computing the difference.
     Plan,
-    /// Telling the process who is gone, and writing the plan.
+    /// Taking out the instances that are gone, and writing the plan.
     Apply,
     /// Making the process agree with its file.
     Repair,
@@ -55,10 +55,10 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Why a pass did not do all that it should.
+/// Why a pass did not do everything that it should.
 #[derive(Debug, Error)]
 pub enum PassError {
-    /// HAProxy, or the way to it, gave no answer.
+    /// HAProxy, or the connection to it, gave no answer.
     #[error(transparent)]
     Access(#[from] AccessError),
     /// HAProxy did not take a write.
@@ -70,7 +70,7 @@ pub enum PassError {
     /// A name is taken (`fail_on_conflict`).
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// The configuration is refused as it is, without any change of ours.
+    /// The configuration is refused even without any change of ours.
     #[error("HAProxy refuses its own configuration file as it stands, so it is not written: {0}")]
     Broken(String),
     /// A write would harm what is not ours.
@@ -79,20 +79,19 @@ pub enum PassError {
     /// It is not what was reviewed (`apply --plan`): nothing was written.
     #[error(transparent)]
     Reviewed(#[from] Difference),
-    /// It did not settle.
+    /// The configuration kept changing.
     #[error("HAProxy was not in line after {rounds} attempts")]
     Unsettled {
-        /// How many there were.
+        /// How many rounds there were.
         rounds: usize,
-        /// What came of the last one.
+        /// The result of the last one.
         #[source]
         last: Box<WriteError>,
     },
 }
 
 impl PassError {
-    /// The error for readers who need no password: without HAProxy's own words, which may quote any line of its
-    /// file.
+    /// The error for readers without credentials: without HAProxy's message, which may quote any line of its file.
     pub fn outline(&self) -> String {
         let write = |error: &WriteError| match error {
             WriteError::Access(_) | WriteError::NotLive(_) | WriteError::TooLong { .. } => chain(error),
@@ -151,7 +150,7 @@ impl Counts {
     }
 }
 
-/// What a pass did, in one word.
+/// The result of a pass, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// There was nothing to do.
@@ -179,22 +178,22 @@ impl Outcome {
     }
 }
 
-/// What one pass came to.
+/// The result of one pass.
 #[derive(Debug, Default)]
 pub struct PassStatus {
-    /// The last stage that it came to; the one that failed, where there is an error.
+    /// The last stage that it reached; with an error, the one that failed.
     pub stage: Stage,
-    /// The plans that were written, each in brief.
+    /// A summary of each plan that was written.
     pub written: Vec<Summary>,
-    /// States and addresses that the process was told apart from a write: who is gone, and repairs.
+    /// Run-time changes that were made without a write: instances that are gone, and repairs.
     pub run_time_changes: usize,
-    /// Reloads that HAProxy made for it.
+    /// Reloads that HAProxy made.
     pub reloads: u32,
-    /// Reloads that HAProxy could not make.
+    /// Reloads that failed.
     pub failed_reloads: u32,
-    /// What there is to know about services, what HAProxy refused included. Sorted, each once.
+    /// Notes about services, including what HAProxy refused. Sorted, without duplicates.
     pub notes: Vec<Note>,
-    /// What there is to know about namespaces as a whole, by name.
+    /// Notes about whole namespaces, by name.
     pub namespaces: Vec<NamespaceNote>,
     /// What the guard holds.
     pub guard: Option<Holding>,
@@ -202,17 +201,17 @@ pub struct PassStatus {
     pub index: u64,
     /// When the catalog was read; `None`: it was not.
     pub catalog_read: Option<SystemTime>,
-    /// For each instance that this pass was the first to see ready in HAProxy: how long before that the
-    /// controller first read its registration.
+    /// For each instance that this pass was the first to see ready in HAProxy: the time since the controller first read
+    /// its registration.
     pub became_ready: Vec<Duration>,
     /// The version of the configuration when it was last read.
     pub version: u64,
     /// What is managed.
     pub counts: Counts,
-    /// When there will be something to do though nothing changes: a change that waits for
-    /// `reload.min_interval`, a drain that ends, a refused change that is due again.
+    /// When the next pass is due although nothing changes: a change that waits for `reload.min_interval`, a drain that
+    /// ends, a retry of a refused change.
     pub next: Option<Instant>,
-    /// Why it did not do all that it should.
+    /// Why it did not do everything that it should.
     pub error: Option<PassError>,
 }
 
@@ -228,7 +227,7 @@ impl PassStatus {
         }
     }
 
-    /// What was done all the same, for the line that reports an error.
+    /// What was done despite the error, for the log line that reports it.
     pub fn done(&self) -> String {
         let Self { written, run_time_changes, reloads, .. } = self;
         if written.is_empty() && *run_time_changes == 0 && *reloads == 0 {
@@ -245,8 +244,7 @@ impl PassStatus {
         self.error.is_none() || self.stage > Stage::Observe || self.version > 0
     }
 
-    /// Whether the notes are all that there are. A pass that failed before its plan was made knows only those that
-    /// are remembered.
+    /// Whether the notes are complete. A pass that failed before its plan was made has only those that are remembered.
     pub fn notes_are_complete(&self) -> bool {
         self.error.is_none() || self.stage >= Stage::Apply
     }

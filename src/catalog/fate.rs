@@ -1,7 +1,7 @@
-//! What became of instances that the catalog lacks, by their allocations: the proof that the guard asks for.
+//! What became of instances that the catalog lacks, by their allocations: the proof that the guard needs.
 //!
-//! Nomad keeps a stopped allocation for a while, and says so. `job stop -purge` deletes it at once (seen on
-//! 1.11.3), but leaves the evaluation by which the job was stopped.
+//! Nomad keeps a stopped allocation for a while, with its status. `job stop -purge` deletes it at once (seen on
+//! 1.11.3), but leaves the evaluation that stopped the job.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -18,9 +18,9 @@ use crate::plan::guard::{Fate, Vanished};
 use super::Registration;
 use super::nomad::CONCURRENCY;
 
-/// For all that is asked at a time. An allocation is answered in 1 ms; whoever is proved gone does not wait longer
-/// for the others.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For all queries of one pass together. Nomad answers one in 1 ms; instances with proof do not wait longer for the
+/// others.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where an instance came from, as long as that is remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +38,16 @@ impl Origin {
     }
 }
 
-/// An instance to ask for.
+/// An instance to query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
     /// The instance.
     pub instance: Vanished,
-    /// Where it came from, where that is known: only then a purged job can be told from one that Nomad forgot.
+    /// Its origin, if known: only with it can a purged job be distinguished from one that Nomad has lost.
     pub origin: Option<Origin>,
 }
 
-/// The part of `GET /v1/allocation/ID` that says what became of it.
+/// The part of `GET /v1/allocation/ID` that shows what became of it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Allocation {
@@ -88,7 +88,7 @@ struct Service {
     name: String,
 }
 
-/// The part of `GET /v1/job/ID/evaluations` that says why a job was looked at.
+/// The part of `GET /v1/job/ID/evaluations` that shows why a job was evaluated.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Evaluation {
@@ -97,15 +97,15 @@ struct Evaluation {
 }
 
 impl Allocation {
-    /// Whether an instance of this service that it had is gone for good.
+    /// Whether an instance of this service in this allocation is gone for good.
     fn has_lost(&self, service: Option<&ServiceKey>) -> bool {
         let stopped = matches!(self.desired_status.as_str(), "stop" | "evict");
         let ended = matches!(self.client_status.as_str(), "complete" | "failed" | "lost");
         stopped || ended || service.is_some_and(|service| self.has_withdrawn(&service.name))
     }
 
-    /// Whether its job no longer has a service of this name: services change in place, while the allocation runs.
-    /// A name that is interpolated cannot be compared.
+    /// Whether its job no longer has a service of this name: services change in place while the allocation runs. An
+    /// interpolated name cannot be compared.
     fn has_withdrawn(&self, name: &str) -> bool {
         let groups = self.job.iter().flat_map(|job| job.task_groups.iter().flatten());
         let Some(group) = groups.into_iter().find(|group| group.name == self.task_group) else { return false };
@@ -115,9 +115,9 @@ impl Allocation {
     }
 }
 
-/// Asks for each allocation once, a bounded number at a time.
+/// Queries each allocation once, a bounded number in parallel.
 pub(super) async fn ask(nomad: &Nomad, asked: Vec<Question>) -> BTreeMap<InstanceId, Fate> {
-    let late = || Fate::Unreadable(format!("Nomad did not answer within {} s", PATIENCE.as_secs()));
+    let late = || Fate::Unreadable(format!("Nomad did not answer within {} s", TOTAL_TIMEOUT.as_secs()));
     let mut fates: BTreeMap<_, _> = asked.iter().map(|question| (question.instance.id.clone(), late())).collect();
     let mut by_alloc: BTreeMap<String, Vec<Question>> = BTreeMap::new();
     for question in asked {
@@ -127,7 +127,7 @@ pub(super) async fn ask(nomad: &Nomad, asked: Vec<Question>) -> BTreeMap<Instanc
         let allocation = if is_uuid(&alloc) { allocation(nomad, &alloc).await } else { Ok(None) };
         (questions, allocation)
     });
-    let until = tokio::time::Instant::now() + PATIENCE;
+    let until = tokio::time::Instant::now() + TOTAL_TIMEOUT;
     let answers = stream::iter(calls).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep_until(until));
     let mut answers = pin!(answers);
     let mut unknown = Vec::new();
@@ -162,8 +162,8 @@ async fn allocation(nomad: &Nomad, alloc: &str) -> Result<Option<Allocation>, No
     }
 }
 
-/// Those of them whose job was stopped after they were registered. `job stop -purge` deletes the job and its
-/// allocations at once, and the evaluation that it made stays for an hour (`eval_gc_threshold`).
+/// The instances whose job was stopped after they were registered. `job stop -purge` deletes the job and its
+/// allocations at once, but the evaluation that it made stays for an hour (`eval_gc_threshold`).
 async fn purged(nomad: &Nomad, unknown: Vec<Question>) -> Vec<InstanceId> {
     let mut by_job: BTreeMap<(String, String), Vec<(InstanceId, u64)>> = BTreeMap::new();
     for Question { instance, origin } in unknown {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_stopping_or_has_ended_is_gone() {
+    fn an_allocation_that_is_stopping_or_has_ended_is_gone() {
         let has = r#"{"Name": "api"}"#;
         for (desired, client) in
             [("stop", "running"), ("evict", "running"), ("run", "complete"), ("run", "failed"), ("run", "lost")]
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_uuid_is_asked_for() {
+    fn only_a_uuid_is_queried() {
         assert!(is_uuid("09a88cae-5c90-839e-fbb0-382419cfd284"));
         assert!(!is_uuid("") && !is_uuid("../../v1/jobs/aaaaaaaaaaaaaaaaaaaaaaa") && !is_uuid("09a88cae"));
     }

@@ -53,7 +53,7 @@ fn parse(text: &str) -> Result<Catalog, serde_json::Error> {
     Ok(catalog)
 }
 
-/// The file for a catalog, in an order that does not change from one call to the next.
+/// Renders a catalog as such a file, always in the same order.
 #[allow(clippy::missing_panics_doc, reason = "strings and numbers always serialize")]
 pub fn render(catalog: &Catalog) -> String {
     let mut services: Vec<Registration> = catalog.services.values().flatten().cloned().collect();

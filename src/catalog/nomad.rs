@@ -1,4 +1,4 @@
-//! The newest catalog from Nomad: the list of services, then one call for each that asks to be routed.
+//! The current catalog from Nomad: the list of services, then one call for each that is to be routed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -14,13 +14,13 @@ use crate::plan::guard::Fate;
 
 use super::{Catalog, Registration, Unread, fate};
 
-/// Calls at a time. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5
-/// take 0.2 s (seen).
+/// Parallel calls. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5 take 0.2 s
+/// (seen).
 pub(super) const CONCURRENCY: usize = 16;
-/// For all services together: what one service costs, others do not wait for. 1000 take 0.2 s.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long one blocking query waits. It ends the moment that anything changes, so this only bounds how
-/// long a dead connection goes unnoticed.
+/// For all services together: one slow service must not delay the others. 1000 take 0.2 s.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long one blocking query waits. It ends as soon as anything changes, so this only bounds how long a dead
+/// connection goes unnoticed.
 const WAIT: Duration = Duration::from_secs(60);
 
 /// Reads the catalog of the watched namespaces.
@@ -52,10 +52,10 @@ impl NomadCatalog {
         Self { nomad, namespaces, prefix }
     }
 
-    /// Reads the whole catalog. What could not be read is named in it, so that it is held and the rest goes on;
-    /// an error is where nothing could be read at all. `served` are the namespaces that HAProxy serves: one that
-    /// the list leaves out is asked for by itself, for Nomad shortens the list of a token that lost a namespace
-    /// and does not say so.
+    /// Reads the whole catalog. What could not be read is listed in it, so that it is held while the rest continues; it
+    /// is an error only if nothing could be read. `served` are the namespaces that HAProxy serves: one that the list
+    /// lacks is read separately, because Nomad shortens the list for a token that has lost a namespace without saying
+    /// so.
     pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, NomadError> {
         let mut catalog = Catalog::default();
         let mut wanted = Vec::new();
@@ -64,7 +64,7 @@ impl NomadCatalog {
         for namespace in &self.namespaces {
             match self.list(namespace).await {
                 Ok(Read { index, value }) => {
-                    // Of several lists the lowest index is the one that the catalog is certain to hold.
+                    // Of several lists the lowest index is the one that the catalog certainly includes.
                     catalog.index = if catalog.index == 0 { index } else { catalog.index.min(index) };
                     if value.is_empty() && namespace != "*" && self.is_missing(namespace).await? {
                         catalog.namespaces.insert(namespace.clone(), Unread::Missing);
@@ -80,7 +80,7 @@ impl NomadCatalog {
                         );
                     }
                 }
-                // There is no part of `*` that could be held.
+                // There is no single namespace of `*` to hold.
                 Err(error) if error.is_outage() || namespace == "*" => return Err(error),
                 Err(error) => {
                     catalog.namespaces.insert(namespace.clone(), Unread::Failed(chain(&error)));
@@ -107,14 +107,14 @@ impl NomadCatalog {
         Ok(catalog)
     }
 
-    /// Reads each service; one that cannot be read is held, and the others go on.
+    /// Reads each service; one that cannot be read is held, and the others continue.
     async fn read_services(&self, wanted: Vec<ServiceKey>, catalog: &mut Catalog) -> Result<(), NomadError> {
         let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
         let no_name = || "Nomad cannot be asked for a service of this name".to_owned();
         catalog.unreadable = unreadable.into_iter().map(|service| (service, no_name())).collect();
         let mut unread: BTreeSet<ServiceKey> = readable.iter().cloned().collect();
         let asked = readable.into_iter().map(|service| self.service(service));
-        let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(PATIENCE));
+        let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(TOTAL_TIMEOUT));
         let mut answers = pin!(answers);
         while let Some((service, answer)) = answers.next().await {
             unread.remove(&service);
@@ -128,13 +128,13 @@ impl NomadCatalog {
                 }
             }
         }
-        let late = || format!("Nomad did not answer for all services within {} s", PATIENCE.as_secs());
+        let late = || format!("Nomad did not answer for all services within {} s", TOTAL_TIMEOUT.as_secs());
         catalog.unreadable.extend(unread.into_iter().map(|service| (service, late())));
         Ok(())
     }
 
-    /// Whether there is no namespace of this name. Nomad's list of one that does not exist is empty, and no error;
-    /// a token without rights there cannot ask, and cannot read the list either.
+    /// Whether there is no namespace of this name. Nomad's list for one that does not exist is empty and not an error;
+    /// a token without rights there cannot query it, nor read the list.
     async fn is_missing(&self, namespace: &str) -> Result<bool, NomadError> {
         let path = format!("/v1/namespace/{}", crate::desired::encode(namespace));
         match self.nomad.read::<serde::de::IgnoredAny>(&path, &[]).await {
@@ -143,9 +143,9 @@ impl NomadCatalog {
         }
     }
 
-    /// Returns the new index once the list has changed since `index`, or after a while all the same.
+    /// Returns the new index once the list has changed since `index`, or when the wait is over.
     pub async fn changed(&self, index: u64) -> Result<u64, NomadError> {
-        // One index for the whole table: watching one namespace is watching them all, so it may be any that
+        // There is one index for the whole table: watching one namespace is watching all of them, so it may be any that
         // the token may read.
         let mut namespaces = self.namespaces.iter().map(String::as_str);
         let mut namespace = namespaces.next().unwrap_or("*");
@@ -175,7 +175,7 @@ impl NomadCatalog {
         fate::ask(&self.nomad, asked).await
     }
 
-    /// Whether a service has a tag of ours, if only in another case of letters: that is worth a note.
+    /// Whether a service has a tag of ours, even if its prefix is in another case: that is worth a note.
     fn is_ours(&self, service: &Listed) -> bool {
         let mut tags = service.tags.iter().flatten().map(String::as_str);
         tags.clone().any(|tag| tag.starts_with(&self.prefix))
@@ -187,8 +187,8 @@ impl NomadCatalog {
     }
 }
 
-/// Whether a service can be asked for by its name: `a/b` is answered with 405 (recorded), and `.` and
-/// `..` do not survive in a URL.
+/// Whether a service can be requested by its name: `a/b` is answered with 405 (recorded), and `.` and `..` do not
+/// survive in a URL.
 fn is_readable(service: &ServiceKey) -> bool {
     !service.name.contains('/') && !matches!(service.name.as_str(), "" | "." | "..")
 }

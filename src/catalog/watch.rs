@@ -10,13 +10,13 @@ use tokio::time::Instant;
 use crate::errors::{chain, kind, one_line};
 use crate::metrics::Metrics;
 use crate::nomad::NomadError;
-use crate::reconcile::{RETRY_MOST, retries};
+use crate::reconcile::{RETRY_MAX, retries};
 use crate::report::{Failure, Outage};
 
 use super::Source;
 use super::nomad::NomadCatalog;
 
-/// Between two looks at a catalog file.
+/// Between two polls of a catalog file.
 const FILE_POLL: Duration = Duration::from_millis(200);
 
 /// Publishes when the catalog changes, until it is stopped. Its own failures are for the passes to report: they read
@@ -28,7 +28,7 @@ pub async fn watch(source: Source, changed: watch::Sender<Instant>, metrics: Arc
     }
 }
 
-/// A file is looked at, as not every file system tells of changes.
+/// The file is polled, as not every file system reports changes.
 async fn watch_file(path: PathBuf, changed: watch::Sender<Instant>) {
     let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
     let mut known = look().await;
@@ -55,7 +55,7 @@ async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, metri
                 if let Some(extent) = outage.over(Instant::now()) {
                     tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
                 }
-                // Lower than before is a restore or another cluster: all the more a reason to look.
+                // A lower index means a restore or another cluster: one more reason to run a pass.
                 now != std::mem::replace(&mut index, now)
             }
             Err(error) => {
@@ -67,12 +67,12 @@ async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, metri
             changed.send_replace(Instant::now());
         }
         if index == 0 {
-            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MOST)).await;
+            tokio::time::sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
         }
     }
 }
 
-/// Whether the loop is to look: at the beginning of an outage a pass says what it means for HAProxy, and whether the
+/// Whether to wake the loops: at the beginning of an outage a pass reports what it means for HAProxy, and whether the
 /// catalog can still be read.
 fn cannot_watch(outage: &mut Outage, error: &NomadError) -> bool {
     let (kind, error) = (kind(error), one_line(&chain(error)));

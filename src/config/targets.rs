@@ -54,8 +54,9 @@ impl<'de> Deserialize<'de> for TargetList {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::Array(entries) => {
-                let read =
-                    |(at, entry)| entry_of(entry).map_err(|(name, why)| D::Error::custom(named(at, &name, &why)));
+                let read = |(at, entry)| {
+                    entry_of(entry).map_err(|(name, why)| D::Error::custom(named(at, name.as_deref(), &why)))
+                };
                 entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Self::Many)
             }
             one => match entry_of(one) {
@@ -79,8 +80,8 @@ fn entry_of(entry: Value) -> Result<TargetSettings, (Option<String>, String)> {
 }
 
 /// An entry for people: which one of the list, and its name.
-fn named(at: usize, name: &Option<String>, why: &dyn fmt::Display) -> String {
-    let name = name.as_ref().map(|name| format!(" ({name:?})")).unwrap_or_default();
+fn named(at: usize, name: Option<&str>, why: &dyn fmt::Display) -> String {
+    let name = name.map(|name| format!(" ({name:?})")).unwrap_or_default();
     format!("haproxy[{at}]{name}: {why}")
 }
 
@@ -176,24 +177,24 @@ enum Entry {
 
 impl Targets {
     /// Validates the entries. `common` are flags and environment, `slots` those of all.
-    pub fn new(common: HaproxySettings, list: TargetList, slots: &SlotSettings) -> Result<Self, ConfigError> {
+    pub fn new(common: &HaproxySettings, list: TargetList, slots: &SlotSettings) -> Result<Self, ConfigError> {
         let one = match &list {
             TargetList::One(one) => common.clone().over(one.haproxy.clone()),
             TargetList::None | TargetList::Many(_) => common.clone(),
         };
-        let options = options(&one, slots.clone())?;
+        let options = options(&one, slots)?;
         let mut targets = Self { common: options, fixed: Vec::new(), services: Vec::new() };
         match list {
-            TargetList::None => targets.extend(entry(one, slots.clone())?),
-            TargetList::One(settings) => targets.extend(entry(one, settings.slots.or(slots.clone()))?),
+            TargetList::None => targets.extend(entry(one, slots)?),
+            TargetList::One(settings) => targets.extend(entry(one, &settings.slots.or(slots.clone()))?),
             TargetList::Many(entries) if entries.is_empty() => {
                 return Err(wrong("haproxy", "the list is empty: name one HAProxy at least, or leave the key out"));
             }
             TargetList::Many(entries) => {
                 for (at, TargetSettings { haproxy, slots: own }) in entries.into_iter().enumerate() {
                     let name = haproxy.name.clone();
-                    let in_entry = |source: ConfigError| ConfigError::Entry(named(at, &name, &source));
-                    let entry = entry(haproxy.over(common.clone()), own.or(slots.clone())).map_err(in_entry)?;
+                    let in_entry = |source: ConfigError| ConfigError::Entry(named(at, name.as_deref(), &source));
+                    let entry = entry(haproxy.over(common.clone()), &own.or(slots.clone())).map_err(in_entry)?;
                     let Some(entry) = entry else {
                         return Err(in_entry(wrong(
                             "address, config_file or service",
@@ -256,7 +257,7 @@ fn place(target: &TargetConfig) -> String {
     }
 }
 
-fn options(settings: &HaproxySettings, slots: SlotSettings) -> Result<TargetOptions, ConfigError> {
+fn options(settings: &HaproxySettings, slots: &SlotSettings) -> Result<TargetOptions, ConfigError> {
     let slots = SlotPolicy { min_free: slots.min_free.unwrap_or(SLOTS_MIN_FREE), max: slots.max.unwrap_or(SLOTS_MAX) };
     if slots.max < slots.min_free {
         return Err(wrong("slots.max", format!("it is {}, below slots.min_free ({})", slots.max, slots.min_free)));
@@ -270,7 +271,7 @@ fn options(settings: &HaproxySettings, slots: SlotSettings) -> Result<TargetOpti
     })
 }
 
-fn entry(settings: HaproxySettings, slots: SlotSettings) -> Result<Option<Entry>, ConfigError> {
+fn entry(settings: HaproxySettings, slots: &SlotSettings) -> Result<Option<Entry>, ConfigError> {
     let options = options(&settings, slots)?;
     let given = [settings.address.is_some(), settings.config_file.is_some(), settings.service.is_some()];
     if given.iter().filter(|given| **given).count() > 1 {
@@ -429,8 +430,8 @@ mod tests {
         let flags = r#"{"password": "p", "address": "http://flag:1", "owner": "flag"}"#;
         let all = targets(list, flags).expect("good settings");
         assert_eq!(names(&all), ["a", "b.test:443", "/c.cfg"]);
-        let owners: Vec<_> = all.fixed.iter().map(|target| target.options.owner.to_string()).collect();
-        assert_eq!(owners, ["flag", "b", "flag"]);
+        let owners: Vec<_> = all.fixed.iter().map(|target| target.options.owner.clone()).collect();
+        assert_eq!(owners, ["flag", "b", "flag"].map(|owner| owner.parse().expect("an owner")));
         let slots: Vec<_> = all.fixed.iter().map(|target| target.options.slots.min_free).collect();
         assert_eq!(slots, [4, 0, 4]);
         assert!(

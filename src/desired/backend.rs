@@ -118,7 +118,7 @@ pub struct Timing {
     pub port: Option<u16>,
 }
 
-/// What is asked of a server in an HTTP check.
+/// The request of an HTTP check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpCheck {
     /// `GET`, `HEAD`, `OPTIONS`, …
@@ -155,7 +155,7 @@ impl Check {
 /// The settings of a backend that we make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSettings {
-    /// The mark and what it is for; see [`Owner`](super::Owner).
+    /// The mark; see [`Owner`](super::Owner).
     pub description: String,
     /// The protocol.
     pub mode: Mode,
@@ -165,34 +165,34 @@ pub struct BackendSettings {
     pub check: Check,
 }
 
-/// Whose the backend is.
+/// Who manages the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendKind {
     /// Ours: made, changed and deleted.
     Dynamic,
-    /// Theirs: we add only servers.
+    /// An existing one: we add only servers.
     Custom,
 }
 
-/// How many servers a backend is given ahead.
+/// How many spare servers a backend gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotPolicy {
     /// Spare slots that a backend has when it is written. 0: none, every change reloads.
     pub min_free: u32,
-    /// The most slots of a backend; instances beyond them are still served, each by a reload.
+    /// The most slots of a backend; more instances are still served, each by a reload.
     pub max: u32,
 }
 
-/// One backend that catalog and settings call for.
+/// One backend that the catalog and the settings call for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backend {
-    /// The services that come to it, whoever holds it first; one, unless several name the same backend.
+    /// The services that use it, the one that holds it first at the front; one, unless several name the same backend.
     pub services: Vec<ServiceKey>,
-    /// Whose it is.
+    /// Who manages it.
     pub kind: BackendKind,
     /// Its settings; of a custom backend only what concerns servers counts.
     pub settings: BackendSettings,
-    /// The tags of each service that set up a backend, which have no effect where it is somebody else's.
+    /// The tags of each service that configure a backend; they have no effect if the backend is not ours.
     pub tags: BTreeMap<ServiceKey, Vec<String>>,
     /// Its instances, in no order.
     pub instances: Vec<Instance>,
@@ -202,7 +202,7 @@ pub struct Backend {
     pub gated: bool,
 }
 
-/// Everything that HAProxy should have of ours.
+/// Everything of ours that HAProxy should have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// By name.

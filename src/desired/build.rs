@@ -12,20 +12,20 @@ use super::{
     Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
 };
 
-/// What the settings say about building.
+/// The settings for building.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The prefix of tags, `haproxy.`.
     pub prefix: String,
-    /// Whose everything is.
+    /// The `owner` in our marks.
     pub owner: Owner,
-    /// The slots of a service that does not say otherwise.
+    /// The slots of a service without tags for them.
     pub slots: SlotPolicy,
     /// Whether HAProxy knows `init-state` (3.1).
     pub init_state: bool,
-    /// Whether a backend whose service is gone stays for a while (`backend.linger`), and keeps its name for it.
+    /// Whether a backend whose service is gone stays for a while (`backend.linger`) and keeps its name.
     pub lingers: bool,
-    /// Who may use which backend.
+    /// Which namespace may use which backend.
     pub grants: Grants,
     /// Which HAProxy it is for, and which others there are.
     pub targets: TargetNames,
@@ -64,29 +64,29 @@ impl TargetNames {
     }
 }
 
-/// The longest service, its namespace included, in bytes as it is written into the configuration. Nomad takes 63 for
-/// a name and 128 for a namespace, but does not validate a name that comes from an interpolation.
-const LONGEST_SERVICE: usize = 400;
-/// The longest ID of a registration, in bytes as it is written. Nomad's own hold the service's name and the group's.
-const LONGEST_ID: usize = 1000;
+/// The longest service with its namespace, in bytes as written to the configuration. Nomad allows 63 for a name and 128
+/// for a namespace, but does not validate a name that comes from an interpolation.
+const MAX_SERVICE_LENGTH: usize = 400;
+/// The longest ID of a registration, in bytes as written. Nomad's own contain the names of the service and the group.
+const MAX_ID_LENGTH: usize = 1000;
 
-/// The desired state with what there is to say about it.
+/// The desired state, with its notes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Built {
     /// What HAProxy should have.
     pub desired: Desired,
     /// What HAProxy has of these stays.
     pub held: Held,
-    /// Instances that are registered, and whose own tags say that they are not to be routed.
+    /// Registered instances whose own tags turn routing off.
     pub declined: BTreeSet<InstanceId>,
-    /// Sorted, each once.
+    /// Sorted, without duplicates.
     pub notes: Vec<Note>,
-    /// What there is to say about namespaces as a whole, by name.
+    /// Notes about whole namespaces, by name.
     pub namespaces: Vec<NamespaceNote>,
 }
 
-/// Builds the desired state. Pure: the same catalog over the same HAProxy gives the same result, in whatever order
-/// the catalog lists.
+/// Builds the desired state. Pure: the same catalog over the same HAProxy gives the same result, in any order of the
+/// catalog.
 pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     let mut built = Built::default();
     let mut candidates = Vec::new();
@@ -120,8 +120,8 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     built
 }
 
-/// Who says by its own tags that it is not to be routed. An instance without any tag of ours does not: the
-/// prefix may be mistyped.
+/// The instances whose own tags turn routing off. An instance without any tag of ours does not: the prefix may be
+/// mistyped.
 fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
     let stated = ["enable=", "target="].map(|tag| format!("{}{tag}", options.prefix));
     let says_no = |registration: &&Registration| {
@@ -175,9 +175,9 @@ impl Builder<'_> {
             self.note_unknown_targets(&intent);
             read.push((registration, intent));
         }
-        self.say_what_is_missing(is_silent, other_case);
-        // Backend-level settings come from the newest registration: during a deployment that is the
-        // version that is being rolled out.
+        self.note_not_enabled(is_silent, other_case);
+        // Backend-level settings come from the newest registration: during a deployment that is the version that is
+        // being rolled out.
         read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
         self.drop_older_copies(&mut read);
         let why = |intent: &Intent| self.unclear(intent);
@@ -219,8 +219,8 @@ impl Builder<'_> {
         self.note(Severity::Warning, Code::UnknownTarget, text);
     }
 
-    /// Of instances that do not ask to be routed, but have tags as if they did.
-    fn say_what_is_missing(&mut self, is_silent: bool, other_case: Option<&str>) {
+    /// Notes instances that are not enabled but have tags as if they were.
+    fn note_not_enabled(&mut self, is_silent: bool, other_case: Option<&str>) {
         let prefix = &self.options.prefix;
         if let Some(tag) = other_case {
             let text = format!("tag {:?} is ignored: the prefix of tags is written `{prefix}`", shown(tag));
@@ -231,8 +231,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Instances of which it is unclear whether they are to be routed stay as they are: in their slots if they have
-    /// some.
+    /// Instances for which it is unclear whether they are to be routed here stay as they are: in their slots if they
+    /// have any.
     fn hold(&mut self, unclear: Vec<(&Registration, (Code, String))>) {
         for (registration, (code, why)) in unclear {
             let id = shown(&registration.id);
@@ -241,7 +241,7 @@ impl Builder<'_> {
         }
     }
 
-    /// An ID names one registration. Of several, which Nomad should never report, the newest counts.
+    /// An ID identifies one registration. Of several, which Nomad should never report, the newest counts.
     fn drop_older_copies(&mut self, read: &mut Vec<(&Registration, Intent)>) {
         let mut seen = BTreeSet::new();
         let mut copies = Vec::new();
@@ -280,7 +280,7 @@ impl Builder<'_> {
             BackendTag::Custom => BackendKind::Custom,
         };
         let balance = intent.balance.clone().unwrap_or_else(Balance::roundrobin);
-        // What an existing backend must have to be used is there as the tag says.
+        // For an existing backend, its mode and algorithm have to match the tags.
         let met = |tag: &str| tag == "mode" || (tag == "balance" && balance == Balance::roundrobin());
         let section = intent.section.iter().filter(|tag| kind == BackendKind::Custom || !met(tag));
         let tags: Vec<_> = section.map(|tag| format!("{}{tag}", self.options.prefix)).collect();
@@ -322,8 +322,8 @@ impl Builder<'_> {
     }
 
     fn backend_name(&self, intent: &Intent) -> Result<BackendName, String> {
-        if self.service.to_word().len() > LONGEST_SERVICE {
-            return Err(format!("not routed: the service's name is too long; {LONGEST_SERVICE} bytes are taken"));
+        if self.service.to_word().len() > MAX_SERVICE_LENGTH {
+            return Err(format!("not routed: the service's name is too long; {MAX_SERVICE_LENGTH} bytes are taken"));
         }
         let (text, hint) = match &intent.backend_name {
             Some(name) => (name.clone(), String::new()),
@@ -353,8 +353,8 @@ impl Builder<'_> {
             return None;
         };
         let instance = InstanceId::new(&registration.id);
-        if instance.as_str().len() > LONGEST_ID {
-            let text = format!("instance {id:?} is not routed: its ID is longer than {LONGEST_ID} bytes");
+        if instance.as_str().len() > MAX_ID_LENGTH {
+            let text = format!("instance {id:?} is not routed: its ID is longer than {MAX_ID_LENGTH} bytes");
             self.note(Severity::Error, Code::BadInstance, text);
             return None;
         }
@@ -406,13 +406,13 @@ impl Builder<'_> {
     }
 }
 
-/// The order of registrations, in full: the same catalog gives the same result, in whatever order it lists.
+/// A total order of registrations: the same catalog gives the same result, in any order.
 fn age(registration: &Registration) -> impl Ord {
     let Registration { id, create_index, modify_index, address, port, alloc_id, tags, .. } = registration;
     (*create_index, id, *modify_index, address, *port, alloc_id, tags)
 }
 
-/// The beginning of a registration's ID, which may hold anything.
+/// The start of a registration's ID, which may contain anything.
 fn shown(id: &str) -> String {
     id.chars().take(200).collect()
 }
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_seems_to_ask_to_be_routed_is_told_what_is_missing() {
+    fn a_service_that_seems_to_want_routing_gets_a_note() {
         let said = |tags: &[&str]| {
             let mut one = registration("api", "a", 1, &[]);
             one.tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
@@ -508,13 +508,13 @@ mod tests {
     #[test]
     fn a_service_without_the_tag_is_left_alone() {
         let built = built(vec![registration("api", "a", 1, &[]), registration("b", "b", 1, &["enable=false"])]);
-        // Only who says so is known to want it.
+        // Only an explicit tag counts.
         let declined = BTreeSet::from([InstanceId::new("b")]);
         assert_eq!(built, Built { declined, ..Built::default() });
     }
 
     #[test]
-    fn what_could_not_be_read_is_held_and_said() {
+    fn what_could_not_be_read_is_held_with_a_note() {
         let mut catalog = Catalog::default();
         let broken = ServiceKey { namespace: "default".into(), name: "broken".into() };
         catalog.unreadable.insert(broken.clone(), "Nomad answered with 500".into());
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_the_seeds() {
+    fn names_are_derived_as_documented() {
         let mut other = registration("web-app", "x", 1, &["enable"]);
         other.namespace = "team-a".into();
         let built = built(vec![registration("api-service", "a", 1, &["enable=true"]), other]);
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_a_name_keeps_it_across_its_redeployment() {
+    fn the_holder_of_a_name_keeps_it_across_its_redeployment() {
         let (one, other) = (registration("a-b", "1", 9, &["enable"]), registration("a_b", "2", 3, &["enable"]));
         let present = held_by("a_b", &["a-b"]);
         let redeployed = built_over(&present, vec![one, other.clone()]);
@@ -609,7 +609,7 @@ mod tests {
         let between = built_over(&present, vec![other.clone()]);
         assert_eq!((names(&between), concerned(&between)), (vec![], vec![("a_b", Code::NameConflict)]));
         assert!(between.notes[0].text.contains("backend.linger"), "{}", between.notes[0].text);
-        // Where backends do not linger there is no between; and who asks for another name gives this one up.
+        // Without lingering there is no time in between; and a service that asks for another name gives this one up.
         let catalog = |registrations: Vec<Registration>| {
             let services = registrations.into_iter().map(|one| (one.service(), vec![one])).collect();
             Catalog { services, ..Catalog::default() }
@@ -621,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_a_name_keeps_it_while_it_is_held() {
+    fn the_holder_of_a_name_keeps_it_while_it_is_held() {
         let present = held_by("shop", &["blue", "green"]);
         let named = |service: &str, tags: &[&str]| {
             let tags: Vec<&str> = ["enable", "backend.name=shop"].iter().chain(tags).copied().collect();
@@ -670,8 +670,8 @@ mod tests {
         Registration { namespace: namespace.into(), ..one }
     }
 
-    fn theirs(name: &str) -> Present {
-        let place = Place { is_theirs: true, ..Place::default() };
+    fn foreign(name: &str) -> Present {
+        let place = Place { is_foreign: true, ..Place::default() };
         Present { backends: BTreeMap::from([(name.parse().expect("a name"), place)]), ..Present::default() }
     }
 
@@ -689,21 +689,21 @@ mod tests {
     }
 
     #[test]
-    fn nobody_joins_a_persons_backend_by_naming_it() {
+    fn no_service_joins_a_persons_backend_by_naming_it() {
         let (named, derived) = (of("default", "job", 1, &["backend.name=fallback"]), of("default", "fallback", 2, &[]));
         for tags in [&["backend.name=fallback"][..], &["backend.name=fallback", "backend=custom"]] {
-            let built = built_with(&[], &theirs("fallback"), &[of("default", "job", 1, tags), derived.clone()]);
+            let built = built_with(&[], &foreign("fallback"), &[of("default", "job", 1, tags), derived.clone()]);
             assert_eq!((members(&built), concerned(&built)), (vec!["fallback"], vec![("job", Code::NotAllowed)]));
             assert!(built.notes[0].text.contains("`namespaces.default.join` = `true`"), "{}", built.notes[0].text);
         }
-        let both = built_with(&[("default", &[], true)], &theirs("fallback"), &[named, derived.clone()]);
+        let both = built_with(&[("default", &[], true)], &foreign("fallback"), &[named, derived.clone()]);
         assert_eq!((members(&both), concerned(&both)), (vec!["job", "fallback"], vec![]));
-        let listed = built_with(&[("*", &["x"], false)], &theirs("fallback"), &[derived]);
+        let listed = built_with(&[("*", &["x"], false)], &foreign("fallback"), &[derived]);
         assert_eq!((members(&listed), concerned(&listed)), (vec![], vec![("fallback", Code::NotAllowed)]));
     }
 
     #[test]
-    fn nobody_joins_a_backend_of_another_namespace_by_naming_it() {
+    fn no_service_joins_a_backend_of_another_namespace_by_naming_it() {
         let (shop, web) = (of("default", "shop", 5, &["backend.name=shop"]), of("default", "web", 6, &[]));
         let thief = |backend: &str| of("team-b", "thief", 1, &[&format!("backend.name={backend}")]);
         for (backend, victim) in [("shop", &shop), ("web", &web)] {
@@ -717,14 +717,14 @@ mod tests {
                 assert_eq!((listed.desired.backends.len(), members(&listed).len()), (1, 2), "{:?}", listed.notes);
             }
         }
-        // A name that is nobody's may be made, unless an entry says which may.
+        // A name that no service has may be used, unless an entry lists the allowed ones.
         assert_eq!(members(&built_with(&[], &Present::default(), &[thief("new")])), ["thief"]);
         let refused = built_with(&[("team-b", &["b-*"], false)], &Present::default(), &[thief("new")]);
         assert_eq!((members(&refused), concerned(&refused)), (vec![], vec![("thief", Code::NotAllowed)]));
     }
 
     #[test]
-    fn a_name_that_is_held_is_not_lost_to_whoever_it_is_derived_from() {
+    fn a_held_name_is_not_lost_to_the_service_that_it_is_derived_from() {
         // `team_a.api` is derived from `api` of team-a, and from a service of that name in the namespace default.
         let (one, other) = (of("team-a", "api", 9, &[]), of("default", "team_a.api", 1, &[]));
         let mut present = held_by("team_a.api", &[]);
@@ -749,7 +749,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_of_which_it_is_unclear_is_left_as_it_is() {
+    fn an_instance_with_an_unclear_tag_is_left_as_it_is() {
         let built = built(vec![
             registration("api", "old", 1, &["enable=true", "balance=first"]),
             registration("api", "new", 9, &["enable=flase", "balance=leastconn"]),
@@ -771,7 +771,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_registrations_with_one_id_the_newest_counts_in_whatever_order() {
+    fn of_two_registrations_with_one_id_the_newest_counts_in_any_order() {
         let (old, mut new) =
             (registration("api", "x", 1, &["enable=true"]), registration("api", "x", 1, &["enable=true"]));
         (new.modify_index, new.port) = (2, 81);
@@ -801,7 +801,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_are_tcp_unless_something_of_http_is_asked() {
+    fn checks_are_tcp_unless_a_tag_or_the_job_asks_for_http() {
         let check = |tags: &[&str]| {
             let tags: Vec<&str> = tags.iter().chain(&["enable=true"]).copied().collect();
             built(vec![registration("api", "a", 1, &tags)])
@@ -837,7 +837,7 @@ mod tests {
         };
         let ids = |built: &Built| -> Vec<String> {
             let instances = built.desired.backends.values().flat_map(|backend| &backend.instances);
-            instances.map(|instance| instance.id.to_string()).collect()
+            instances.map(|instance| instance.id.as_str().to_owned()).collect()
         };
         let tags: &[&[&str]] = &[&[], &["target=a"], &["target=b, a"], &["target=b"]];
         let (a, b) = (on("a", tags), on("b", tags));
@@ -846,7 +846,7 @@ mod tests {
             (vec!["1".into(), "2".into(), "3".into()], vec!["1".into(), "3".into(), "4".into()])
         );
         // Who is to go elsewhere says so itself, and needs no other proof.
-        assert_eq!(a.declined.iter().map(ToString::to_string).collect::<Vec<_>>(), ["4"]);
+        assert_eq!(a.declined.iter().map(InstanceId::as_str).collect::<Vec<_>>(), ["4"]);
         assert_eq!(a.notes, []);
 
         // A name that there is none of takes nothing from anybody.

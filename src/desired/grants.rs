@@ -1,8 +1,8 @@
-//! Who may use which backend: the setting `namespaces`.
+//! Which namespace may use which backend: the setting `namespaces`.
 //!
-//! What a namespace may is said by its most specific entry: one of just its name before a glob, a longer glob before
-//! a shorter one. A namespace without an entry may make any backend that is no other namespace's, shares backends
-//! only within itself, and joins one that is not ours only under the name that is derived from the service.
+//! The most specific entry decides what a namespace may do: an exact name before a glob, a longer glob before a shorter
+//! one. A namespace without an entry may make any backend that is not another namespace's, shares backends only within
+//! itself, and joins one that is not ours only under the name that is derived from the service.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -14,16 +14,16 @@ use thiserror::Error;
 use super::build::derived_name;
 use super::{BackendName, ServiceKey};
 
-/// What an entry of the setting says.
+/// The content of one entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// Globs of backends that its services may make or share, beside the one whose name is derived from theirs.
+    /// Globs of backends that its services may make or share, beside the one with the derived name.
     pub backends: Vec<String>,
     /// Whether they may join backends that are not ours.
     pub join: bool,
 }
 
-/// A name of a namespace or of a backend that is no glob.
+/// A namespace or backend name that is not a valid glob.
 #[derive(Debug, Error)]
 #[error("invalid glob {glob:?}, use one such as `team-*`")]
 pub struct BadGlob {
@@ -32,7 +32,7 @@ pub struct BadGlob {
     source: globset::Error,
 }
 
-/// Who may use which backend.
+/// Which namespace may use which backend.
 #[derive(Debug, Clone, Default)]
 pub struct Grants(Arc<[Rule]>);
 
@@ -61,8 +61,8 @@ impl Grants {
         self.0.iter().find(|rule| rule.namespaces.is_match(&service.namespace))
     }
 
-    /// Whether an entry lists a backend for the namespace of this service, so that it may share it with services of
-    /// other namespaces.
+    /// Whether an entry lists a backend for the namespace of this service, so that the service may share it with
+    /// services of other namespaces.
     pub fn lists(&self, service: &ServiceKey, name: &BackendName) -> bool {
         self.rule(service).is_some_and(|rule| rule.backends.iter().any(|glob| glob.is_match(name.as_str())))
     }
@@ -77,8 +77,8 @@ impl Grants {
         self.rule(service).map_or_else(|| is_derived(service, name), |rule| rule.join)
     }
 
-    /// Whether an entry allows it: beyond the name that is derived from the service.
-    pub(super) fn lets_join(&self, service: &ServiceKey) -> bool {
+    /// Whether an entry allows joining beyond the name that is derived from the service.
+    pub(super) fn allows_join(&self, service: &ServiceKey) -> bool {
         self.rule(service).is_some_and(|rule| rule.join)
     }
 }

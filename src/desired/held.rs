@@ -1,13 +1,13 @@
-//! What stays as it is, whatever is missing from the catalog.
+//! What stays as it is although the catalog lacks it.
 
 use std::collections::BTreeSet;
 
-use super::{InstanceId, ServiceKey, Tenant};
+use super::{InstanceId, Occupant, ServiceKey};
 
-/// What may not be taken away, as it is not known to be gone.
+/// What must not be removed, because it is not known to be gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Services that could not be read, or of which it is unclear what they ask for.
+    /// Services that could not be read, or whose tags are unclear.
     pub services: BTreeSet<ServiceKey>,
     /// Namespaces that could not be read.
     pub namespaces: BTreeSet<String>,
@@ -21,11 +21,11 @@ impl Held {
         self.services.contains(service) || self.namespaces.contains(&service.namespace)
     }
 
-    /// Whether whoever sits in a server stays there, though the catalog does not have it.
-    pub fn keeps(&self, tenant: &Tenant) -> bool {
-        let Tenant::Instance { id, service, .. } = tenant else { return false };
+    /// Whether the occupant of a server stays although the catalog lacks it.
+    pub fn keeps(&self, occupant: &Occupant) -> bool {
+        let Occupant::Instance { id, service, .. } = occupant else { return false };
         let unread = !self.services.is_empty() || !self.namespaces.is_empty();
-        // A line that was written before 0.2 into somebody's backend does not say which service it is of.
+        // A server line in an existing backend from before 0.2 does not name its service.
         self.instances.contains(id) || service.as_ref().map_or(unread, |service| self.holds(service))
     }
 }

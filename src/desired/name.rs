@@ -1,4 +1,4 @@
-//! Names and addresses: what a registration says, held to what may stand in a configuration.
+//! Names and addresses from registrations, restricted to what a configuration can contain.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::owner::{decode, encode};
 
-/// A value that may not stand in a configuration.
+/// A value that a configuration must not contain.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[error("invalid {what} {value:?}, use {rule}")]
 pub struct Invalid {
@@ -33,8 +33,8 @@ macro_rules! name {
             type Err = Invalid;
 
             fn from_str(value: &str) -> Result<Self, Invalid> {
-                // The Data Plane API's own rule for names (`^[A-Za-z0-9-_.:]+$`, recorded 422), and no name that
-                // is another place in the path of a URL.
+                // The Data Plane API's own rule for names (`^[A-Za-z0-9-_.:]+$`, recorded 422), and no name with a
+                // special meaning in the path of a URL.
                 let ok = !matches!(value, "" | "." | "..")
                     && value.len() <= $longest
                     && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
@@ -65,8 +65,8 @@ name!(
     200
 );
 name!(
-    /// A server's name. Long enough for every [slot](BackendName::slot) of every backend: a server that is
-    /// written must be read back as ours.
+    /// A server's name. Long enough for every [slot](BackendName::slot) of every backend: a server that is written must
+    /// be read back as ours.
     ServerName,
     "server name",
     211
@@ -78,13 +78,13 @@ impl BackendName {
         ServerName(format!("{}_{number}", self.0))
     }
 
-    /// The number of a slot of this backend, where the name is one.
+    /// The number of a slot of this backend, if the name is one.
     pub fn slot_number(&self, server: &ServerName) -> Option<u32> {
         server.0.strip_prefix(&self.0)?.strip_prefix('_')?.parse().ok()
     }
 }
 
-/// A service of the catalog: its namespace and its name, neither of which is to be trusted.
+/// A service of the catalog: its namespace and its name, neither of which can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ServiceKey {
     /// Nomad's namespace.
@@ -94,12 +94,12 @@ pub struct ServiceKey {
 }
 
 impl ServiceKey {
-    /// As one word of plain characters: `namespace/name`, what is not plain as `%XX`.
+    /// As one word of plain characters: `namespace/name`, other characters as `%XX`.
     pub fn to_word(&self) -> String {
         format!("{}/{}", encode(&self.namespace), encode(&self.name))
     }
 
-    /// Takes the word back; `None`: it is none.
+    /// Parses that word; `None`: it is not one.
     pub fn from_word(word: &str) -> Option<Self> {
         let (namespace, name) = word.split_once('/')?;
         Some(Self { namespace: decode(namespace), name: decode(name) })
@@ -107,7 +107,7 @@ impl ServiceKey {
 }
 
 impl fmt::Display for ServiceKey {
-    /// `name`, or `namespace/name` outside of `default`; escaped and shortened, as it comes from outside.
+    /// `name`, or `namespace/name` outside of `default`; escaped and shortened, as it is untrusted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.namespace != "default" {
             write!(f, "{}/", Shown(&self.namespace))?;
@@ -116,14 +116,14 @@ impl fmt::Display for ServiceKey {
     }
 }
 
-/// A text from outside for people: no control characters, and no more of it than anybody reads.
+/// An untrusted text for people: without control characters, and shortened.
 struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 100;
+        const MAX_CHARACTERS: usize = 100;
         let mut chars = self.0.chars();
-        chars.by_ref().take(MOST).try_for_each(|c| c.escape_debug().fmt(f))?;
+        chars.by_ref().take(MAX_CHARACTERS).try_for_each(|c| c.escape_debug().fmt(f))?;
         match chars.next() {
             Some(_) => write!(f, "… ({} bytes)", self.0.len()),
             None => Ok(()),
@@ -141,7 +141,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// The address of a slot that nobody sits in yet: loopback, so that nothing is ever sent anywhere.
+    /// The address of a slot without an instance: loopback, so that nothing is ever sent anywhere.
     pub const PLACEHOLDER: Self = Self::Ip(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 }
 
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_place_in_a_path() {
+    fn a_name_has_no_meaning_in_a_path() {
         assert!(".".parse::<BackendName>().is_err() && "..".parse::<BackendName>().is_err());
         assert!("...".parse::<BackendName>().is_ok() && ".a".parse::<ServerName>().is_ok());
     }

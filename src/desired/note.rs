@@ -1,4 +1,4 @@
-//! What a person should know about one service.
+//! Notes: what a person should know about one service.
 
 use std::fmt;
 
@@ -39,21 +39,21 @@ pub enum Code {
     NotEnabled,
     /// A tag's prefix is written in another case.
     PrefixCase,
-    /// It is unclear whether the service asks to be routed.
+    /// It is unclear whether the service is to be routed.
     UnclearEnable,
-    /// It is to be routed on a HAProxy that there is none of.
+    /// Its tag `target` names a HAProxy that does not exist.
     UnknownTarget,
-    /// The service's name makes no backend's name.
+    /// A backend's name cannot be derived from the service's name.
     BadName,
     /// Another service holds the backend's name.
     NameConflict,
-    /// The settings do not let the service use the backend that it asks for (`namespaces`).
+    /// The settings do not allow the service to use the backend that its tags name (`namespaces`).
     NotAllowed,
-    /// It shares a backend, and asks for other settings than the service that holds it first.
+    /// It shares a backend, and its tags differ from those of the service that holds it first.
     OtherSettings,
     /// The backend is shared by as many services as its description can list.
     TooManyServices,
-    /// It is not to be touched any more (`backend=static`), and HAProxy has something of it.
+    /// It must not be changed any more (`backend=static`), and HAProxy has something of it.
     LeftAlone,
     /// An instance's address.
     BadAddress,
@@ -63,9 +63,9 @@ pub enum Code {
     BadInstance,
     /// One ID is registered several times.
     DuplicateInstance,
-    /// Nomad could not be asked for the service.
+    /// The service could not be read from Nomad.
     Unreadable,
-    /// This HAProxy lacks something that was asked for.
+    /// This HAProxy lacks a feature that the tags need.
     UnsupportedByHaproxy,
     /// A backend that should exist does not.
     MissingBackend,
@@ -121,7 +121,7 @@ pub struct NamespaceNote {
 }
 
 impl NamespaceNote {
-    /// Says why there is nothing of a namespace.
+    /// Explains why a namespace is missing.
     pub fn new(namespace: &str, unread: &Unread) -> Self {
         let (code, text) = match unread {
             Unread::Missing => (

@@ -1,4 +1,4 @@
-//! Whose a backend or a server is, and how the configuration says so.
+//! Marks: which controller a backend or a server belongs to, and how the configuration records it.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::name::valid;
 use super::{BackendName, Invalid, ServiceKey};
 
-/// Whose a backend or a server is: the `owner` setting of the controller that wrote it.
+/// The `owner` setting of the controller that wrote a backend or a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner(String);
 
@@ -22,10 +22,10 @@ impl FromStr for Owner {
 }
 
 impl Owner {
-    /// What the description of every backend begins with that a controller makes, of whatever owner.
+    /// The start of the description of every backend that a controller makes, of any owner.
     pub const PREFIX: &str = "nomad-haproxy:";
-    /// Services that are set off by a space, the others by a comma: HAProxy refuses a line of more than 64 words
-    /// (`MAX_LINE_ARGS`).
+    /// How many services are separated by a space; the others are separated by a comma, as HAProxy refuses a line of
+    /// more than 64 words (`MAX_LINE_ARGS`).
     const WORDS: usize = 32;
 
     /// The owner's name.
@@ -33,8 +33,8 @@ impl Owner {
         &self.0
     }
 
-    /// The description of a backend that we make: the mark, the backend itself (so that a copy made by hand says
-    /// what it is), then whom it serves.
+    /// The description of a backend that we make: the mark, the backend's name (so that a copy made by hand can be
+    /// recognised), then its services.
     pub fn describe<'a>(&self, backend: &BackendName, services: impl IntoIterator<Item = &'a ServiceKey>) -> String {
         let mut text = format!("{}{} {backend}", Self::PREFIX, self.0);
         for (number, service) in services.into_iter().enumerate() {
@@ -44,7 +44,7 @@ impl Owner {
         text
     }
 
-    /// What a description says that carries this mark; `None`: it does not.
+    /// Parses a description with this mark; `None`: it has another one, or none.
     pub fn described(&self, description: &str) -> Option<Described> {
         let mut words = description.split([' ', ',']).filter(|word| !word.is_empty()).peekable();
         if words.next()?.strip_prefix(Self::PREFIX)? != self.0 {
@@ -57,16 +57,16 @@ impl Owner {
     }
 }
 
-/// What the description of a backend of ours says.
+/// The content of the description of a backend of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Described {
-    /// The backend that it was written for; `None`: it was written by 0.1, which did not say.
+    /// The backend that it was written for; `None`: it was written by 0.1, which did not record it.
     pub backend: Option<String>,
     /// The services that it was made for, in their order.
     pub services: Vec<ServiceKey>,
 }
 
-/// What is not plain in a name from outside, as `%XX`: one word, whatever it held.
+/// Encodes untrusted text as one word: other than plain characters as `%XX`.
 pub fn encode(text: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -118,7 +118,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_service_is_called_its_description_is_read_back(namespace in ".{1,40}", name in ".{1,40}") {
+        fn a_description_is_read_back_for_any_service_name(namespace in ".{1,40}", name in ".{1,40}") {
             let key = ServiceKey { namespace, name };
             let text = owner().describe(&shop(), [&key]);
             prop_assert!(text.bytes().all(|b| b.is_ascii_graphic() || b == b' '));

@@ -1,4 +1,4 @@
-//! What HAProxy has before a pass, as far as the desired state depends on it: who holds which backend's name.
+//! What HAProxy has before a pass, as far as the desired state depends on it: which service holds which backend's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,20 +7,20 @@ use super::{BackendName, BackendSettings, ServiceKey};
 /// What HAProxy has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Present {
-    /// The backends and `listen` sections, but for names that are there several times.
+    /// The backends and `listen` sections, except for names that occur several times.
     pub backends: BTreeMap<BackendName, Place>,
-    /// Every service that HAProxy serves by us.
+    /// Every service that HAProxy serves through us.
     pub services: BTreeSet<ServiceKey>,
 }
 
-/// One backend that is there.
+/// One existing backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
-    /// Whether it is a person's, or another controller's.
-    pub is_theirs: bool,
-    /// The services that have it, whoever holds the name first: in a backend of ours as its description lists
-    /// them, in somebody's those with servers in it.
+    /// Whether it belongs to a person, or to another controller.
+    pub is_foreign: bool,
+    /// The services that have it, the one that holds the name first at the front: in a backend of ours as its
+    /// description lists them, in any other those with servers in it.
     pub holders: Vec<ServiceKey>,
-    /// Its settings, where it is ours and says only what we would write.
+    /// Its settings, if it is ours and contains only what we would write.
     pub settings: Option<BackendSettings>,
 }

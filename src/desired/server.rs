@@ -5,17 +5,17 @@ use std::time::Duration;
 use super::owner::encode;
 use super::{Address, ServerName, ServiceKey};
 
-/// Which registration sits in a slot: its ID, in one word.
+/// Which registration is in a slot: its ID, as one word.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct InstanceId(String);
 
 impl InstanceId {
-    /// Takes a registration's ID, which may hold anything.
+    /// From a registration's ID, which may contain anything.
     pub fn new(registration: &str) -> Self {
         Self(encode(registration))
     }
 
-    /// Takes the word back from a server's metadata.
+    /// From the word in a server's metadata.
     pub fn from_metadata(word: &str) -> Self {
         Self(word.to_owned())
     }
@@ -26,16 +26,16 @@ impl InstanceId {
     }
 }
 
-/// The weight of a server whose tags give none, as in HAProxy.
+/// The weight of a server without a tag for it, as in HAProxy.
 pub const DEFAULT_WEIGHT: u16 = 1;
 
 /// The settings of one server that its own tags give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ServerOptions {
-    /// 0 to 256. `None` only where a line that was read does not say: such a line inherits it from
-    /// `default-server`, so what we write always says.
+    /// 0 to 256. `None` only if a line that was read does not state it: such a line inherits it from `default-server`,
+    /// so what we write always states it.
     pub weight: Option<u16>,
-    /// Connections at a time; the others queue.
+    /// Connections at the same time; the others queue.
     pub maxconn: Option<u32>,
     /// Used only when no other server is up.
     pub backup: bool,
@@ -56,28 +56,28 @@ pub struct Instance {
     pub port: u16,
     /// From its own tags.
     pub options: ServerOptions,
-    /// How long it drains when it is gone; without it, it is in maintenance at once.
+    /// How long it drains after it is gone; without it, it is in maintenance at once.
     pub drain: Option<Duration>,
     /// Nomad's CreateIndex: the order in which instances take slots.
     pub created: u64,
 }
 
-/// Who sits in a server line of ours.
+/// What a server line of ours is used for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tenant {
+pub enum Occupant {
     /// An instance.
     Instance {
         /// Which registration.
         id: InstanceId,
         /// Its allocation.
         alloc: String,
-        /// The service that it is an instance of. `None` only where a line that was read does not say, as
-        /// lines of 0.1 did not.
+        /// The service that it is an instance of. `None` only if a line that was read does not name it, as lines of 0.1
+        /// did not.
         service: Option<ServiceKey>,
         /// How long it drains when it is gone.
         drain: Option<Duration>,
     },
-    /// Nobody. The number orders the slots by when they were freed; 0 was never used.
+    /// A free slot. The number orders the slots by when they were freed; 0 was never used.
     Free {
         /// Higher was freed later.
         freed: u64,
@@ -91,9 +91,9 @@ pub enum Tenant {
 pub enum State {
     /// It takes traffic, as its check allows.
     Ready,
-    /// No new traffic but for clients that are bound to it; connections live on.
+    /// No new traffic except from clients that are bound to it; connections stay open.
     Drain,
-    /// No new traffic and no checks; connections live on.
+    /// No new traffic and no checks; connections stay open.
     Maint,
 }
 
@@ -108,8 +108,8 @@ impl State {
     }
 }
 
-impl Tenant {
-    /// The service of who sits there, where that is known.
+impl Occupant {
+    /// The service of its instance, if known.
     pub fn service(&self) -> Option<&ServiceKey> {
         match self {
             Self::Instance { service, .. } => service.as_ref(),
@@ -117,7 +117,7 @@ impl Tenant {
         }
     }
 
-    /// The registration that sits there.
+    /// The registration in it.
     pub fn id(&self) -> Option<&InstanceId> {
         match self {
             Self::Instance { id, .. } => Some(id),
@@ -131,7 +131,7 @@ impl Tenant {
 pub struct Server {
     /// `<backend>_<n>`.
     pub name: ServerName,
-    /// Where it listens; of a free slot, where the last instance did, unless that was a host name.
+    /// Where it listens; for a free slot, where its last instance did, unless that was a host name.
     pub address: Address,
     /// The port.
     pub port: u16,
@@ -139,35 +139,34 @@ pub struct Server {
     pub check: bool,
     /// Weight, connections, backup.
     pub options: ServerOptions,
-    /// Of a free slot: whoever takes it gets no traffic before the first passing check (`init-state
-    /// down`, HAProxy 3.1). A server that is in service never has it, for after a reload it would be
-    /// down until it is checked: up to 2 s on 3.2 and 3.4 (measured).
+    /// For a free slot: the next instance in it gets no traffic before its first passing check (`init-state down`,
+    /// HAProxy 3.1). A server in service never has it, because after a reload it would be down until it is checked: up
+    /// to 2 s on 3.2 and 3.4 (measured).
     pub gated: bool,
-    /// Who sits there.
-    pub tenant: Tenant,
+    /// What it is used for.
+    pub occupant: Occupant,
 }
 
 impl Server {
     /// The state that the process should have it in.
     pub fn state(&self) -> State {
-        match self.tenant {
-            Tenant::Instance { .. } => State::Ready,
-            Tenant::Free { drain_until: Some(_), .. } => State::Drain,
-            Tenant::Free { drain_until: None, .. } => State::Maint,
+        match self.occupant {
+            Occupant::Instance { .. } => State::Ready,
+            Occupant::Free { drain_until: Some(_), .. } => State::Drain,
+            Occupant::Free { drain_until: None, .. } => State::Maint,
         }
     }
 
-    /// Of a free slot: when it was freed, in milliseconds since 1970; 0: it was never used. Before 0.2 it was
-    /// a count.
+    /// For a free slot: when it was freed, in milliseconds since 1970; 0: it was never used. Before 0.2 it was a count.
     pub fn freed(&self) -> Option<u64> {
-        match self.tenant {
-            Tenant::Instance { .. } => None,
-            Tenant::Free { freed, .. } => Some(freed),
+        match self.occupant {
+            Occupant::Instance { .. } => None,
+            Occupant::Free { freed, .. } => Some(freed),
         }
     }
 
-    /// Whether an instance sits there.
+    /// Whether it has an instance.
     pub fn is_enabled(&self) -> bool {
-        matches!(self.tenant, Tenant::Instance { .. })
+        matches!(self.occupant, Occupant::Instance { .. })
     }
 }

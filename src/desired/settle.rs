@@ -1,12 +1,12 @@
-//! Who gets a backend's name.
+//! Decides which service gets a backend's name.
 //!
-//! A service keeps the name that it holds, as the file says: across its own redeployment, while it is held, and
-//! while its backend lingers without it. A name that nobody holds goes to the service that was registered first.
+//! A service keeps the name that it holds, as recorded in the file: across its own redeployment, while it is held, and
+//! while its backend lingers without it. A name that no service holds goes to the service that was registered first.
 //! Services of a namespace that name the same backend share it; its settings are those of the service that holds it
-//! first. What goes beyond that, the [`Grants`](super::Grants) allows or not.
+//! first. Anything beyond that needs a [grant](super::Grants).
 //!
-//! A note is about the service that it names: whoever asks for what it does not get has one, and whoever it would
-//! have been taken from has none.
+//! A note is about the service that it names: the service that does not get what its tags ask for has one, the service
+//! that keeps it has none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,15 +17,15 @@ use super::{
     Backend, BackendKind, BackendName, BackendSettings, Code, Held, Note, Place, Present, ServiceKey, Severity,
 };
 
-/// The longest list of services in a description, in bytes. The Data Plane API reads no line of 64 KiB or more, and
-/// then nothing of the file (seen on 3.2).
-const LONGEST_LIST: usize = 32 * 1024;
+/// The longest list of services in a description, in bytes. The Data Plane API does not read a line of 64 KiB or more,
+/// nor then the rest of the file (seen on 3.2).
+const MAX_LIST_LENGTH: usize = 32 * 1024;
 
-/// One service's part in a backend, before it is known who gets the name.
+/// One service's part of a backend, before it is known which service gets the name.
 pub(super) struct Candidate {
     pub(super) service: ServiceKey,
     pub(super) name: BackendName,
-    /// It named the backend itself, and so shares it with whoever does the same.
+    /// Its tags name the backend, so it shares it with other services that name it.
     pub(super) explicit: bool,
     /// When its first instance was registered.
     pub(super) since: u64,
@@ -39,13 +39,13 @@ struct First {
     service: ServiceKey,
     explicit: bool,
     kind: BackendKind,
-    /// Where they are known.
+    /// If they are known.
     settings: Option<BackendSettings>,
-    /// Why it is not among those that ask for it now.
+    /// Why it is not among the current candidates.
     absent: &'static str,
 }
 
-/// Settles who gets which name, and puts the backends into what is built.
+/// Decides which service gets which name, and adds the backends to what is built.
 pub(super) fn names(
     candidates: Vec<Candidate>,
     catalog: &Catalog,
@@ -69,7 +69,7 @@ pub(super) fn names(
     }
 }
 
-/// The names that are derived from the services that ask to be routed or are held, and the namespaces of these.
+/// The names that are derived from the services that are enabled or held, and the namespaces of these.
 fn derived_names<'a>(candidates: impl Iterator<Item = &'a Candidate>, held: &'a Held) -> DerivedNames {
     let mut names = DerivedNames::new();
     for service in candidates.map(|candidate| &candidate.service).chain(&held.services) {
@@ -80,7 +80,7 @@ fn derived_names<'a>(candidates: impl Iterator<Item = &'a Candidate>, held: &'a 
 
 type DerivedNames = BTreeMap<String, BTreeSet<String>>;
 
-/// One name, and who asks for it.
+/// One name, and the services that ask for it.
 struct Claim<'a> {
     name: &'a BackendName,
     place: &'a Place,
@@ -105,8 +105,8 @@ impl Claim<'_> {
         }
         candidates.sort_by(|a, b| {
             let order = |candidate: &Candidate| {
-                // Only a backend that is there can be given servers.
-                let adds_to_nothing = candidate.backend.kind == BackendKind::Custom && !self.place.is_theirs;
+                // Only a backend that exists can be given servers.
+                let adds_to_nothing = candidate.backend.kind == BackendKind::Custom && !self.place.is_foreign;
                 (self.rank(&candidate.service), adds_to_nothing, candidate.since)
             };
             (order(a), &a.service).cmp(&(order(b), &b.service))
@@ -122,18 +122,18 @@ impl Claim<'_> {
         self.merged(members, &first)
     }
 
-    /// Why a candidate may not ask for the name, whoever else does.
+    /// Why a candidate may not ask for the name, whatever the others do.
     fn refusal(&self, candidate: &Candidate) -> Option<String> {
         let Self { name, options: Options { grants, .. }, .. } = self;
         let service = &candidate.service;
-        if self.place.is_theirs {
+        if self.place.is_foreign {
             let may = grants.may_join(service, name);
             return (!may).then(|| self.not_allowed(service, "is not one that this program made", "join"));
         }
         if !grants.may_make(service, name) {
             return Some(self.not_allowed(service, "is not among those that its namespace may use", "backends"));
         }
-        // A name that nobody holds yet is kept for the service that it is derived from.
+        // A name that no service holds yet is reserved for the service that it is derived from.
         let others = |namespaces: &BTreeSet<String>| namespaces.iter().any(|other| *other != service.namespace);
         let is_anothers = derived_name(service) != name.as_str()
             && !self.holds(service)
@@ -142,7 +142,7 @@ impl Claim<'_> {
         is_anothers.then(|| self.not_allowed(service, "has the name of a service of another namespace", "backends"))
     }
 
-    /// `setting`: which one would allow it.
+    /// `setting`: the one that would allow it.
     fn not_allowed(&self, service: &ServiceKey, why: &str, setting: &str) -> String {
         let (name, namespace) = (self.name, service.namespace.escape_debug());
         let value = if setting == "join" { "`true`".to_owned() } else { format!("a list with `{name}`") };
@@ -152,19 +152,19 @@ impl Claim<'_> {
     /// Whether a candidate shares the backend with the service that holds it first.
     fn shares(&self, candidate: &Candidate, first: &First) -> bool {
         let grants = &self.options.grants;
-        let is_let = |service: &ServiceKey| match self.place.is_theirs {
-            true => grants.lets_join(service),
+        let is_allowed = |service: &ServiceKey| match self.place.is_foreign {
+            true => grants.allows_join(service),
             false => grants.lists(service, self.name),
         };
         let is_of_its_namespace = candidate.service.namespace == first.service.namespace;
         let has_it = (candidate.explicit && first.explicit) || self.holds(&candidate.service);
-        // Whoever was let into it by the settings does not keep out the service that it is named after.
+        // A service that the settings let in does not keep out the service that the backend is named after.
         let is_its_own = derived_name(&candidate.service) == self.name.as_str();
-        let is_joined_first = is_its_own && first.explicit && is_let(&first.service);
-        (is_of_its_namespace && has_it) || (candidate.explicit && is_let(&candidate.service)) || is_joined_first
+        let is_joined_first = is_its_own && first.explicit && is_allowed(&first.service);
+        (is_of_its_namespace && has_it) || (candidate.explicit && is_allowed(&candidate.service)) || is_joined_first
     }
 
-    /// The place of a service among those that hold the name, and behind them.
+    /// The position of a service among those that hold the name, and after them.
     fn rank(&self, service: &ServiceKey) -> usize {
         self.place.holders.iter().position(|holder| holder == service).unwrap_or(usize::MAX)
     }
@@ -173,8 +173,8 @@ impl Claim<'_> {
         self.place.holders.contains(service)
     }
 
-    /// Who holds the name first: of its holders the first that is here or held; else, while the backend lingers
-    /// without its service, that one; else the first candidate.
+    /// Which service holds the name first: the first holder that is present or held; else, while the backend lingers
+    /// without its service, that service; else the first candidate.
     fn first(&self, candidates: &[Candidate]) -> Option<First> {
         let candidate = candidates.first()?;
         let of_candidate = First {
@@ -184,8 +184,8 @@ impl Claim<'_> {
             settings: Some(candidate.backend.settings.clone()),
             absent: "",
         };
-        // A service that only has servers in somebody's backend does not hold its name.
-        if self.place.is_theirs {
+        // A service that only has servers in an existing backend does not hold its name.
+        if self.place.is_foreign {
             return Some(of_candidate);
         }
         let absent = |service: &ServiceKey, absent| First {
@@ -233,20 +233,20 @@ impl Claim<'_> {
             );
             return Some((Code::NameConflict, text));
         }
-        // Who speaks another protocol would answer a part of the others' requests.
+        // With another protocol it would answer part of the others' requests.
         let mode = candidate.backend.settings.mode;
-        let theirs = first.settings.as_ref().map(|settings| settings.mode).filter(|theirs| *theirs != mode)?;
+        let other = first.settings.as_ref().map(|settings| settings.mode).filter(|other| *other != mode)?;
         (candidate.backend.kind == BackendKind::Dynamic && candidate.stated.contains(&"mode")).then(|| {
-            let (mode, theirs, service) = (mode.as_str(), theirs.as_str(), &first.service);
+            let (mode, other, service) = (mode.as_str(), other.as_str(), &first.service);
             let text = format!(
-                "not routed: {prefix}mode is {mode}, and the backend {name} is {theirs} as service {service} asks \
+                "not routed: {prefix}mode is {mode}, and the backend {name} is {other} as service {service} asks \
                  for, which holds it first"
             );
             (Code::OtherSettings, text)
         })
     }
 
-    /// The backend of all that share it. Who is held stays in its description.
+    /// The backend of all services that share it. Those that are held stay in its description.
     fn merged(&mut self, members: Vec<Candidate>, first: &First) -> Option<Backend> {
         let mut backend = members.first()?.backend.clone();
         if let (false, Some(settings)) = (first.absent.is_empty(), &first.settings) {
@@ -256,18 +256,18 @@ impl Claim<'_> {
         let mut length = 0;
         for member in members {
             length += member.service.to_word().len() + 1;
-            if length > LONGEST_LIST {
+            if length > MAX_LIST_LENGTH {
                 let text =
                     format!("not routed: the backend {} is shared by more services than one line can list", self.name);
                 self.note(Severity::Error, &member.service, Code::TooManyServices, text);
                 continue;
             }
-            self.say_what_is_ignored(&member, &backend.settings, first);
+            self.note_ignored_tags(&member, &backend.settings, first);
             backend.services.push(member.service);
             backend.instances.extend(member.backend.instances);
             backend.tags.extend(member.backend.tags);
         }
-        if !self.place.is_theirs {
+        if !self.place.is_foreign {
             let here: BTreeSet<&ServiceKey> = backend.services.iter().collect();
             let held = self.place.holders.iter().filter(|holder| self.held.holds(holder) && !here.contains(holder));
             let held: Vec<ServiceKey> = held.cloned().collect();
@@ -278,7 +278,7 @@ impl Claim<'_> {
         Some(backend)
     }
 
-    fn say_what_is_ignored(&mut self, member: &Candidate, settings: &BackendSettings, first: &First) {
+    fn note_ignored_tags(&mut self, member: &Candidate, settings: &BackendSettings, first: &First) {
         if member.service == first.service || member.backend.kind == BackendKind::Custom {
             return;
         }

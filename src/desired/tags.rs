@@ -1,5 +1,5 @@
-//! `haproxy.*` tags → intent: a pure parser that never fails. What it can't take becomes a complaint,
-//! and the default holds.
+//! `haproxy.*` tags → intent: a pure parser that never fails. A value that it can't use becomes a complaint, and the
+//! default applies.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Balance, Mode, ServerOptions, Timing};
 
-/// What `haproxy.enable` says.
+/// The value of `haproxy.enable`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Enable {
     /// `true`.
@@ -17,23 +17,23 @@ pub enum Enable {
     /// There is no such tag.
     #[default]
     Unsaid,
-    /// A value that is neither: nothing is added, and nothing is taken away.
+    /// A value that is neither: nothing is added, and nothing is removed.
     Unclear,
 }
 
-/// What `haproxy.backend` says.
+/// The value of `haproxy.backend`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BackendTag {
     /// Ours: made, changed and deleted.
     #[default]
     Dynamic,
-    /// Theirs: we add only servers.
+    /// An existing one: we add only servers.
     Custom,
-    /// No involvement.
+    /// Not managed.
     Static,
 }
 
-/// The kind of check that is asked for.
+/// The kind of check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckType {
     /// `http`.
@@ -63,14 +63,14 @@ pub struct CheckTags {
     pub disabled: bool,
 }
 
-/// What one registration's tags ask for.
+/// The meaning of one registration's tags.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Intent {
     /// `enable`.
     pub enable: Enable,
     /// `backend`.
     pub backend: BackendTag,
-    /// `backend.name`, not yet held to the rule for names.
+    /// `backend.name`, not validated yet.
     pub backend_name: Option<String>,
     /// `mode`.
     pub mode: Option<Mode>,
@@ -86,7 +86,7 @@ pub struct Intent {
     pub slots: Option<u32>,
     /// `target`: the names of HAProxys; empty: all of them.
     pub targets: BTreeSet<String>,
-    /// Tags that set up the backend's section, by name; where that is somebody else's they are in vain.
+    /// Tags that configure the backend's section, by name; they have no effect if the section is not ours.
     pub section: Vec<&'static str>,
 }
 
@@ -94,7 +94,7 @@ pub struct Intent {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint(pub String);
 
-/// Every tag, and whether it sets up the backend's section, as against the servers in it.
+/// Every tag, and whether it configures the backend's section rather than the servers in it.
 const TAGS: &[(&str, bool)] = &[
     ("enable", false),
     ("backend", false),
@@ -122,24 +122,24 @@ const TAGS: &[(&str, bool)] = &[
 ];
 
 /// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
-pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
-/// The longest tag, in bytes, that is read: more than any good value takes.
-const LONGEST_TAG: usize = 1500;
-/// Stands for the value of a longer one. No rule takes it.
+/// The longest tag, in bytes, that is read: longer than any valid value needs.
+const MAX_TAG_LENGTH: usize = 1500;
+/// Replaces the value of a longer one. No rule accepts it.
 const TOO_LONG: &str = "…";
-/// Complaints about one registration that are spelled out.
-const MOST_COMPLAINTS: usize = 10;
-/// The longest name, in bytes, for which the nearest known one is looked up.
-const LONGEST_GUESS: usize = 40;
+/// How many complaints about one registration are listed.
+const MAX_COMPLAINTS: usize = 10;
+/// The longest name, in bytes, for which the nearest known one is searched.
+const MAX_GUESS_LENGTH: usize = 40;
 
-/// Reads the tags that start with the prefix; the others are none of our business. The order of tags
-/// changes from answer to answer, so the last of two wins by its value, not by its place.
+/// Reads the tags that start with the prefix and ignores the others. The order of tags changes from answer to answer,
+/// so of two tags the value decides which one wins, not the position.
 pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Intent, Vec<Complaint>) {
     let mut intent = Intent::default();
     let mut complaints = Vec::new();
     let ours = tags.into_iter().filter_map(|tag| tag.strip_prefix(prefix));
-    let mut ours: Vec<(&str, bool)> = ours.map(|tag| (beginning(tag), tag.len() > LONGEST_TAG)).collect();
+    let mut ours: Vec<(&str, bool)> = ours.map(|tag| (beginning(tag), tag.len() > MAX_TAG_LENGTH)).collect();
     ours.sort_unstable();
     ours.dedup();
     let mut seen: Option<&str> = None;
@@ -164,14 +164,14 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
             intent.section.push(known);
         }
     }
-    if let Some(more) = complaints.len().checked_sub(MOST_COMPLAINTS).filter(|more| *more > 0) {
-        complaints.truncate(MOST_COMPLAINTS);
+    if let Some(more) = complaints.len().checked_sub(MAX_COMPLAINTS).filter(|more| *more > 0) {
+        complaints.truncate(MAX_COMPLAINTS);
         complaints.push(Complaint(format!("{more} more tags are ignored")));
     }
     (intent, complaints)
 }
 
-/// A tag that has the prefix, but for its case.
+/// A tag that has the prefix in another case.
 pub fn in_another_case<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let is_it = |tag: &&str| {
         let start = tag.get(..prefix.len());
@@ -181,7 +181,7 @@ pub fn in_another_case<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>
 }
 
 fn beginning(tag: &str) -> &str {
-    let end = (0..=tag.len().min(LONGEST_TAG)).rev().find(|at| tag.is_char_boundary(*at));
+    let end = (0..=tag.len().min(MAX_TAG_LENGTH)).rev().find(|at| tag.is_char_boundary(*at));
     &tag[..end.unwrap_or(0)]
 }
 
@@ -190,8 +190,8 @@ fn shorten(text: &str) -> String {
 }
 
 fn unknown(prefix: &str, name: &str) -> Complaint {
-    // The distance takes the product of both lengths.
-    let guesses = TAGS.iter().filter(|_| name.len() <= LONGEST_GUESS);
+    // The distance costs the product of both lengths.
+    let guesses = TAGS.iter().filter(|_| name.len() <= MAX_GUESS_LENGTH);
     let nearest = guesses.map(|(known, _)| (strsim::damerau_levenshtein(name, known), *known)).min();
     let hint = match nearest {
         Some((distance, known)) if distance <= 3.max(known.len() / 3) => format!("; did you mean {prefix}{known}?"),
@@ -294,12 +294,12 @@ fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
 
 fn duration(value: Option<&str>) -> Result<Duration, String> {
     match humantime::parse_duration(needed(value)?) {
-        Ok(time) if time <= LONGEST && time.as_millis() > 0 && time.subsec_nanos() % 1_000_000 == 0 => Ok(time),
+        Ok(time) if time <= MAX_DURATION && time.as_millis() > 0 && time.subsec_nanos() % 1_000_000 == 0 => Ok(time),
         _ => Err("a time from 1ms to 24h, such as 500ms, 2s or 1m".to_owned()),
     }
 }
 
-/// Nothing that HAProxy's own quoting would read: no space, quote, backslash, `#` or `$`.
+/// No character that HAProxy's quoting interprets: no space, quote, backslash, `#` or `$`.
 fn plain(value: &str, extra: &[u8]) -> bool {
     value.len() <= 1024
         && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || extra.contains(&b))
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_tags_are_read() {
+    fn the_tags_of_existing_jobs_are_read() {
         let (intent, complaints) = read(&[
             "haproxy.enable=true",
             "haproxy.backend=custom",
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_may_stand_alone() {
+    fn a_flag_needs_no_value() {
         assert!(read(&["haproxy.check.disabled"]).0.check.disabled);
         assert!(!read(&["haproxy.check.disabled=false"]).0.check.disabled);
         assert!(read(&["haproxy.backup"]).0.server.backup);
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_haproxy_would_read_comes_through() {
+    fn no_character_that_haproxy_interprets_gets_through() {
         for bad in [
             "check.path=/a b",
             "check.path=/a\nserver x",
@@ -449,7 +449,7 @@ mod tests {
         }
 
         #[test]
-        fn what_comes_through_is_plain(value in "(?s).{0,30}") {
+        fn only_plain_text_gets_through(value in "(?s).{0,30}") {
             for name in ["check.path", "check.host", "check.status", "balance"] {
                 let (intent, _) = read(&[&format!("haproxy.{name}={value}")]);
                 let texts = [intent.check.path, intent.check.host, intent.check.status, intent.balance.map(|b| b.to_string())];

@@ -1,10 +1,9 @@
 //! Any bytes as a `String` and back, so that a configuration file in any encoding can be edited as text.
 //!
-//! HAProxy reads bytes: a comment or a header value in Latin-1 is as good to it as one in UTF-8. Each byte
-//! that is no part of valid UTF-8 becomes one character of its own, as Python's `surrogateescape` has it.
-//! Rust's `char` has no surrogates, so the last 128 code points of the last private use plane stand for
-//! the bytes 80 to FF. Where a file holds such a code point itself, its bytes are escaped one by one:
-//! thus no two files come to one text.
+//! HAProxy reads bytes: a comment or a header value in Latin-1 works as well as one in UTF-8. Each byte that is not
+//! part of valid UTF-8 becomes one character, as with Python's `surrogateescape`. Rust's `char` has no surrogates, so
+//! the last 128 code points of the last private use plane represent the bytes 80 to FF. If a file contains such a code
+//! point itself, its bytes are escaped one by one, so no two files become the same text.
 
 use std::borrow::Cow;
 
@@ -13,9 +12,9 @@ const BASE: u32 = 0x10_FF00;
 /// The first byte in UTF-8 of every code point from U+100000 on.
 const LEAD: u8 = 0xF4;
 
-/// Bytes as a text; [`encode`] is the way back.
+/// Bytes as text; [`encode`] is the inverse.
 pub fn decode(bytes: &[u8]) -> Cow<'_, str> {
-    // Nearly every file takes this way.
+    // The fast path, for nearly every file.
     if let Ok(text) = str::from_utf8(bytes)
         && !bytes.contains(&LEAD)
     {
@@ -34,7 +33,7 @@ pub fn decode(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
-/// The bytes that a text of [`decode`] stands for.
+/// The bytes that a text of [`decode`] represents.
 pub fn encode(text: &str) -> Cow<'_, [u8]> {
     if !is_escaped(text) {
         return Cow::Borrowed(text.as_bytes());
@@ -62,7 +61,7 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether a text of [`decode`] stands for bytes that are valid UTF-8.
+/// Whether a text of [`decode`] represents bytes that are valid UTF-8.
 pub fn is_utf8(text: &str) -> bool {
     !is_escaped(text) || str::from_utf8(&encode(text)).is_ok()
 }
@@ -71,7 +70,7 @@ fn is_escaped(text: &str) -> bool {
     text.as_bytes().contains(&LEAD) && text.chars().any(|c| byte(c).is_some())
 }
 
-/// The byte that a character stands for, if it does.
+/// The byte that a character represents, if any.
 fn byte(c: char) -> Option<u8> {
     let byte = u8::try_from(u32::from(c).checked_sub(BASE)?).ok()?;
     (!byte.is_ascii()).then_some(byte)
@@ -110,7 +109,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_come_out_as_they_went_in(
+        fn any_bytes_round_trip(
             parts in prop::collection::vec(
                 prop_oneof![
                     prop::collection::vec(any::<u8>(), 0..9),

@@ -1,15 +1,14 @@
-//! Our backends and servers read back from configuration text, whoever rendered it.
+//! Our backends and servers, read back from configuration text.
 //!
-//! The Data Plane API writes the same directives in its own order and spacing; what is read here is the
-//! meaning. Whatever is not understood in a section of ours is kept as *extra*: it is drift, and a
-//! section that has some is not what was asked for.
+//! The Data Plane API writes the same directives in its own order and spacing; only their meaning is read here.
+//! Anything in a section of ours that is not understood is drift: the section is not what was planned.
 
 use std::time::Duration;
 
-use crate::desired::tags::LONGEST;
+use crate::desired::tags::MAX_DURATION;
 use crate::desired::{
-    Address, BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Owner, Server, ServerName, ServerOptions,
-    ServiceKey, Tenant, Timing,
+    Address, BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Occupant, Owner, Server, ServerName,
+    ServerOptions, ServiceKey, Timing,
 };
 
 use super::render::{INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
@@ -21,13 +20,13 @@ const LAST_SECOND: u64 = 253_402_300_799;
 /// A server line, ours or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerLine {
-    /// One with our owner. `None`: it says something that we would never write, and must be written anew.
+    /// One with our owner. `None`: it contains something that we would never write, and must be rewritten.
     Ours(ServerName, Option<Server>),
-    /// Somebody else's.
+    /// Not ours.
     Foreign(String),
 }
 
-/// Reads the words and the comment behind `server`.
+/// Reads the words after `server`, and the comment.
 pub fn server(directive: &Directive, owner: &Owner) -> ServerLine {
     let name = directive.words.get(1).cloned().unwrap_or_default();
     let ours = metadata(directive).filter(|data| data.get("owner").and_then(|o| o.as_str()) == Some(owner.name()));
@@ -43,7 +42,7 @@ fn metadata(directive: &Directive) -> Option<serde_json::Value> {
 
 fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> Option<Server> {
     let (endpoint, words) = words.split_first()?;
-    // The last colon sets the port off, with or without brackets (configuration manual, 11.1).
+    // The last colon separates the port, with or without brackets (configuration manual, 11.1).
     let (address, port) = endpoint.rsplit_once(':')?;
     let mut server = Server {
         name,
@@ -52,7 +51,7 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
         check: false,
         options: ServerOptions::default(),
         gated: false,
-        tenant: tenant(data)?,
+        occupant: occupant(data)?,
     };
     let (mut enabled, mut may_lack_address) = (true, false);
     let mut words = words.iter().map(String::as_str);
@@ -73,9 +72,9 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
     (enabled == server.is_enabled() && may_lack_address == is_named).then_some(server)
 }
 
-/// Who sits there. Times that we would never write are not taken: an end of 2^64 seconds is none that can be
-/// waited for, and a slot that was freed in a distant future would keep its backend until then.
-fn tenant(data: &serde_json::Value) -> Option<Tenant> {
+/// What the server is used for. Times that we would never write are not accepted: a drain until 2^64 seconds would
+/// never end, and a slot that was freed in the distant future would keep its backend until then.
+fn occupant(data: &serde_json::Value) -> Option<Occupant> {
     let field = |key: &str| data.get(key).and_then(|value| value.as_str());
     let Some(id) = field("id") else {
         let freed = field("freed")?.parse().ok().filter(|freed| *freed <= LAST_SECOND * 1000)?;
@@ -84,19 +83,19 @@ fn tenant(data: &serde_json::Value) -> Option<Tenant> {
             Some(text) => Some(until(text)?),
             None => None,
         };
-        return Some(Tenant::Free { freed, drain_until });
+        return Some(Occupant::Free { freed, drain_until });
     };
     let drain = match field("drain") {
-        Some(text) => Some(time(text).filter(|drain| *drain <= LONGEST)?),
+        Some(text) => Some(time(text).filter(|drain| *drain <= MAX_DURATION)?),
         None => None,
     };
     let alloc = field("alloc").unwrap_or_default().to_owned();
     let service = field("service").and_then(ServiceKey::from_word);
-    Some(Tenant::Instance { id: InstanceId::from_metadata(id), alloc, service, drain })
+    Some(Occupant::Instance { id: InstanceId::from_metadata(id), alloc, service, drain })
 }
 
-/// Reads the directives of a section with our owner, its servers left out; `None`: they say something
-/// that we would never write.
+/// Reads the directives of a section with our owner, without its servers; `None`: they contain something that we would
+/// never write.
 pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<BackendSettings> {
     let mut read = Reading::default();
     for directive in directives {
@@ -106,8 +105,8 @@ pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Opti
     read.settings()
 }
 
-/// Whether a directive of a backend is one that a controller would write, of whatever owner. Of a backend that is
-/// not ours only a `server` can be.
+/// Whether a directive of a backend is one that a controller would write, of any owner. In a backend that is not ours
+/// only a `server` can be.
 pub fn is_a_controllers(directive: &Directive) -> bool {
     let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -272,7 +271,7 @@ mod tests {
             |more: &str| line(&format!("server a_1 db.internal:80{more} # {{\"owner\":\"nomad\",\"id\":\"x\"}}"));
         assert!(matches!(named(""), ServerLine::Ours(_, None)));
         assert!(matches!(named(" init-addr last,libc,none"), ServerLine::Ours(_, Some(_))));
-        // Ours, but put into maintenance in the file by somebody: to be written anew.
+        // Ours, but put into maintenance in the file by a person: to be rewritten.
         let drift = line("server a_1 10.0.0.1:80 disabled # {\"owner\":\"nomad\",\"id\":\"x\"}");
         assert!(matches!(drift, ServerLine::Ours(_, None)));
     }
@@ -342,11 +341,11 @@ mod tests {
             weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed in 0..=LAST_SECOND * 1000, drain in prop::option::of(1u64..100_000),
         ) {
             let address: Address = address.parse().expect("an address");
-            let tenant = if free { Tenant::Free { freed, drain_until: drain } } else {
-                Tenant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), service: Some(ServiceKey { namespace, name: service }), drain: drain.map(Duration::from_millis) }
+            let occupant = if free { Occupant::Free { freed, drain_until: drain } } else {
+                Occupant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), service: Some(ServiceKey { namespace, name: service }), drain: drain.map(Duration::from_millis) }
             };
             let name: ServerName = "api_1".parse().expect("a name");
-            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, tenant };
+            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, occupant };
             let line = render::server(&written, &owner());
             prop_assert_eq!(line.matches('\n').count(), 1);
             prop_assert_eq!(server(&Directive::parse(&line), &owner()), ServerLine::Ours(name, Some(written)));

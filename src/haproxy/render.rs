@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Tenant, Timing};
+use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Occupant, Owner, Server, Timing};
 
-/// Redispatch on the first retry: an instance that Nomad has just stopped refuses the connection, and
-/// the request goes to another one at once.
+/// Redispatch on the first retry: an instance that Nomad has just stopped refuses the connection, and the request goes
+/// to another one at once.
 pub const REDISPATCH_INTERVAL: u32 = 1;
 /// HAProxy's default, stated so that a `defaults` section with `retries 0` does not undo the redispatch.
 pub const RETRIES: u32 = 3;
-/// How HAProxy comes to the address of a host name when it starts (configuration manual, `init-addr`). The last
-/// step counts: a name that does not resolve leaves its server without an address, and without it HAProxy would
-/// refuse the whole file.
+/// How HAProxy gets the address of a host name when it starts (configuration manual, `init-addr`). The last step
+/// matters: without it HAProxy would refuse the whole file because of one name that does not resolve; with it that
+/// server has no address.
 pub const INIT_ADDR: &str = "last,libc,none";
 
 /// A backend's header line.
@@ -22,7 +22,7 @@ pub fn header(name: &BackendName, from: Option<&str>) -> String {
     }
 }
 
-/// The directive that says whose a backend is, without the end of its line.
+/// The directive that marks a backend as ours, without the end of its line.
 pub fn description(description: &str) -> String {
     format!("  description {description}")
 }
@@ -80,7 +80,7 @@ fn default_server(timing: &Timing) -> String {
 
 /// A server line.
 pub fn server(server: &Server, owner: &Owner) -> String {
-    let Server { name, address, port, check, options, gated, tenant: _ } = server;
+    let Server { name, address, port, check, options, gated, occupant: _ } = server;
     let address = match address {
         Address::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),
@@ -110,12 +110,12 @@ pub fn server(server: &Server, owner: &Owner) -> String {
     format!("{line} # {}\n", metadata(server, owner))
 }
 
-/// What a server carries as metadata: whose it is and who sits there. Strings only: the Data Plane API
-/// writes it as a JSON comment and reads it back.
+/// The metadata of a server: its owner and its occupant. Strings only: the Data Plane API writes it as a JSON comment
+/// and reads it back.
 pub fn metadata(server: &Server, owner: &Owner) -> serde_json::Value {
     let owner = owner.name();
-    match &server.tenant {
-        Tenant::Instance { id, alloc, service, drain } => {
+    match &server.occupant {
+        Occupant::Instance { id, alloc, service, drain } => {
             let mut data = serde_json::json!({"alloc": alloc, "id": id.as_str(), "owner": owner});
             if let Some(service) = service {
                 data["service"] = service.to_word().into();
@@ -125,7 +125,7 @@ pub fn metadata(server: &Server, owner: &Owner) -> serde_json::Value {
             }
             data
         }
-        Tenant::Free { freed, drain_until } => {
+        Occupant::Free { freed, drain_until } => {
             let mut data = serde_json::json!({"freed": freed.to_string(), "owner": owner});
             if let Some(until) = drain_until {
                 data["drain_until"] = until.to_string().into();
@@ -135,7 +135,7 @@ pub fn metadata(server: &Server, owner: &Owner) -> serde_json::Value {
     }
 }
 
-/// A time in HAProxy's words: whole seconds where it is some, else milliseconds.
+/// A time in HAProxy's syntax: whole seconds if possible, else milliseconds.
 pub fn time(duration: Duration) -> String {
     match duration.as_millis() {
         ms if ms > 0 && ms % 1000 == 0 => format!("{}s", ms / 1000),

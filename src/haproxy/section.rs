@@ -1,17 +1,17 @@
 //! Where a section begins and where it ends.
 //!
-//! HAProxy compares the first word of every line with the keywords of its sections, whatever the line's
-//! indentation. A section that this list lacks (a later release's, an Enterprise one) would be taken for
-//! more lines of the backend above it, and go with that backend when it is deleted. So in a proxy section
-//! a line also begins a section if it is not indented more than the header and its first word is no
-//! keyword of a proxy. That is a guess; [`Section::certain`] says how good it is.
+//! HAProxy compares the first word of every line with the keywords of its sections, whatever the line's indentation. A
+//! section that this list lacks (from a later release or an Enterprise one) would be read as more lines of the backend
+//! above it, and be deleted with that backend. So in a proxy section a line also begins a section if it is not indented
+//! more than the header and its first word is not a keyword of a proxy. That is a guess; [`Section::certain`] says how
+//! good it is.
 
 use std::ops::Range;
 
 use super::text::{Directive, is_space};
 
-/// The keywords that open a section: what HAProxy 2.6 to 3.5-dev5 register for its own file
-/// (`REGISTER_CONFIG_SECTION` in src/). `program` ended with 3.2.
+/// The keywords that open a section: those that HAProxy 2.6 to 3.5-dev5 register for the configuration file
+/// (`REGISTER_CONFIG_SECTION` in src/). `program` was removed in 3.3.
 const SECTION_KEYWORDS: &[&str] = &[
     "acme",
     "backend",
@@ -40,8 +40,7 @@ const SECTION_KEYWORDS: &[&str] = &[
 const PROXIES: &[&str] = &["backend", "defaults", "frontend", "listen"];
 
 /// The first words that a line of a proxy section may have: what `haproxy -dKcfg` prints for `listen`, and
-/// `common_kw_list` in src/cfgparse-listen.c, of HAProxy 2.6 to 3.5-dev5. `no` and `default` stand before
-/// another word.
+/// `common_kw_list` in src/cfgparse-listen.c, of HAProxy 2.6 to 3.5-dev5. `no` and `default` precede another word.
 pub const PROXY_KEYWORDS: &str = "\
     acl appsession backlog balance be-unpublished bind bind-process block capture cliexp clitcpka-cnt \
     clitcpka-idle clitcpka-intvl clitimeout compression contimeout cookie declare default default-server \
@@ -58,26 +57,26 @@ pub const PROXY_KEYWORDS: &str = "\
     stick-table tcp-check tcp-request tcp-response tcp-resposne timeout transparent unique-id-format \
     unique-id-header use-fcgi-app use-server use_backend usesrc";
 
-/// One section: its kind, its name and the lines that it spans.
+/// One section: its kind, its name and its lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// `backend`, `frontend`, `defaults`, …
     pub kind: String,
-    /// The name; empty where there is none (`global`, an unnamed `defaults`).
+    /// The name; empty if there is none (`global`, an unnamed `defaults`).
     pub name: String,
-    /// The defaults section that it names by `from`.
+    /// The defaults section that it names with `from`.
     pub from: Option<String>,
-    /// The lines from the header to the last directive. What follows (blank lines and comments before
-    /// the next header) belongs to nobody.
+    /// The lines from the header to the last directive. What follows (blank lines and comments before the next header)
+    /// belongs to no section.
     pub lines: Range<usize>,
-    /// Whether the header is one beyond doubt: by its keyword, or because the section above it has an
-    /// indented body. Where it is not, it may be a directive of the section above.
+    /// Whether the header is certainly one: by its keyword, or because the section above it has an indented body.
+    /// Otherwise it may be a directive of the section above.
     pub certain: bool,
 }
 
 impl Section {
-    /// Only `defaults` may lack a name (configuration manual, 4): `backend from` is a backend of that name, and
-    /// `from` says what a section inherits from nowhere but behind the name.
+    /// Only `defaults` may lack a name (configuration manual, 4): `backend from` is a backend of that name, and `from`
+    /// names a defaults section only after the name.
     fn new(words: &[String], at: usize, certain: bool) -> Self {
         let word = |at: usize| words.get(at).map(String::as_str);
         let kind = word(0).unwrap_or_default();
@@ -91,7 +90,7 @@ impl Section {
         }
     }
 
-    /// Whether the kind is one that we know of.
+    /// Whether we know this kind of section.
     pub fn is_known(&self) -> bool {
         SECTION_KEYWORDS.contains(&self.kind.as_str())
     }
@@ -100,14 +99,14 @@ impl Section {
 /// All sections of these lines, in the order of the file.
 pub(super) fn sections(lines: &[String]) -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
-    // Of the last header, and of the least indented directive below it.
+    // The indentation of the last header, and of the least indented directive below it.
     let (mut header, mut body) = (0, None);
     for (at, line) in lines.iter().enumerate() {
         let Some(first) = line.split(is_space).find(|word| !word.is_empty()).filter(|word| !word.starts_with('#'))
         else {
             continue;
         };
-        // Nearly every line is known by its first word, as it stands; only the others are split.
+        // Nearly every line is recognised by its first word as it stands; only the others are split.
         let may_open = SECTION_KEYWORDS.contains(&first) || first.contains(['"', '\'', '\\', '#']);
         let words = if may_open { Directive::parse(line).words } else { Vec::new() };
         let keyword = words.first().map_or(first, String::as_str);
@@ -117,8 +116,8 @@ pub(super) fn sections(lines: &[String]) -> Vec<Section> {
             sections.push(Section::new(&words, at, true));
             (header, body) = (indent, None);
         } else if keyword.starts_with('.') {
-            // A conditional directive (`.if`, `.endif`) at a section's end is not part of it: taking
-            // the section away must not tear the block apart.
+            // A conditional directive (`.if`, `.endif`) at a section's end is not part of it: removing the section must
+            // not break the block.
         } else if last.as_ref().is_some_and(|last| opens(last, keyword, indent <= header)) {
             let certain = body.is_some_and(|body| body > header);
             sections.push(Section::new(&Directive::parse(line).words, at, certain));
@@ -131,8 +130,8 @@ pub(super) fn sections(lines: &[String]) -> Vec<Section> {
     sections
 }
 
-/// Whether a line below this section opens another one, of a kind that is not known. `[` begins a scope,
-/// which sections of other names follow (configuration manual, 9.3).
+/// Whether a line below this section opens another one, of an unknown kind. `[` begins a scope, which is followed by
+/// sections of other names (configuration manual, 9.3).
 fn opens(section: &Section, keyword: &str, as_far_left: bool) -> bool {
     let is_proxy = PROXIES.contains(&section.kind.as_str());
     is_proxy && (keyword.starts_with('[') || as_far_left && !PROXY_KEYWORDS.split(' ').any(|word| word == keyword))
@@ -160,7 +159,7 @@ mod tests {
             section("backend c", 6..7, true),
         ];
         assert_eq!(summary(text), expected);
-        // The same further in, as behind an `.if` that somebody indented.
+        // The same with more indentation, as after an indented `.if`.
         let indented = format!("\t{}", text.trim_end().replace('\n', "\n\t"));
         assert_eq!(summary(&indented), expected);
         assert_eq!(summary("backend a\n  mode http\n  [scope]\n").len(), 2);
@@ -185,7 +184,7 @@ mod tests {
     fn a_directive_is_no_section() {
         let text = "backend a\n  future-directive x\nno option httplog\ndefault option httplog\nserver b 127.0.0.1:1\n";
         assert_eq!(summary(text), [section("backend a", 0..5, true)]);
-        // What a section that is no proxy takes, we do not know.
+        // We do not know the keywords of a section that is not a proxy.
         assert_eq!(summary("global\nexpose-new-things\nmaxconn 3\n"), [section("global ", 0..3, true)]);
     }
 

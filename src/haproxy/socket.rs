@@ -1,4 +1,4 @@
-//! HAProxy's sockets: one command a connection, one answer (management guide, 9.3 and 9.4).
+//! HAProxy's sockets: one command per connection, one answer (management guide, 9.3 and 9.4).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +21,7 @@ pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<St
     let exchange = async {
         let mut stream = UnixStream::connect(path).await?;
         stream.write_all(format!("{command}\n").as_bytes()).await?;
-        // The master closes the connection only once nothing more can come.
+        // The master closes the connection only after the whole answer.
         stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;

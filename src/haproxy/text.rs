@@ -1,10 +1,10 @@
-//! The configuration file, lossless: every byte that is not edited comes out as it went in.
+//! The configuration file, lossless: every byte that is not edited stays as it was.
 //!
-//! The file is bytes; here it is text in which [`bytes`] keeps what is not UTF-8. [`ConfigText::to_bytes`]
-//! is what is written, `Display` what people read.
+//! The file is bytes; here it is text in which [`bytes`] represents what is not UTF-8. [`ConfigText::to_bytes`] is what
+//! is written, `Display` is for people.
 //!
-//! The file is a list of lines and sections are ranges over them; nothing is rendered anew. A directive
-//! is split into words the way HAProxy splits it (configuration manual, 2.2 "Quoting and escaping").
+//! The file is a list of lines, and sections are ranges of lines; nothing is rendered again. A directive is split into
+//! words the way HAProxy splits it (configuration manual, 2.2 "Quoting and escaping").
 
 use std::fmt;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use super::{bytes, section};
 
 pub use super::section::Section;
 
-/// What conditional blocks are made of (configuration manual, 2.4).
+/// The directives of conditional blocks (configuration manual, 2.4).
 const CONDITIONALS: &[&str] = &[".if", ".elif", ".else", ".endif"];
 
-/// One directive: its words, and the comment behind them.
+/// One directive: its words, and the comment after them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directive {
     /// The words, unquoted.
@@ -68,17 +68,17 @@ impl Directive {
     }
 }
 
-/// Follows the conditional blocks of a section, directive by directive. A block may begin above the section, or
-/// end below it.
+/// Tracks the conditional blocks of a section, directive by directive. A block may begin above the section, or end
+/// below it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Blocks {
     depth: usize,
-    /// Whether the block that the section begins in is over, or goes on with an alternative.
+    /// Whether the block that the section begins in has ended, or has reached its `.else` branch.
     left: bool,
 }
 
 impl Blocks {
-    /// Passes a directive.
+    /// Processes a directive.
     pub fn pass(&mut self, keyword: &str) {
         match keyword {
             ".if" => self.depth += 1,
@@ -109,32 +109,32 @@ impl fmt::Display for ConfigText {
 }
 
 impl ConfigText {
-    /// Takes a text apart, as [`ConfigText::from_bytes`] does.
+    /// Splits a text into lines, as [`ConfigText::from_bytes`] does.
     pub fn new(text: &str) -> Self {
         Self::from_bytes(text.as_bytes())
     }
 
-    /// Takes a file apart. Every file is taken: what HAProxy makes of it is for HAProxy to say.
+    /// Splits a file into lines. It accepts any file: HAProxy decides whether it is valid.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self { lines: bytes::decode(bytes).split_inclusive('\n').map(str::to_owned).collect() }
     }
 
-    /// The file, byte by byte what [`ConfigText::from_bytes`] was given where it was not edited.
+    /// The file; lines that were not edited are the same, byte by byte, as those given to [`ConfigText::from_bytes`].
     pub fn to_bytes(&self) -> Vec<u8> {
         bytes::encode(&self.lines.concat()).into_owned()
     }
 
     /// The first line (from 0) that has a byte in a word, outside of comments, which is not UTF-8.
     ///
-    /// The Data Plane API replaces such bytes by U+FFFD when it renders the file (seen on 3.0, 3.2 and
-    /// 3.4); those in comments it keeps.
+    /// The Data Plane API replaces such bytes with U+FFFD when it renders the file (seen on 3.0, 3.2 and 3.4); it keeps
+    /// those in comments.
     pub fn not_utf8(&self) -> Option<usize> {
         let is_utf8 =
             |line: &String| bytes::is_utf8(line) || Directive::parse(line).words.iter().all(|w| bytes::is_utf8(w));
         self.lines.iter().position(|line| !is_utf8(line))
     }
 
-    /// The lines, each with its end; [`bytes`] says how what is not UTF-8 stands in them.
+    /// The lines, each with its end; see [`bytes`] for how other than UTF-8 is represented.
     pub fn lines(&self) -> &[String] {
         &self.lines
     }
@@ -152,7 +152,7 @@ impl ConfigText {
         section::sections(&self.lines)
     }
 
-    /// Whether a section inherits from one of several `defaults` sections by where it stands, as it names none.
+    /// Whether a section inherits from one of several `defaults` sections by its position, as it names none.
     pub fn inherits_by_position(&self) -> bool {
         let sections = self.sections();
         let several = sections.iter().filter(|section| section.kind == "defaults").count() > 1;
@@ -165,8 +165,8 @@ impl ConfigText {
         self.header_line("# _version=").and_then(|at| self.lines[at]["# _version=".len()..].trim().parse().ok())
     }
 
-    /// The text with its version set: the header line is changed, or added on top. The API's hash line,
-    /// which would no longer be true, goes.
+    /// Sets the version: the header line is changed, or added at the top. The API's hash line, which would no longer be
+    /// true, is removed.
     #[must_use]
     pub fn with_version(mut self, version: u64) -> Self {
         if let Some(at) = self.header_line("# _md5hash=") {
@@ -190,8 +190,8 @@ impl ConfigText {
         header.zip(0..).find(|(line, _)| line.starts_with(prefix)).map(|(_, at)| at)
     }
 
-    /// The first line (from 0) of a conditional block, which the Data Plane API tears apart when it
-    /// renders the file (seen on 3.0, 3.2 and 3.4).
+    /// The first line (from 0) of a conditional block, which the Data Plane API breaks when it renders the file (seen
+    /// on 3.0, 3.2 and 3.4).
     pub fn conditional(&self) -> Option<usize> {
         self.lines.iter().position(|line| CONDITIONALS.contains(&Directive::parse(line).keyword()))
     }
@@ -206,10 +206,10 @@ impl ConfigText {
         self.lines.splice(range, lines);
     }
 
-    /// Takes a section away, with the blank line that set it off from what comes before.
+    /// Removes a section, with the blank line that separates it from what comes before.
     ///
-    /// The lines of [conditional blocks](ConfigText::conditional) stay, as any that begins with a dot. A block may
-    /// begin inside of the section and end behind it; without all of its lines HAProxy refuses the file.
+    /// The lines of [conditional blocks](ConfigText::conditional) stay, like any that begins with a dot. A block may
+    /// begin inside the section and end after it; without all of its lines HAProxy refuses the file.
     pub fn remove_section(&mut self, section: &Section) {
         let Range { mut start, end } = section.lines;
         if start > 0 && is_blank(&self.lines[start - 1]) {
@@ -220,7 +220,7 @@ impl ConfigText {
         self.lines.splice(start..end, dotted);
     }
 
-    /// Adds lines behind the last one, set off by a blank line.
+    /// Adds lines after the last one, separated by a blank line.
     pub fn append(&mut self, lines: impl IntoIterator<Item = String>) {
         if let Some(last) = self.lines.last_mut()
             && !last.ends_with('\n')
@@ -232,7 +232,7 @@ impl ConfigText {
     }
 }
 
-/// What sets words off, as `isspace` in C: with the vertical tab, without what Unicode adds.
+/// What separates words, as `isspace` in C: with the vertical tab, without Unicode's other spaces.
 pub(super) fn is_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\u{b}'
 }
@@ -323,12 +323,12 @@ backend extra
         assert_eq!(ConfigText::new("global\n").with_version(1).to_string(), "# _version=1\nglobal\n");
         let hashed = ConfigText::new("# _md5hash=abc\n# _version=4\nglobal\n");
         assert_eq!(hashed.with_version(5).to_string(), "# _version=5\nglobal\n");
-        // Only the header counts: a comment further down is somebody's words.
+        // Only the header counts: a comment further down is a person's.
         assert_eq!(ConfigText::new("global\n# _version=9\n").version(), None);
     }
 
     #[test]
-    fn what_is_appended_and_removed_leaves_the_rest_as_it_was() {
+    fn appending_and_removing_changes_nothing_else() {
         let mut text = ConfigText::new(SAMPLE);
         text.append(["backend new\n".to_owned(), "  mode http\n".to_owned()]);
         let added = text.sections().pop().expect("the new section");
@@ -370,12 +370,12 @@ backend extra
 
     proptest! {
         #[test]
-        fn any_bytes_come_out_as_they_went_in(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_round_trip(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             prop_assert_eq!(ConfigText::from_bytes(&bytes).to_bytes(), bytes);
         }
 
         #[test]
-        fn any_text_comes_out_as_it_went_in(text in "(?s).{0,400}") {
+        fn any_text_round_trips(text in "(?s).{0,400}") {
             prop_assert_eq!(ConfigText::new(&text).to_string(), text.clone());
             let _ = ConfigText::new(&text).sections();
         }

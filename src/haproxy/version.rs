@@ -1,11 +1,11 @@
-//! Which HAProxy this is, and whether it will do.
+//! Which version of HAProxy this is, and whether it is supported.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// The oldest HAProxy that is driven: run-time endpoints of 2.6 answer 404 for servers that were added
-/// later, which took a production down for six hours (ADR-010 of haproxy-nomad-connector).
+/// The oldest supported HAProxy: run-time endpoints of 2.6 answer 404 for servers that were added later, which caused a
+/// six-hour production outage (ADR-010 of haproxy-nomad-connector).
 pub const OLDEST: Version = Version { major: 3, minor: 0 };
 
 /// A HAProxy release series.

@@ -1,6 +1,6 @@
-//! The two text formats that Prometheus reads. prometheus-client writes OpenMetrics; whoever does not ask for that
-//! gets the older one, which differs in little (Prometheus documentation, "Exposition formats"; OpenMetrics 1.0):
-//! the family of a counter has the name of its samples, there is no type `info`, no unit, and no line for the end.
+//! The two text formats that Prometheus reads. prometheus-client writes OpenMetrics; a client that does not accept it
+//! gets the older format, which differs slightly (Prometheus documentation, "Exposition formats"; OpenMetrics 1.0): the
+//! family of a counter has the name of its samples, and there is no type `info`, no unit, and no end marker.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ pub enum Format {
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
 impl Format {
-    /// The format for these `Accept` headers: OpenMetrics only where it is named and not refused (`q=0`). Prometheus
-    /// names it first.
+    /// The format for these `Accept` headers: OpenMetrics only if it is named and not refused (`q=0`). Prometheus names
+    /// it first.
     pub fn accepted<'a>(headers: impl IntoIterator<Item = &'a str>) -> Self {
         let mut ranges = headers.into_iter().flat_map(|header| header.split(','));
         let wanted = ranges.any(|range| {
@@ -31,7 +31,7 @@ impl Format {
         if wanted { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// For the header of the answer.
+    /// The content type of the answer.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -39,7 +39,7 @@ impl Format {
         }
     }
 
-    /// A text in OpenMetrics, in this format.
+    /// Converts OpenMetrics text to this format.
     pub(super) fn of(self, open_metrics: String) -> String {
         match self {
             Self::Text => text(&open_metrics),
@@ -91,7 +91,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     #[test]
-    fn open_metrics_is_for_whoever_asks_for_it() {
+    fn open_metrics_is_sent_only_if_it_is_accepted() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         for (accept, format) in [
             (&[][..], Format::Text),
@@ -117,7 +117,8 @@ mod tests {
             became_ready: vec![Duration::from_millis(30)],
             ..PassStatus::default()
         };
-        metrics.pass(&status, Duration::from_millis(5), Wake::Started);
+        metrics.add("edge");
+        metrics.pass("edge", &status, Duration::from_millis(5), Wake::Started);
         metrics.nomad_answers(true);
         metrics
     }
@@ -150,6 +151,6 @@ mod tests {
         }
         assert_eq!(families.len(), 17, "{families:?}");
         assert!(text.ends_with('\n') && text.contains("# TYPE nomad_haproxy_build_info gauge\n"), "{text}");
-        assert!(text.contains("nomad_haproxy_registration_to_ready_seconds_count 1\n"), "{text}");
+        assert!(text.contains("nomad_haproxy_registration_to_ready_seconds_count{haproxy=\"edge\"} 1\n"), "{text}");
     }
 }

@@ -1,9 +1,9 @@
-//! What of a configuration is not ours, in meaning, and what a rendering of the file does to it.
+//! The part of a configuration that is not ours, by meaning, and what a rendering of the file does to it.
 //!
-//! The Data Plane API renders the whole file with each write: sections and directives in an order of its own,
-//! spacing normalised, `from` written out, times in other units, comments moved along. None of that matters.
-//! What does: a directive that is lost or lands in another section, the order among rules that are evaluated
-//! in order, and the `defaults` that a section inherits from.
+//! The Data Plane API renders the whole file with each write: sections and directives in its own order, spacing
+//! normalised, `from` written out, times in other units, comments moved along. None of that matters. What matters: a
+//! directive that is lost or moved to another section, the order of rules that are evaluated in order, and the
+//! `defaults` that a section inherits from.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::haproxy::text::{Directive, Section};
 
 use super::{Observed, ObservedBackend};
 
-/// Directives that HAProxy evaluates in the order in which they stand (configuration manual, chapter 4).
+/// Directives that HAProxy evaluates in their order (configuration manual, chapter 4).
 const ORDERED: &[&str] = &[
     "filter",
     "http-after-response",
@@ -31,7 +31,7 @@ const ORDERED: &[&str] = &[
 /// The names that the API gives to `defaults` sections without one.
 const UNNAMED: &str = "unnamed_defaults_";
 
-/// Where directives stand: the section's kind and name, and their keyword.
+/// The place of a directive: the section's kind and name, and its keyword.
 type Place = (String, String, String);
 
 /// The directives that are not ours, by place, without what a rendering may change.
@@ -61,8 +61,8 @@ impl Foreign {
     }
 }
 
-/// The lines of what is not ours that `after` lacks or has elsewhere, each in a few words without its values,
-/// which may be secret.
+/// The lines of what is not ours that `after` lacks or has elsewhere, each in a few words without its values, which may
+/// be secret.
 pub fn harm(before: &Observed, after: &Observed) -> Vec<String> {
     let (was, is) = (before.foreign(), after.foreign());
     if was == is {
@@ -110,14 +110,14 @@ pub fn lost_comments(before: &Observed, after: &Observed) -> Vec<String> {
         }
         _ => true,
     });
-    // Without its words: somebody may have commented a password out.
+    // Without its text: a password may have been commented out.
     lost.map(|(line, _)| format!("line {line}")).collect()
 }
 
-/// The comments that stand in no section of ours, with their lines.
+/// The comments that are in no section of ours, with their lines.
 fn comments(observed: &Observed) -> Vec<(usize, String)> {
     let ours: Vec<_> = observed.backends.values().filter(|backend| backend.is_ours()).collect();
-    // Metadata stays with its line, and a rule of dashes says nothing.
+    // Metadata stays with its line, and a line of dashes has no content.
     let says = |comment: &String| comment.contains(char::is_alphanumeric) && !comment.starts_with(['_', '{']);
     let lines = observed.text.lines().iter().enumerate();
     let outside = lines.filter(|(at, _)| !ours.iter().any(|backend| backend.section.lines.contains(at)));
@@ -125,13 +125,13 @@ fn comments(observed: &Observed) -> Vec<(usize, String)> {
     outside.filter_map(|(at, line)| Some((at + 1, comment(line)?))).collect()
 }
 
-/// API 3.4 keeps a comment behind a directive as metadata: `# {"comment":"the old shop"}` (seen).
+/// API 3.4 keeps a comment after a directive as metadata: `# {"comment":"the old shop"}` (seen).
 fn unwrapped(comment: String) -> String {
     let metadata: Option<serde_json::Value> = serde_json::from_str(&comment).ok();
     metadata.and_then(|data| Some(data.get("comment")?.as_str()?.to_owned())).unwrap_or(comment)
 }
 
-/// The keyword under which it stands what a section inherits from.
+/// The keyword for what a section inherits from.
 const INHERITED: &str = "from";
 
 fn entries(observed: &Observed) -> Vec<Entry> {
@@ -177,14 +177,14 @@ fn is_proxy(section: &Section) -> bool {
     matches!(section.kind.as_str(), "frontend" | "backend" | "listen")
 }
 
-/// What a `defaults` section says, itself and by the one that it names.
+/// The content of a `defaults` section, including the one that it names.
 fn content(own: &[Entry], inherited: Option<&String>) -> String {
     let mut lines: Vec<&str> = own.iter().map(|entry| entry.meaning.as_str()).collect();
     lines.sort_unstable();
     [inherited.map_or("", String::as_str), &lines.join("\u{1e}")].join("\u{1d}")
 }
 
-/// A directive as what it means: the API writes options in an order of its own, and times in other units.
+/// The meaning of a directive: the API writes options in its own order, and times in other units.
 fn meaning(directive: Directive) -> String {
     let mut words = directive.words;
     for word in &mut words {

@@ -1,8 +1,8 @@
-//! What a person or a program reads of a plan.
+//! The summary of a plan, for people and programs.
 //!
-//! The configuration holds passwords and tokens, and what is printed ends up in logs, tickets and the output of
-//! pipelines. No list of words can tell a secret, so the diff shows the lines that a controller writes, and of every
-//! other line no more than its first word.
+//! The configuration contains passwords and tokens, and what is printed ends up in logs, tickets and the output of
+//! pipelines. No list of words can recognise a secret, so the diff shows the lines that a controller writes, and of
+//! every other line only its first word.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -37,7 +37,7 @@ pub struct BackendSummary {
     pub servers: Vec<ServerSummary>,
 }
 
-/// A plan in brief.
+/// A summary of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Summary {
     /// Whether anything changes.
@@ -46,22 +46,22 @@ pub struct Summary {
     pub live: bool,
     /// By name.
     pub backends: Vec<BackendSummary>,
-    /// What there is to know about services.
+    /// Notes about services.
     pub notes: Vec<Note>,
-    /// What there is to know about namespaces as a whole.
+    /// Notes about whole namespaces.
     pub namespaces: Vec<NamespaceNote>,
     /// What the guard holds, if anything.
     pub guard: Option<Holding>,
-    /// Foreign lines that the Data Plane API will render anew; their meaning stays.
+    /// Foreign lines that the Data Plane API will render differently; their meaning stays.
     pub rerendered_lines: usize,
-    /// Why none of this can be written as it is.
+    /// Why it cannot be written.
     pub blocked: Option<String>,
     /// The unified diff of the text that is written.
     pub diff: String,
 }
 
 impl Summary {
-    /// Sums up a plan. `staged` is the text that would be written.
+    /// Summarises a plan. `staged` is the text that would be written.
     pub fn new(plan: &Plan, observed: &Observed, staged: &ConfigText, notes: Vec<Note>) -> Self {
         let (diff, rerendered_lines) = diff(observed, staged, plan);
         let backends = plan.edits.iter().map(|(name, edit)| backend(name, edit, observed)).collect();
@@ -113,7 +113,7 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
     };
     let seated = seated();
     for edit in edits {
-        match (edit.tenancy(), edit) {
+        match (edit.movement(), edit) {
             (Some(true), _) => summary.instances_added += 1,
             (Some(false), _) => summary.instances_removed += 1,
             (None, ServerEdit::Remove(name)) if seated.contains(name) => summary.instances_removed += 1,
@@ -124,30 +124,30 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
     summary
 }
 
-/// The diff of what is ours, and how many foreign lines are merely rendered anew.
+/// The diff of what is ours, and how many foreign lines are only rendered differently.
 ///
-/// Where the other sections are the same to the byte it is the diff of the whole text. Where the Data
-/// Plane API sorted and spaced them anew, a diff of the whole would hide the change under a hundred
-/// lines that mean nothing, so only the sections of the plan are compared.
+/// If the other sections are the same to the byte, it is the diff of the whole text. If the Data Plane API sorted and
+/// spaced them differently, a diff of the whole would hide the change under a hundred lines that mean nothing, so only
+/// the sections of the plan are compared.
 fn diff(observed: &Observed, staged: &ConfigText, plan: &Plan) -> (String, usize) {
     if plan.is_empty() {
         return (String::new(), 0);
     }
     let current = &observed.text;
     let (before, after) = (shown(current, observed, plan), shown(staged, observed, plan));
-    let theirs = |text: &ConfigText| foreign_lines(text, plan);
-    let (theirs_before, theirs_after) = (theirs(current), theirs(staged));
-    if theirs_before == theirs_after {
+    let foreign = |text: &ConfigText| foreign_lines(text, plan);
+    let (foreign_before, foreign_after) = (foreign(current), foreign(staged));
+    if foreign_before == foreign_after {
         return (unified(&before.concat(), &after.concat()), 0);
     }
-    let changed = TextDiff::from_lines(&theirs_before, &theirs_after);
+    let changed = TextDiff::from_lines(&foreign_before, &foreign_after);
     let rerendered = changed.iter_all_changes().filter(|change| change.tag() == similar::ChangeTag::Insert).count();
     (unified(&sections_of(current, &before, plan), &sections_of(staged, &after, plan)), rerendered)
 }
 
 /// The lines of a text, for people to read.
 fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
-    // Lines above the first section, and behind the last directive of one, belong to nobody.
+    // Lines above the first section, and after the last directive of one, belong to no section.
     let mut shown: Vec<String> = text.lines().iter().map(|line| keyword_only(line)).collect();
     for section in text.sections() {
         let ours = is_planned(&section, plan).then(|| is_ours(&section, observed, plan));
@@ -165,7 +165,7 @@ fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
     shown
 }
 
-/// Whether a section of the plan is made by us; in somebody else's only the servers are ours.
+/// Whether a section of the plan is ours; in any other only the servers are.
 fn is_ours(section: &Section, observed: &Observed, plan: &Plan) -> bool {
     plan.edits.iter().filter(|(name, _)| name.as_str() == section.name).any(|(name, edit)| match edit {
         Edit::Create { .. } | Edit::Change { .. } | Edit::Delete => true,
@@ -180,14 +180,14 @@ fn header_of(section: &Section) -> String {
     format!("{kind}{name}{from}")
 }
 
-/// A line without what it says: its indentation and its first word, if that looks like a keyword.
+/// A line without its content: only its indentation and its first word, if that looks like a keyword.
 fn keyword_only(line: &str) -> String {
     let directive = Directive::parse(line);
     let indentation = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
     let is_version = |line: &str| {
         line.strip_prefix("# _version=").is_some_and(|version| version.trim_end().bytes().all(|b| b.is_ascii_digit()))
     };
-    // The hash that the Data Plane API keeps on top changes with every write, and says nothing.
+    // The hash at the top, which the Data Plane API changes with every write, is not shown.
     let is_hash = line.starts_with("# _md5hash=");
     let keyword = directive.keyword();
     let is_keyword = !keyword.is_empty() && keyword.bytes().all(|b| b.is_ascii_lowercase() || b"-_.".contains(&b));
@@ -229,7 +229,7 @@ fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
     }
     let ours = |at: &usize| skip.binary_search(at).is_ok();
     let lines = text.lines().iter().enumerate().filter(|(at, line)| !ours(at) && !line.trim().is_empty());
-    // Comments and conditional lines at the end of a section belong to nobody, and where that end is moves with
+    // Comments and conditional lines at the end of a section belong to no section, and where that end is changes with
     // our own lines.
     let is_compared = |line: &str| !line.trim_start().starts_with(['#', '.']);
     lines.map(|(_, line)| line.as_str()).filter(|line| is_compared(line)).collect()
@@ -242,7 +242,7 @@ fn sections_of(text: &ConfigText, shown: &[String], plan: &Plan) -> String {
 }
 
 impl fmt::Display for Summary {
-    /// The diff, then a line for each note, then one line that says what it comes to.
+    /// The diff, then a line for each note, then a one-line summary.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.diff)?;
         for note in &self.notes {
@@ -314,7 +314,7 @@ mod tests {
         let context = "   # …\n   http-request …\n   server …\n+  server a_1 127.0.0.1:1 weight 1 #";
         assert!(diff.contains(context), "{diff}");
         assert_eq!(rerendered, 0);
-        // A header is shown without what stands behind it, a word that is no keyword not at all.
+        // A header is shown without what follows it; a word that is not a keyword is not shown at all.
         let (diff, _) = diff_of(
             before,
             &before.replace("backend a\n", &format!("backend a\n{OURS}")),
@@ -327,9 +327,9 @@ mod tests {
     #[test]
     fn in_a_backend_of_ours_a_line_of_a_person_is_not_printed() {
         let ours = format!("backend a\n  description nomad-haproxy:nomad default/a\n  mode http\n{OURS}");
-        let theirs = "  http-request set-header X-Key s3cr3t\n  option httpchk GET / HTTP/1.1 s3cr3t\n  description s3cr3t\n  balance roundrobin # s3cr3t\n";
+        let foreign = "  http-request set-header X-Key s3cr3t\n  option httpchk GET / HTTP/1.1 s3cr3t\n  description s3cr3t\n  balance roundrobin # s3cr3t\n";
         let changed = "  server a_2 127.0.0.1:2 sni str(s3cr3t) # {\"id\":\"y\",\"owner\":\"nomad\"}\n";
-        let (diff, _) = diff_of(&format!("{ours}{theirs}{changed}# s3cr3t\n"), "# s3cr3t\n", "a", Edit::Delete);
+        let (diff, _) = diff_of(&format!("{ours}{foreign}{changed}# s3cr3t\n"), "# s3cr3t\n", "a", Edit::Delete);
         assert!(!diff.contains("s3cr3t"), "{diff}");
         for line in [
             "-backend a\n",
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_backend_of_theirs_nothing_but_a_server_can_be_ours() {
+    fn in_a_foreign_backend_only_a_server_can_be_ours() {
         let before = "backend a\n  description nomad-haproxy:other s3cr3t\n  option httpchk GET /s3cr3t\n";
         let (diff, _) = diff_of(before, &format!("{before}{OURS}"), "a", Edit::Servers(Vec::new()));
         assert!(!diff.contains("s3cr3t") && diff.contains("   option …\n+  server a_1"), "{diff}");
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_above_a_server_of_ours_is_not_rendered_anew() {
+    fn a_comment_above_a_server_of_ours_is_not_counted_as_rendered() {
         let before = format!("backend a\n  # words\n.if true\n{OURS}.endif\n");
         let after = "backend a\n  # words\n.if true\n.endif\n";
         let (diff, rerendered) = diff_of(&before, after, "a", Edit::Servers(Vec::new()));

@@ -1,10 +1,9 @@
-//! The guard: what one read takes away too much of stays, until somebody knows better. Pure.
+//! The guard: holds what one read would remove, if it is too much, until there is proof or a person decides. Pure.
 //!
-//! A Nomad that was wiped, restored from an old snapshot or asked for the wrong namespace answers like one where
-//! all jobs were stopped. What tells them apart are the allocations: one that Nomad still knows, and that is
-//! stopping or terminal, is gone for good; one that it does not know proves nothing. So below its bounds the guard
-//! lets every removal through, and beyond them it asks for each instance that vanished, and holds those without
-//! proof.
+//! A Nomad that was wiped, restored from an old snapshot or queried for the wrong namespace answers like one in which
+//! all jobs were stopped. The allocations show the difference: one that Nomad still knows, and that is stopping or
+//! terminal, is gone for good; one that it does not know proves nothing. So below its limits the guard allows every
+//! removal; above them it queries each instance that vanished, and holds those without proof.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,7 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::desired::build::Built;
-use crate::desired::{Code, InstanceId, Note, ServiceKey, Severity, Tenant};
+use crate::desired::{Code, InstanceId, Note, Occupant, ServiceKey, Severity};
 use crate::observed::Observed;
 
 /// A share of the servers in service, 1 to 100 %.
@@ -22,7 +21,7 @@ use crate::observed::Observed;
 pub struct Share(u8);
 
 impl Share {
-    /// 30 %: more than a large deployment replaces at once, less than what an outage takes.
+    /// 30 %: more than a large deployment replaces at once, less than an outage removes.
     pub const DEFAULT: Self = Self(30);
     /// 100 %, which turns the guard off.
     pub const OFF: Self = Self(100);
@@ -52,54 +51,54 @@ impl TryFrom<String> for Share {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
-    /// Those beyond the guard's bounds.
+    /// Those above the guard's limits.
     #[default]
     Sync,
     /// All: no instance is removed before its allocation is known to be gone.
     UpsertOnly,
 }
 
-/// What the settings say about the guard.
+/// The settings of the guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// Removals beyond this share of the servers in service need proof. 100 % turns the guard off, also for a read
-    /// that takes away all of them.
+    /// Removals above this share of the servers in service need proof. 100 % turns the guard off, also for a read that
+    /// removes all of them.
     pub share: Share,
-    /// Fewer removals than this never exceed the share; a read that takes away all servers trips it whatever
-    /// their number.
+    /// Fewer removals than this never exceed the share; a read that removes all servers trips the guard whatever their
+    /// number.
     pub min: usize,
     /// Whether every removal needs proof.
     pub policy: Policy,
 }
 
 impl Options {
-    /// No removal needs proof: it was turned off, or a person allows them.
+    /// No removal needs proof: the guard is turned off, or a person allows the removals.
     pub const OFF: Self = Self { share: Share::OFF, min: 0, policy: Policy::Sync };
 }
 
-/// An instance that sits in a server of ours, and that the catalog lacks.
+/// An instance that is in a server of ours, and that the catalog lacks.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vanished {
     /// The registration.
     pub id: InstanceId,
-    /// Its allocation, as the server's metadata has it.
+    /// Its allocation, as in the server's metadata.
     pub alloc: String,
-    /// Its service; `None` where a line of 0.1 does not say.
+    /// Its service; `None` if a line of 0.1 does not name it.
     pub service: Option<ServiceKey>,
 }
 
 /// What became of an instance that vanished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// Nomad says that it is stopping, has ended, or was withdrawn: it goes at once.
+    /// Nomad reports that it is stopping, has ended, or was withdrawn: it is removed at once.
     Gone,
     /// Its allocation runs, and its job still has the service.
     Running,
     /// Nomad does not know its allocation.
     Unknown,
-    /// Nomad did not say.
+    /// There was no answer from Nomad.
     Unreadable(String),
-    /// There is nobody to ask: the catalog comes from a file.
+    /// The catalog comes from a file, so there is nothing to query.
     Unasked,
 }
 
@@ -124,19 +123,19 @@ pub enum Reason {
     IndexWentBack,
     /// A namespace that is watched does not exist.
     NoNamespace,
-    /// The read takes away every server.
+    /// The read removes every server.
     All {
         /// How many.
         seated: usize,
     },
-    /// The read takes away more than the share.
+    /// The read removes more than the share.
     Share {
         /// How many.
         vanished: usize,
         /// Of how many.
         seated: usize,
     },
-    /// An earlier read did one of these, and something is held since.
+    /// An earlier read was one of these, and something is still held.
     Earlier,
 }
 
@@ -161,16 +160,16 @@ impl Serialize for Reason {
     }
 }
 
-/// What earlier passes leave to the guard.
+/// What the guard remembers from earlier passes.
 #[derive(Debug, Clone, Copy)]
 pub struct Past<'a> {
-    /// Who was held by the last pass.
+    /// The instances that the last pass held.
     pub held: &'a BTreeMap<InstanceId, Fate>,
-    /// Whether the index went back, and not everybody who vanished then is accounted for.
+    /// Whether the index went back, and some of the instances that vanished then are not accounted for yet.
     pub index_went_back: bool,
 }
 
-/// What one read takes away, before anybody was asked.
+/// What one read removes, before any query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// Why it needs proof, if it does.
@@ -179,18 +178,18 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// Compares what HAProxy serves with what the catalog has. Who is held as a part of a service or a namespace
-    /// is not counted on either side.
+    /// Compares what HAProxy serves with the catalog. Instances that are held with their service or namespace are not
+    /// counted on either side.
     pub fn new(built: &Built, observed: &Observed, options: &Options, past: Past) -> Self {
         let backends = built.desired.backends.values();
         let present: BTreeSet<&InstanceId> =
             backends.flat_map(|backend| &backend.instances).map(|instance| &instance.id).collect();
         let (mut vanished, mut seated) = (Vec::new(), 0);
         for (_, backend) in observed.managed() {
-            for tenant in backend.servers.iter().map(|server| &server.tenant) {
-                let Tenant::Instance { id, alloc, service, drain: _ } = tenant else { continue };
-                // Whose own tags turn it off is not lost.
-                if built.held.keeps(tenant) || built.declined.contains(id) {
+            for occupant in backend.servers.iter().map(|server| &server.occupant) {
+                let Occupant::Instance { id, alloc, service, drain: _ } = occupant else { continue };
+                // An instance that its own tags turn off is not lost.
+                if built.held.keeps(occupant) || built.declined.contains(id) {
                     continue;
                 }
                 seated += 1;
@@ -205,17 +204,17 @@ impl Missing {
         Self { reason, vanished }
     }
 
-    /// Who sits in a server, and is not in the catalog.
+    /// The instances that are in a server, and not in the catalog.
     pub fn vanished(&self) -> &[Vanished] {
         &self.vanished
     }
 
-    /// Who needs proof to go.
-    pub fn in_doubt(&self) -> &[Vanished] {
+    /// The instances that need proof to be removed.
+    pub fn needs_proof(&self) -> &[Vanished] {
         if self.reason.is_some() { &self.vanished } else { &[] }
     }
 
-    /// Who stays. An instance whose fate is missing was not asked for.
+    /// The instances that stay. One without an answer was not queried.
     pub fn verdict(self, fates: &BTreeMap<InstanceId, Fate>) -> Option<Holding> {
         let Self { reason, vanished } = self;
         let fate = |one: &Vanished| fates.get(&one.id).cloned().unwrap_or(Fate::Unasked);
@@ -229,8 +228,7 @@ impl Missing {
     }
 }
 
-/// For a plan from two files, where nobody can be asked and nothing is remembered. Has the desired state hold who
-/// stays.
+/// For a plan from two files, without queries and memory. Has the desired state hold the instances that stay.
 pub fn offline(built: &mut Built, observed: &Observed, options: &Options) -> Option<Holding> {
     let past = Past { held: &BTreeMap::new(), index_went_back: false };
     let holding = Missing::new(built, observed, options, past).verdict(&BTreeMap::new())?;
@@ -258,7 +256,7 @@ impl Options {
     }
 }
 
-/// Who stays, though the catalog lacks them.
+/// The instances that stay although the catalog lacks them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     reason: Reason,
@@ -266,7 +264,7 @@ pub struct Holding {
     held: Vec<(Vanished, Fate)>,
 }
 
-/// What can be typed to release what is held.
+/// The command that releases what is held.
 pub const RELEASE: &str = "nomad-haproxy apply --allow-removals";
 
 impl Holding {
@@ -280,7 +278,7 @@ impl Holding {
         self.held.len()
     }
 
-    /// Who is held, and what is known of them.
+    /// The instances that are held, and what is known about them.
     pub fn fates(&self) -> impl Iterator<Item = (&InstanceId, &Fate)> {
         self.held.iter().map(|(one, fate)| (&one.id, fate))
     }
@@ -292,7 +290,7 @@ impl Holding {
         built.notes.sort();
     }
 
-    /// By service: how many instances, and what is known of the first.
+    /// By service: how many instances, and what is known about the first.
     fn services(&self) -> BTreeMap<Option<&ServiceKey>, (usize, &Fate)> {
         let mut services = BTreeMap::new();
         for (one, fate) in &self.held {
@@ -327,7 +325,7 @@ impl Serialize for Holding {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Part<'a> {
-            /// `null`: a server line that does not say.
+            /// `null`: a server line that does not name it.
             service: Option<&'a ServiceKey>,
             instances: usize,
             why: String,
@@ -345,7 +343,7 @@ impl Serialize for Holding {
 }
 
 impl fmt::Display for Holding {
-    /// One line for people; who is held is in the notes.
+    /// One line for people; the held instances are in the notes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (services, instances) = (self.services().len(), counted(self.instances()));
         let services = if services == 1 { "1 service".to_owned() } else { format!("{services} services") };

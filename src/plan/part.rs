@@ -1,4 +1,4 @@
-//! What of a plan can be left out by itself, when HAProxy does not take it.
+//! The parts of a plan that can be left out on their own, when HAProxy refuses them.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use crate::desired::{BackendName, InstanceId};
 /// A part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// One instance in a backend. Left out, its server stays as it is, or is not made.
+    /// One instance in a backend. If left out, its server stays as it is, or is not made.
     Instance(BackendName, InstanceId),
-    /// A whole backend. Left out, it stays as it is, but for the instances that are gone.
+    /// A whole backend. If left out, it stays as it is, except for the instances that are gone.
     Backend(BackendName),
 }
 
@@ -31,7 +31,7 @@ impl LeftOut {
         self.has(|| Part::Backend(name.clone()))
     }
 
-    /// Whether just this instance is left out.
+    /// Whether this single instance is left out.
     pub fn has_instance(&self, backend: &BackendName, id: &InstanceId) -> bool {
         self.has(|| Part::Instance(backend.clone(), id.clone()))
     }
@@ -41,7 +41,7 @@ impl LeftOut {
         !self.0.is_empty() && self.0.contains(&part())
     }
 
-    /// Leaves out these, too.
+    /// Adds these.
     #[must_use]
     pub fn and(&self, parts: impl IntoIterator<Item = Part>) -> Self {
         Self(self.0.iter().cloned().chain(parts).collect())

@@ -1,8 +1,8 @@
-//! What the running process is to be told, so that it has what a configuration says.
+//! What to change in the running process so that it agrees with a configuration.
 //!
-//! There is one computation for a planned change and for a repair: the servers as the process has them, the
-//! configuration from before (who sat where), and the one from after. After a pass that is sure of the
-//! process, [`Runtime::of`] the old configuration stands for the process.
+//! There is one computation for a planned change and for a repair: from the servers as the process has them, the
+//! configuration before (which instance was in which slot), and the one after. If the last pass verified the process,
+//! [`Runtime::of`] the old configuration stands for the process.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,20 @@ use crate::plane::{Runtime, RuntimeServer, StateChange};
 
 use super::Action;
 
-/// What the process is told, in this order.
+/// The changes of the process, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// First, before the file is written and whatever becomes of that: whoever is gone takes no more traffic.
+    /// First, before the file is written and whether or not that succeeds: instances that are gone get no more traffic.
     pub out: Vec<StateChange>,
-    /// With the file: addresses, weights, and who comes in.
+    /// With the file: addresses, weights, and instances that come in.
     pub rest: Vec<Action>,
-    /// Servers that the file from before has and the process lacks, or has without an address (their host name
-    /// did not resolve, and the process takes no other address then; seen on 3.0, 3.2 and 3.4): only a reload
-    /// helps.
+    /// Servers that the file before has and the process lacks, or has without an address (their host name did not
+    /// resolve, and then the process accepts no other address; seen on 3.0, 3.2 and 3.4): only a reload helps.
     pub lacks: Vec<(BackendName, ServerName)>,
 }
 
 impl Changes {
-    /// Computes them. Checks and health are not looked at: those are HAProxy's to say.
+    /// Computes them. Checks and health are ignored: those belong to HAProxy.
     pub fn new(process: &Runtime, before: &Observed, after: &Observed) -> Self {
         let mut changes = Self::default();
         for (name, section) in after.managed() {
@@ -57,9 +56,9 @@ impl Changes {
         changes
     }
 
-    /// Takes those out of `out` whose place others take in the same change, where nobody else is in service: they
-    /// leave when the others are in, or when the write has failed. Whoever is gone with `shutdown_delay` answers
-    /// until then; without it there is nobody to send the requests to either way.
+    /// Removes those from `out` whose place is taken in the same change, if no other instance is in service: they leave
+    /// when the others are in, or when the write has failed. With `shutdown_delay` an instance that is gone answers
+    /// until then; without it there is no instance to send the requests to either way.
     pub fn handed_over(&mut self, process: &Runtime, after: &Observed) -> Vec<StateChange> {
         let comes_in = |name: &BackendName, server: &ServerName| {
             self.rest
@@ -84,7 +83,7 @@ impl Changes {
         late
     }
 
-    /// Whether the process has everything already.
+    /// Whether the process already agrees.
     pub fn is_empty(&self) -> bool {
         let Self { out, rest, lacks } = self;
         out.is_empty() && rest.is_empty() && lacks.is_empty()
@@ -100,7 +99,7 @@ impl Changes {
     }
 }
 
-/// The servers in service whose host name did not resolve when this process started; it does not look again.
+/// The servers in service whose host name did not resolve when this process started; it does not retry.
 pub fn unresolved(process: &Runtime, observed: &Observed) -> Vec<(BackendName, Server)> {
     let lacks_address = |name: &BackendName, server: &Server| {
         let running = process.server(name, &server.name);
@@ -119,7 +118,7 @@ fn servers(backend: Option<&ObservedBackend>) -> BTreeMap<&ServerName, &Server> 
     backend.into_iter().flat_map(|backend| &backend.servers).map(|server| (&server.name, server)).collect()
 }
 
-/// One server, as it shall be, as it was, and as the process has it.
+/// One server: as it should be, as it was, and as the process has it.
 struct Seat<'a> {
     backend: &'a BackendName,
     section: &'a ObservedBackend,
@@ -132,9 +131,9 @@ impl Seat<'_> {
     fn changes(&self, changes: &mut Changes) {
         let Self { backend, section, server, known, running } = *self;
         let wanted = server.state();
-        // Another instance does not inherit the health of the one before: out, and in when all is set.
-        let moved_in = known.is_none_or(|known| known.tenant.id() != server.tenant.id());
-        let own_business = !moved_in && wanted == State::Ready && self.is_its_own_business();
+        // Another instance must not inherit the health of the one before: out, and in when everything is set.
+        let moved_in = known.is_none_or(|known| known.occupant.id() != server.occupant.id());
+        let own_business = !moved_in && wanted == State::Ready && self.belongs_to_process();
         let leaves = if wanted == State::Ready { State::Maint } else { wanted };
         let is_out = running.state == leaves || running.state == State::Maint;
         let name = || (backend.clone(), server.name.clone());
@@ -142,7 +141,7 @@ impl Seat<'_> {
         let stays = wanted != State::Ready && running.state != wanted && !is_drained_by_agent;
         if (wanted == State::Ready && moved_in && !is_out) || stays {
             let (backend, server) = name();
-            // The end of a drain takes nobody out, and the API drops it as a single state: it reads 12 (drain,
+            // The end of a drain takes no instance out, and the API drops it as a single state: it reads 12 (drain,
             // disabled in the file) as maintenance already (seen on 3.0, 3.2 and 3.4).
             if running.state == State::Drain && wanted == State::Maint {
                 changes.rest.push(Action::State(backend, server, State::Maint));
@@ -151,9 +150,9 @@ impl Seat<'_> {
             }
         }
         match (&server.address, running.address) {
-            // Nobody is sent to a server in maintenance.
+            // A server in maintenance gets no requests.
             _ if wanted == State::Maint => {}
-            // Its slot had a host name before; one that has a name now is loaded anew in any case.
+            // Its slot had a host name before; one that has a name now is reloaded in any case.
             (Address::Ip(_), None) if known.is_some_and(|known| matches!(known.address, Address::Ip(_))) => {
                 changes.lacks.push(name());
             }
@@ -163,7 +162,7 @@ impl Seat<'_> {
             }
             (Address::Ip(_) | Address::Host(_), _) => {}
         }
-        if let Some(weight) = server.options.weight.filter(|weight| self.weighs_otherwise(*weight))
+        if let Some(weight) = server.options.weight.filter(|weight| self.has_other_weight(*weight))
             && (!section.agent_check || moved_in)
         {
             let (backend, server) = name();
@@ -175,16 +174,16 @@ impl Seat<'_> {
         }
     }
 
-    /// The process may be right where it differs: an agent check sets states, and a host name that does not
-    /// resolve puts its server in maintenance, which the Data Plane API shows as any other.
-    fn is_its_own_business(&self) -> bool {
+    /// The process may be right if it differs: an agent check sets states, and a host name that does not resolve puts
+    /// its server in maintenance, which the Data Plane API reports like any other.
+    fn belongs_to_process(&self) -> bool {
         self.section.agent_check || matches!(self.server.address, Address::Host(_))
     }
 
-    fn weighs_otherwise(&self, weight: u16) -> bool {
+    fn has_other_weight(&self, weight: u16) -> bool {
         match (self.running.weight, self.known) {
             (Some(running), _) => running != weight,
-            // This plane does not say.
+            // This plane does not report it.
             (None, Some(known)) => known.options.weight != Some(weight),
             (None, None) => true,
         }

@@ -1,10 +1,10 @@
-//! What was reviewed: the file that `plan --out` writes and `apply --plan` takes.
+//! What was reviewed: the file that `plan --out` writes and `apply --plan` reads.
 //!
-//! It holds digests, not the texts: of HAProxy's configuration as it was, and of every change that would be
-//! written. Both are compared, not the version: somebody who edits the file by hand on the local plane leaves the
-//! version as it was, and the same text with another catalog leads to another plan.
+//! It contains digests, not the texts: of HAProxy's configuration before, and of every change that would be written.
+//! Both are compared, not the version: editing the file by hand on the local plane does not change the version, and the
+//! same text with another catalog leads to another plan.
 //!
-//! What depends on nothing but the time is left out: when a slot was freed, and drains that are over.
+//! What depends only on the time is left out: when a slot was freed, and drains that are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::desired::{Owner, Server, Tenant};
+use crate::desired::{Occupant, Owner, Server};
 use crate::haproxy::render;
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Foreign, Observed};
@@ -22,25 +22,25 @@ use super::{Edit, Plan, Rewrite, ServerEdit};
 
 /// The format of the file.
 const FORMAT: u64 = 1;
-/// As many names as a message lists.
+/// How many names a message lists.
 const NAMES: usize = 5;
-/// Lines that are in no section, in a message.
+/// The name for lines that are in no section, in a message.
 const BETWEEN: &str = "the lines outside of all sections";
 
-/// A plan as it was reviewed.
+/// A reviewed plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Review {
     format: u64,
-    /// Of the configuration, for messages: what counts is its text.
+    /// The configuration's version, for messages: what is compared is its text.
     version: u64,
     /// When the plan was made, in milliseconds since 1970.
     made: u64,
-    /// The digest of the configuration, the Data Plane API's header apart.
+    /// The digest of the configuration, without the Data Plane API's header.
     configuration: String,
-    /// Of each of its sections, to say which one changed.
+    /// Digests of its sections, to report which one changed.
     sections: BTreeMap<String, String>,
-    /// Of what would be written, by backend.
+    /// Digests of what would be written, by backend.
     backends: BTreeMap<String, String>,
 }
 
@@ -97,7 +97,7 @@ impl Reviews {
 /// Why a plan file cannot be used.
 #[derive(Debug, Error)]
 pub enum ReviewError {
-    /// It is no plan file.
+    /// It is not a plan file.
     #[error("this is not a plan file that `plan --out` wrote")]
     Form(#[source] serde_json::Error),
     /// It was written by another version of this program.
@@ -107,10 +107,10 @@ pub enum ReviewError {
     Format(u64),
 }
 
-/// What differs between what was reviewed and what is there.
+/// The difference between what was reviewed and what is there.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Difference {
-    /// The configuration is another one.
+    /// The configuration has changed.
     #[error(
         "the plan is not applied, as HAProxy's configuration changed after it was made: {what} (version {reviewed} then, \
          {found} now); review a new one: `nomad-haproxy plan --out FILE`"
@@ -123,10 +123,10 @@ pub enum Difference {
         /// The version now.
         found: u64,
     },
-    /// The configuration is another one, and there is nothing left to do.
+    /// The configuration has changed, and there is nothing left to do.
     #[error(
         "the plan is not applied, as HAProxy's configuration changed after it was made (version {reviewed} then, {found} \
-         now) and is in line with the catalog: the plan was applied already, or somebody made the same change"
+         now) and is in line with the catalog: the plan was applied already, or someone made the same change"
     )]
     Done {
         /// The version at the time of the review.
@@ -146,7 +146,7 @@ pub enum Difference {
 }
 
 impl Review {
-    /// Takes down a plan for this configuration. `now` is since 1970.
+    /// Records a plan for this configuration. `now` is since 1970.
     pub fn new(plan: &Plan, observed: &Observed, owner: &Owner, now: Duration) -> Self {
         let (configuration, sections) = digests(&observed.text);
         Self {
@@ -165,12 +165,12 @@ impl Review {
     }
 }
 
-/// A review that is being applied: it lets nothing else through.
+/// Allows only the reviewed plan to be applied.
 #[derive(Debug)]
 pub struct Permit<'a> {
     review: &'a Review,
     owner: &'a Owner,
-    /// What was not ours at the first look.
+    /// A digest of what was not ours in the first round.
     foreign: Option<Foreign>,
 }
 
@@ -180,9 +180,9 @@ impl<'a> Permit<'a> {
         Self { review, owner, foreign: None }
     }
 
-    /// Whether this plan for this configuration is what was reviewed. At the first look the text has to be the
-    /// same. A pass that looks again may have had the Data Plane API write the file already, without a change in
-    /// meaning: then it is the meaning of what is not ours.
+    /// Whether this plan for this configuration is what was reviewed. In the first round the text has to be the same.
+    /// In a later one the Data Plane API may have written the file already, without a change of meaning: then the
+    /// meaning of what is not ours is compared.
     pub fn check(&mut self, plan: &Plan, observed: &Observed) -> Result<(), Difference> {
         let Self { review, owner, foreign } = self;
         let now = Review::new(plan, observed, owner, Duration::ZERO);
@@ -209,7 +209,7 @@ impl<'a> Permit<'a> {
     }
 }
 
-/// The names that two maps have not alike.
+/// The keys at which two maps differ.
 fn different<'a>(a: &'a BTreeMap<String, String>, b: &'a BTreeMap<String, String>) -> Vec<&'a str> {
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     names.into_iter().filter(|name| a.get(*name) != b.get(*name)).map(String::as_str).collect()
@@ -228,7 +228,7 @@ fn hex(hasher: Sha256) -> String {
     format!("{:x}", hasher.finalize())
 }
 
-/// Of the whole text, and by section.
+/// The digests of the whole text, and by section.
 fn digests(text: &ConfigText) -> (String, BTreeMap<String, String>) {
     let mut whole = Sha256::new();
     let mut parts: BTreeMap<String, Sha256> = BTreeMap::new();
@@ -260,7 +260,7 @@ fn backends(plan: &Plan, owner: &Owner) -> BTreeMap<String, String> {
 
 /// What an edit writes, as lines; `None`: only the ends of drains.
 fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
-    let line = |server: &Server| render::server(&timeless(server), owner);
+    let line = |server: &Server| render::server(&without_times(server), owner);
     let servers = |edits: &[ServerEdit]| -> Vec<String> {
         let edits = edits.iter().filter(|edit| !is_end_of_drain(edit));
         let written = edits.map(|edit| match edit {
@@ -303,19 +303,19 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
     Some(lines)
 }
 
-/// The server without the times that a free slot has.
-fn timeless(server: &Server) -> Server {
-    let tenant = match &server.tenant {
-        Tenant::Free { freed, drain_until } => {
-            Tenant::Free { freed: (*freed).min(1), drain_until: drain_until.map(|_| 1) }
+/// The server without the times of a free slot.
+fn without_times(server: &Server) -> Server {
+    let occupant = match &server.occupant {
+        Occupant::Free { freed, drain_until } => {
+            Occupant::Free { freed: (*freed).min(1), drain_until: drain_until.map(|_| 1) }
         }
-        instance @ Tenant::Instance { .. } => instance.clone(),
+        instance @ Occupant::Instance { .. } => instance.clone(),
     };
-    Server { tenant, ..server.clone() }
+    Server { occupant, ..server.clone() }
 }
 
 fn is_end_of_drain(edit: &ServerEdit) -> bool {
     let ServerEdit::Set { before: Some(before), after, .. } = edit else { return false };
-    let Tenant::Free { freed, drain_until: Some(_) } = before.tenant else { return false };
-    *after == Server { tenant: Tenant::Free { freed, drain_until: None }, ..before.clone() }
+    let Occupant::Free { freed, drain_until: Some(_) } = before.occupant else { return false };
+    *after == Server { occupant: Occupant::Free { freed, drain_until: None }, ..before.clone() }
 }

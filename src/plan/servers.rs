@@ -1,8 +1,8 @@
-//! What happens to each server of a plan, for programs: who comes in where, who goes out, what else changes.
+//! What happens to each server of a plan, for programs: which instance comes in or goes out, what else changes.
 
 use serde::Serialize;
 
-use crate::desired::{Server, ServerName, ServiceKey, Tenant};
+use crate::desired::{Occupant, Server, ServerName, ServiceKey};
 use crate::observed::ObservedBackend;
 
 use super::{Edit, ServerEdit};
@@ -19,22 +19,22 @@ pub enum ServerAction {
     Change,
     /// It is new, and waits for an instance.
     Spare,
-    /// A line without an instance goes.
+    /// A line without an instance is removed.
     Remove,
 }
 
-/// One server of a plan. Where one instance takes the place of another there are two, the one that goes first.
+/// One server of a plan. If one instance replaces another there are two entries, the old one first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServerSummary {
     /// The server's name.
     pub name: ServerName,
     /// What happens to it.
     pub action: ServerAction,
-    /// The address of the instance: an IP, or a host name. `None` where the line cannot be read.
+    /// The address of the instance: an IP, or a host name. `None` if the line cannot be read.
     pub address: Option<String>,
     /// Its port.
     pub port: Option<u16>,
-    /// The ID of the instance's registration, what is not plain in it as `%XX`; `None` where there is none.
+    /// The ID of the instance's registration, with other than plain characters as `%XX`; `None` if there is none.
     pub instance: Option<String>,
     /// Its allocation.
     pub allocation: Option<String>,
@@ -44,11 +44,11 @@ pub struct ServerSummary {
 
 impl ServerSummary {
     fn new(action: ServerAction, server: &Server) -> Self {
-        let (instance, allocation, service) = match &server.tenant {
-            Tenant::Instance { id, alloc, service, drain: _ } => {
+        let (instance, allocation, service) = match &server.occupant {
+            Occupant::Instance { id, alloc, service, drain: _ } => {
                 (Some(id.as_str().to_owned()), Some(alloc.clone()), service.clone())
             }
-            Tenant::Free { .. } => (None, None, None),
+            Occupant::Free { .. } => (None, None, None),
         };
         let (address, port) = (Some(server.address.to_string()), Some(server.port));
         Self { name: server.name.clone(), action, address, port, instance, allocation, service }
@@ -89,7 +89,7 @@ fn edited(edit: &ServerEdit, known: &[Server]) -> Vec<ServerSummary> {
         },
         ServerEdit::Set { before, after, fixed_weight: _ } => {
             let was = before.as_ref().filter(|before| before.is_enabled());
-            if was.and_then(|was| was.tenant.id()) == after.tenant.id() {
+            if was.and_then(|was| was.occupant.id()) == after.occupant.id() {
                 return vec![ServerSummary::new(ServerAction::Change, after)];
             }
             let out = was.map(|was| ServerSummary::new(ServerAction::Out, was));

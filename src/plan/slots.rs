@@ -1,23 +1,22 @@
-//! Which instance sits in which slot. Pure and sticky: who sits where is read from what HAProxy has, an
-//! instance keeps its slot as long as it lives, and a freed slot is reused as late as possible.
+//! Which instance is in which slot. Pure and sticky: the current occupants are read from what HAProxy has, an instance
+//! keeps its slot as long as it lives, and a freed slot is reused as late as possible.
 //!
-//! A new instance takes a free slot: a change of address and state, which HAProxy takes without a
-//! reload. Only when none is free does the backend grow, by doubling, so that the reloads of a service
-//! that scales to n are log n.
+//! A new instance takes a free slot: a change of address and state, which HAProxy takes without a reload. Only if none
+//! is free does the backend grow, by doubling, so that a service that scales to n needs log n reloads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::desired::{
-    Address, BackendName, Held, Instance, InstanceId, Server, ServerOptions, SlotPolicy, State, Tenant,
+    Address, BackendName, Held, Instance, InstanceId, Occupant, Server, ServerOptions, SlotPolicy, State,
 };
 
 use super::LeftOut;
 
-/// The port of a slot that nobody sits in yet.
+/// The port of a slot that has not been used yet.
 const PLACEHOLDER_PORT: u16 = 1;
 
-/// What a backend has, and what it should hold.
+/// What a backend has, and what it should have.
 pub struct Seating<'a> {
     /// The backend.
     pub backend: &'a BackendName,
@@ -27,12 +26,12 @@ pub struct Seating<'a> {
     pub foreign: &'a BTreeSet<String>,
     /// The instances.
     pub instances: &'a [Instance],
-    /// Who stays though it is not among them.
+    /// The instances that stay although they are not among these.
     pub held: &'a Held,
     /// How many spares.
     pub policy: SlotPolicy,
-    /// The weight of a server whose instance asks for none. It is always written: a line that does not state
-    /// it inherits it, and the process cannot be told to inherit again.
+    /// The weight of a server whose instance has no tag for it. It is always written: a line that does not state it
+    /// inherits it, and the process cannot be set back to the inherited one.
     pub weight: u16,
     /// Whether a server line turns the check on itself.
     pub check: bool,
@@ -40,13 +39,13 @@ pub struct Seating<'a> {
     pub gated: bool,
     /// The time, since 1970.
     pub now: Duration,
-    /// What HAProxy refuses: an instance among it stays as it is, or waits.
+    /// What HAProxy refuses: such an instance stays as it is, or waits.
     pub left_out: &'a LeftOut,
-    /// Whether the backend is written anew in any case, so that spares may go without a further reload.
+    /// Whether the backend is rewritten in any case, so that spares may be removed without another reload.
     pub may_shrink: bool,
 }
 
-/// Seats every instance. The result is sorted by slot number and holds each instance once.
+/// Gives every instance a slot. The result is sorted by slot number and has each instance once.
 pub fn seat(seating: &Seating<'_>) -> Vec<Server> {
     let mut slots = seating.existing();
     let mut waiting = seating.keep_and_free(&mut slots);
@@ -61,8 +60,7 @@ pub fn seat(seating: &Seating<'_>) -> Vec<Server> {
 }
 
 impl Seating<'_> {
-    /// The slots as they are. Of two servers that claim one instance (a line that was copied by hand)
-    /// the first keeps it.
+    /// The slots as they are. Of two servers with one instance (a line that was copied by hand) the first keeps it.
     fn existing(&self) -> BTreeMap<u32, Server> {
         let mut slots: BTreeMap<u32, Server> = BTreeMap::new();
         for server in self.servers {
@@ -72,16 +70,16 @@ impl Seating<'_> {
         }
         let mut seen = BTreeSet::new();
         for server in slots.values_mut() {
-            if let Tenant::Instance { id, .. } = &server.tenant
+            if let Occupant::Instance { id, .. } = &server.occupant
                 && !seen.insert(id.clone())
             {
-                server.tenant = Tenant::Free { freed: 0, drain_until: None };
+                server.occupant = Occupant::Free { freed: 0, drain_until: None };
             }
         }
         slots
     }
 
-    /// Updates who stays, frees the slots of those that left, and returns who has no slot yet.
+    /// Updates the instances that stay, frees the slots of those that left, and returns those without a slot.
     fn keep_and_free<'i>(&'i self, slots: &mut BTreeMap<u32, Server>) -> Vec<&'i Instance> {
         let (refused, taken): (Vec<_>, Vec<_>) =
             self.instances.iter().partition(|instance| self.left_out.has_instance(self.backend, &instance.id));
@@ -89,10 +87,10 @@ impl Seating<'_> {
         let mut by_id: BTreeMap<&InstanceId, &Instance> = taken.into_iter().map(|i| (&i.id, i)).collect();
         let mut last = slots.values().filter_map(Server::freed).max().unwrap_or(0);
         for server in slots.values_mut() {
-            if let Some(instance) = server.tenant.id().and_then(|id| by_id.remove(id)) {
-                self.sit(server, instance);
-            } else if !self.held.keeps(&server.tenant)
-                && !server.tenant.id().is_some_and(|id| refused.contains(id))
+            if let Some(instance) = server.occupant.id().and_then(|id| by_id.remove(id)) {
+                self.assign(server, instance);
+            } else if !self.held.keeps(&server.occupant)
+                && !server.occupant.id().is_some_and(|id| refused.contains(id))
                 && free(server, &mut last, self.now)
             {
                 server.gated = self.gated;
@@ -101,14 +99,14 @@ impl Seating<'_> {
         by_id.into_values().collect()
     }
 
-    fn sit(&self, server: &mut Server, instance: &Instance) {
+    fn assign(&self, server: &mut Server, instance: &Instance) {
         server.address = instance.address.clone();
         server.port = instance.port;
         server.options =
             ServerOptions { weight: Some(instance.options.weight.unwrap_or(self.weight)), ..instance.options };
         server.check = self.check;
         server.gated = false;
-        server.tenant = Tenant::Instance {
+        server.occupant = Occupant::Instance {
             id: instance.id.clone(),
             alloc: instance.alloc.clone(),
             service: Some(instance.service.clone()),
@@ -119,15 +117,15 @@ impl Seating<'_> {
     fn fill(&self, slots: &mut BTreeMap<u32, Server>, waiting: Vec<&Instance>) {
         let mut left = Vec::new();
         for instance in waiting {
-            // A slot whose fixed settings fit can be taken live; of those, the one freed longest ago.
-            let free = slots.iter_mut().filter_map(|(number, server)| match server.tenant {
-                Tenant::Free { freed, drain_until } => {
+            // A slot with the right fixed settings can be taken live; of those, the one that was freed first.
+            let free = slots.iter_mut().filter_map(|(number, server)| match server.occupant {
+                Occupant::Free { freed, drain_until } => {
                     Some(((!self.fits(server, instance), drain_until.is_some(), freed, *number), server))
                 }
-                Tenant::Instance { .. } => None,
+                Occupant::Instance { .. } => None,
             });
             match free.min_by_key(|(order, _)| *order) {
-                Some((_, server)) => self.sit(server, instance),
+                Some((_, server)) => self.assign(server, instance),
                 None => left.push(instance),
             }
         }
@@ -159,17 +157,16 @@ impl Seating<'_> {
                 check: self.check,
                 gated: self.gated,
                 options: ServerOptions { weight: Some(self.weight), ..options },
-                tenant: Tenant::Free { freed: 0, drain_until: None },
+                occupant: Occupant::Free { freed: 0, drain_until: None },
             };
             if let Some(instance) = left.next() {
-                self.sit(&mut server, instance);
+                self.assign(&mut server, instance);
             }
             slots.insert(number, server);
         }
     }
 
-    /// How many slots this many instances are given: twice as many, and the least number of spares, within
-    /// the bound.
+    /// How many slots this many instances get: twice as many, and at least the minimum of spares, within the limit.
     fn size(&self, seated: usize) -> usize {
         match self.policy.min_free {
             0 => seated,
@@ -177,11 +174,11 @@ impl Seating<'_> {
         }
     }
 
-    /// Takes the highest spares away, down to as many as the backend would be given today.
+    /// Removes the highest spares, down to as many as the backend would get today.
     fn shrink(&self, slots: &mut BTreeMap<u32, Server>, waiting: usize) {
         let seated = slots.values().filter(|server| server.is_enabled()).count() + waiting;
         let wanted = self.size(seated);
-        // One that drains still serves whoever is bound to it.
+        // One that drains still serves the clients that are bound to it.
         let idle = |server: &Server| server.state() == State::Maint;
         let spare: Vec<u32> =
             slots.iter().rev().filter(|(_, server)| idle(server)).map(|(number, _)| *number).collect();
@@ -194,34 +191,34 @@ impl Seating<'_> {
     }
 }
 
-/// The servers with the slots of those freed who do not stay. Nobody else moves.
-pub fn vacate(servers: &[Server], stays: impl Fn(&Tenant) -> bool, now: Duration) -> Vec<Server> {
+/// The servers, with the slots of the instances freed that do not stay. No other instance moves.
+pub fn vacate(servers: &[Server], stays: impl Fn(&Occupant) -> bool, now: Duration) -> Vec<Server> {
     let mut servers = servers.to_vec();
     let mut last = servers.iter().filter_map(Server::freed).max().unwrap_or(0);
-    for server in servers.iter_mut().filter(|server| !stays(&server.tenant)) {
+    for server in servers.iter_mut().filter(|server| !stays(&server.occupant)) {
         free(server, &mut last, now);
     }
     servers
 }
 
-/// Frees a slot, or ends its drain if that is over. `last` is the mark of the slot that was freed last: the
-/// next one is the time, so that it says how long a backend has been empty, and more than any before, should
-/// the clock have gone back. Returns whether somebody left.
+/// Frees a slot, or ends its drain if that is over. `last` is the mark of the slot that was freed last: the new mark is
+/// the time, so that it shows how long a backend has been empty, but always greater than any before, in case the clock
+/// was set back. Returns whether an instance left.
 fn free(server: &mut Server, last: &mut u64, now: Duration) -> bool {
-    let left = match &server.tenant {
-        Tenant::Free { freed, drain_until: Some(until) } if Duration::from_secs(*until) <= now => {
-            server.tenant = Tenant::Free { freed: *freed, drain_until: None };
+    let left = match &server.occupant {
+        Occupant::Free { freed, drain_until: Some(until) } if Duration::from_secs(*until) <= now => {
+            server.occupant = Occupant::Free { freed: *freed, drain_until: None };
             false
         }
-        Tenant::Free { .. } => false,
-        Tenant::Instance { drain, .. } => {
+        Occupant::Free { .. } => false,
+        Occupant::Instance { drain, .. } => {
             *last = u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(last.saturating_add(1));
             let drain_until = drain.map(|drain| whole_seconds(now.saturating_add(drain)));
-            server.tenant = Tenant::Free { freed: *last, drain_until };
+            server.occupant = Occupant::Free { freed: *last, drain_until };
             true
         }
     };
-    // HAProxy would resolve the name of a slot that nobody sits in, too.
+    // HAProxy would also resolve the host name of a slot without an instance.
     if matches!(server.address, Address::Host(_)) && server.state() == State::Maint {
         (server.address, server.port) = (Address::PLACEHOLDER, PLACEHOLDER_PORT);
     }
@@ -275,11 +272,11 @@ mod tests {
         seat(&seating)
     }
 
-    /// `api_1=i7` for a seat, `api_1~3` for a slot that was freed third.
+    /// `api_1=i7` for an occupied slot, `api_1~3` for a slot that was freed third.
     fn show(servers: &[Server]) -> Vec<String> {
-        let one = |server: &Server| match &server.tenant {
-            Tenant::Instance { id, .. } => format!("{}={}", server.name, id.as_str()),
-            Tenant::Free { freed, .. } => format!("{}~{freed}", server.name),
+        let one = |server: &Server| match &server.occupant {
+            Occupant::Instance { id, .. } => format!("{}={}", server.name, id.as_str()),
+            Occupant::Free { freed, .. } => format!("{}~{freed}", server.name),
         };
         servers.iter().map(one).collect()
     }
@@ -350,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_somebody_else_has_is_left_out() {
+    fn the_name_of_a_foreign_server_is_skipped() {
         let backend: BackendName = "api".parse().expect("a name");
         let foreign = BTreeSet::from(["api_1".to_owned()]);
         let instances = [instance(1)];
@@ -372,9 +369,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_copied_by_hand_gives_nobody_two_slots() {
+    fn a_line_copied_by_hand_gives_no_instance_two_slots() {
         let mut servers = seated(&[], &[1], POLICY);
-        servers[1].tenant = servers[0].tenant.clone();
+        servers[1].occupant = servers[0].occupant.clone();
         assert_eq!(show(&seated(&servers, &[1], POLICY)), ["api_1=i1", "api_2~0", "api_3~0"]);
     }
 
@@ -406,15 +403,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_moves_nobody_shares_and_everybody_sits(steps in prop::collection::vec(prop::collection::btree_set(0u32..12, 0..12), 1..30)) {
+        fn every_instance_keeps_a_slot_of_its_own(steps in prop::collection::vec(prop::collection::btree_set(0u32..12, 0..12), 1..30)) {
             let mut servers = Vec::new();
             for ids in steps {
                 let ids: Vec<u32> = ids.into_iter().collect();
                 let next = seated(&servers, &ids, POLICY);
                 let seats = |servers: &[Server]| -> BTreeMap<InstanceId, String> {
-                    servers.iter().filter_map(|s| match &s.tenant {
-                        Tenant::Instance { id, .. } => Some((id.clone(), s.name.to_string())),
-                        Tenant::Free { .. } => None,
+                    servers.iter().filter_map(|s| match &s.occupant {
+                        Occupant::Instance { id, .. } => Some((id.clone(), s.name.to_string())),
+                        Occupant::Free { .. } => None,
                     }).collect()
                 };
                 let (before, after) = (seats(&servers), seats(&next));

@@ -8,7 +8,7 @@ use crate::desired::{Grant, Grants, InstanceId, Present, ServiceKey, SlotPolicy}
 use crate::haproxy::text::ConfigText;
 use crate::plane::Runtime;
 
-const THEIRS: &str = "\
+const FOREIGN: &str = "\
 defaults base
   mode http
 backend plain
@@ -50,7 +50,7 @@ fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     }
     let slots = SlotPolicy { min_free: 1, max: 8 };
     let (prefix, owner) = ("haproxy.".into(), owner());
-    // Whether a service may join a backend of somebody's is not what these tests are about.
+    // These tests are not about which service may join an existing backend.
     let anything = Grant { backends: vec!["*".to_owned()], join: true };
     let grants = Grants::new(&[("*".to_owned(), anything)].into()).expect("globs");
     build(
@@ -87,8 +87,8 @@ fn applied(plan: &Plan, before: &Observed) -> Observed {
     Observed::new(before.version, super::text::apply(plan, before, &owner()), &owner())
 }
 
-/// What the process is told of a plan; `None` where it takes a reload.
-fn told(plan: &Plan, before: &Observed) -> Option<Vec<Action>> {
+/// The run-time changes of a plan; `None` if it needs a reload.
+fn run_time_changes(plan: &Plan, before: &Observed) -> Option<Vec<Action>> {
     plan.is_live().then(|| Changes::new(&Runtime::of(before), before, &applied(plan, before)).actions())
 }
 
@@ -107,7 +107,7 @@ fn name(text: &str) -> BackendName {
 fn an_existing_backend_is_used_if_it_is_compatible() {
     let services: [(&str, &[&str]); 4] =
         [("plain", &["enable"]), ("picky", &["enable"]), ("stream", &["enable"]), ("both", &["enable"])];
-    let planned = plan(&built(&services), &observed(THEIRS), Strategy::UseExisting).expect("no conflict");
+    let planned = plan(&built(&services), &observed(FOREIGN), Strategy::UseExisting).expect("no conflict");
     assert_eq!(planned.plan.edits.keys().map(BackendName::as_str).collect::<Vec<_>>(), ["plain"]);
     assert!(matches!(planned.plan.edits[&name("plain")], Edit::Servers(_)));
     let notes: Vec<String> = planned.notes.iter().map(ToString::to_string).collect();
@@ -119,7 +119,7 @@ fn an_existing_backend_is_used_if_it_is_compatible() {
 #[test]
 fn tags_of_the_section_are_ignored_where_it_is_not_ours() {
     let said = |tags: &[&str]| {
-        let planned = plan(&built(&[("plain", tags)]), &observed(THEIRS), Strategy::UseExisting).expect("no conflict");
+        let planned = plan(&built(&[("plain", tags)]), &observed(FOREIGN), Strategy::UseExisting).expect("no conflict");
         assert_eq!(planned.plan.edits.len(), 1, "it is given its server all the same");
         planned.notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
@@ -133,7 +133,7 @@ fn tags_of_the_section_are_ignored_where_it_is_not_ours() {
 #[test]
 fn create_new_leaves_a_taken_name_alone_and_the_others_go_on() {
     let services: [(&str, &[&str]); 2] = [("plain", &["enable"]), ("fresh", &["enable"])];
-    let planned = plan(&built(&services), &observed(THEIRS), Strategy::CreateNew).expect("no conflict");
+    let planned = plan(&built(&services), &observed(FOREIGN), Strategy::CreateNew).expect("no conflict");
     assert_eq!(planned.plan.edits.keys().map(BackendName::as_str).collect::<Vec<_>>(), ["fresh"]);
     assert_eq!((planned.notes.len(), planned.notes[0].service.name.as_str()), (1, "plain"));
 }
@@ -141,13 +141,13 @@ fn create_new_leaves_a_taken_name_alone_and_the_others_go_on() {
 #[test]
 fn fail_on_conflict_stops_before_any_write() {
     let services: [(&str, &[&str]); 2] = [("plain", &["enable"]), ("fresh", &["enable"])];
-    let conflict = plan(&built(&services), &observed(THEIRS), Strategy::FailOnConflict).expect_err("plain is taken");
+    let conflict = plan(&built(&services), &observed(FOREIGN), Strategy::FailOnConflict).expect_err("plain is taken");
     assert!(conflict.to_string().contains("fail_on_conflict") && conflict.to_string().contains("service plain"));
 }
 
 #[test]
 fn a_custom_backend_that_is_not_there_is_an_error_and_nothing_else() {
-    let planned = plan(&built(&[("api", &["enable", "backend=custom"])]), &observed(THEIRS), Strategy::UseExisting);
+    let planned = plan(&built(&[("api", &["enable", "backend=custom"])]), &observed(FOREIGN), Strategy::UseExisting);
     let planned = planned.expect("no conflict");
     assert!(planned.plan.is_empty());
     assert!(planned.notes[0].text.contains("HAProxy has no backend api"));
@@ -155,16 +155,19 @@ fn a_custom_backend_that_is_not_there_is_an_error_and_nothing_else() {
 
 #[test]
 fn a_service_whose_tag_is_broken_keeps_what_it_has() {
-    let before = after(&[("api", &["enable=true"]), ("gone", &["enable=true"])], THEIRS);
+    let before = after(&[("api", &["enable=true"]), ("gone", &["enable=true"])], FOREIGN);
     let planned = plan(&built(&[("api", &["enable=tru"])]), &before, Strategy::UseExisting).expect("no conflict");
     assert_eq!(planned.plan.edits.into_iter().collect::<Vec<_>>(), [(name("gone"), Edit::Delete)]);
 }
 
 #[test]
 fn a_change_of_servers_is_live_and_a_change_of_settings_is_not() {
-    let before = after(&[("api", &["enable", "weight=3"])], THEIRS);
+    let before = after(&[("api", &["enable", "weight=3"])], FOREIGN);
     let live = |tags: &[&str]| {
-        told(&plan(&built(&[("api", tags)]), &before, Strategy::UseExisting).expect("no conflict").plan, &before)
+        run_time_changes(
+            &plan(&built(&[("api", tags)]), &before, Strategy::UseExisting).expect("no conflict").plan,
+            &before,
+        )
     };
     assert_eq!(live(&["enable", "weight=3"]), Some(vec![]));
     assert_eq!(live(&["enable", "weight=7"]), Some(vec![Action::Weight(name("api"), name("api").slot(1), 7)]));
@@ -175,7 +178,7 @@ fn a_change_of_servers_is_live_and_a_change_of_settings_is_not() {
 
 #[test]
 fn an_instance_goes_out_before_its_slot_changes_and_comes_in_after() {
-    let before = after(&[("api", &["enable"])], THEIRS);
+    let before = after(&[("api", &["enable"])], FOREIGN);
     let mut next = built(&[("api", &["enable"])]);
     let backend = next.desired.backends.get_mut(&name("api")).expect("api");
     let instance = &mut backend.instances[0];
@@ -184,7 +187,7 @@ fn an_instance_goes_out_before_its_slot_changes_and_comes_in_after() {
     let (old, new) = (name("api").slot(1), name("api").slot(2));
     let ip = "10.0.0.1".parse().expect("an address");
     assert_eq!(
-        told(&plan, &before),
+        run_time_changes(&plan, &before),
         Some(vec![
             Action::State(name("api"), old, State::Maint),
             Action::Address(name("api"), new.clone(), ip, 81),
@@ -195,7 +198,7 @@ fn an_instance_goes_out_before_its_slot_changes_and_comes_in_after() {
 
 #[test]
 fn what_is_live_does_not_wait_for_what_takes_a_reload() {
-    let before = after(&[("api", &["enable", "slots=1"]), ("other", &["enable"])], THEIRS);
+    let before = after(&[("api", &["enable", "slots=1"]), ("other", &["enable"])], FOREIGN);
     let mut next = built(&[
         ("api", &["enable", "slots=1", "balance=first"]),
         ("other", &["enable", "weight=2"]),
@@ -214,7 +217,7 @@ fn what_is_live_does_not_wait_for_what_takes_a_reload() {
     let (live, rest) = split(&before);
     assert_eq!(live.edits.keys().map(BackendName::as_str).collect::<Vec<_>>(), ["api", "other"]);
     assert_eq!(rest.backends().map(BackendName::as_str).collect::<Vec<_>>(), ["api", "new"]);
-    let actions = told(&live, &before).expect("all of it is live");
+    let actions = run_time_changes(&live, &before).expect("all of it is live");
     assert!(actions.contains(&Action::State(name("api"), name("api").slot(1), State::Maint)), "{actions:?}");
 
     // Once it is done, the rest is what is left.
@@ -224,9 +227,9 @@ fn what_is_live_does_not_wait_for_what_takes_a_reload() {
 }
 
 #[test]
-fn who_is_gone_does_not_wait_for_a_reload() {
+fn an_instance_that_is_gone_does_not_wait_for_a_reload() {
     let tags: [&[&str]; 3] = [&["enable"], &["enable", "slots=0"], &["enable", "slots=1"]];
-    let before = after(&[("last", tags[0]), ("bare", tags[1]), ("taken", tags[2])], THEIRS);
+    let before = after(&[("last", tags[0]), ("bare", tags[1]), ("taken", tags[2])], FOREIGN);
     let mut next = built(&[("bare", tags[1]), ("taken", &["enable", "slots=1", "maxconn=7"])]);
     for (service, more) in [("bare", 1), ("taken", 3)] {
         let backend = next.desired.backends.get_mut(&name(service)).expect("one of them");
@@ -243,15 +246,15 @@ fn who_is_gone_does_not_wait_for_a_reload() {
     };
     let (live, rest) = split(&before);
     let out = |service: &str| Action::State(name(service), name(service).slot(1), State::Maint);
-    assert_eq!(told(&live, &before), Some(vec![out("bare"), out("last"), out("taken")]));
+    assert_eq!(run_time_changes(&live, &before), Some(vec![out("bare"), out("last"), out("taken")]));
     let (again, same) = split(&applied(&live, &before));
     assert!(again.is_empty(), "{again:?}");
     assert_eq!(same, rest, "what waits is the same change as before");
 }
 
 #[test]
-fn who_is_gone_from_a_backend_of_theirs_is_out_whatever_is_in_the_way() {
-    let before = after(&[("plain", &["enable"])], THEIRS);
+fn an_instance_that_is_gone_is_out_of_a_foreign_backend_despite_a_conflict() {
+    let before = after(&[("plain", &["enable"])], FOREIGN);
     let text = before.text.to_string().replace("backend plain", "backend plain\n  balance leastconn");
     let before = observed(&text);
     let mut next = built(&[("plain", &["enable"])]);
@@ -260,28 +263,31 @@ fn who_is_gone_from_a_backend_of_theirs_is_out_whatever_is_in_the_way() {
     for strategy in [Strategy::UseExisting, Strategy::CreateNew] {
         let planned = plan(&next, &before, strategy).expect("no conflict");
         assert_eq!(planned.notes.len(), 1);
-        assert_eq!(told(&planned.plan, &before), gone);
+        assert_eq!(run_time_changes(&planned.plan, &before), gone);
     }
     plan(&next, &before, Strategy::FailOnConflict).expect_err("a conflict");
-    assert_eq!(told(&Plan::gone(&next, &before, Duration::ZERO), &before), gone);
+    assert_eq!(run_time_changes(&Plan::gone(&next, &before, Duration::ZERO), &before), gone);
 }
 
 #[test]
 fn two_owners_share_one_haproxy() {
-    let theirs = "backend api\n  description nomad-haproxy:other default/api\n  mode http\n  server api_1 10.9.9.9:1 # {\"owner\":\"other\",\"id\":\"x\",\"alloc\":\"\"}\n";
-    let planned = plan(&built(&[]), &observed(theirs), Strategy::UseExisting).expect("no conflict");
+    let foreign = "backend api\n  description nomad-haproxy:other default/api\n  mode http\n  server api_1 10.9.9.9:1 # {\"owner\":\"other\",\"id\":\"x\",\"alloc\":\"\"}\n";
+    let planned = plan(&built(&[]), &observed(foreign), Strategy::UseExisting).expect("no conflict");
     assert!(planned.plan.is_empty(), "{:?}", planned.plan);
 }
 
 #[test]
 fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
     let at = |seconds| Duration::from_secs(seconds);
-    let before = after(&[("api", &["enable"])], THEIRS);
+    let before = after(&[("api", &["enable"])], FOREIGN);
     let plan_of = |services: &[(&str, &[&str])], observed: &Observed, now| {
         plan_at(&built(services), observed, Strategy::UseExisting, now).expect("no conflict")
     };
     let Planned { plan: gone, next, .. } = plan_of(&[], &before, at(1000));
-    assert_eq!(told(&gone, &before), Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]));
+    assert_eq!(
+        run_time_changes(&gone, &before),
+        Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)])
+    );
     assert_eq!(next, Some(at(1060)));
     let empty = applied(&gone, &before);
     assert!(plan_of(&[], &empty, at(1059)).plan.is_empty(), "it stays");
@@ -293,7 +299,7 @@ fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
 
 #[test]
 fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
-    let before = after(&[("api", &["enable"])], THEIRS);
+    let before = after(&[("api", &["enable"])], FOREIGN);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
     next.desired.backends.get_mut(&name("api")).expect("api").instances.clear();
     let options =
@@ -301,7 +307,10 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
         .expect("no conflict")
         .plan;
-    assert_eq!(told(&plan, &before), Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)]));
+    assert_eq!(
+        run_time_changes(&plan, &before),
+        Some(vec![Action::State(name("api"), name("api").slot(1), State::Maint)])
+    );
 }
 
 #[test]
@@ -316,28 +325,28 @@ fn an_instance_that_is_gone_leaves_a_backend_that_its_service_cannot_have() {
     ] {
         let before = observed(&text);
         let planned = plan(&built(&[("api", &["enable"])]), &before, strategy).expect("no conflict");
-        assert_eq!(told(&planned.plan, &before), out, "{text}");
+        assert_eq!(run_time_changes(&planned.plan, &before), out, "{text}");
         assert!(planned.notes[0].text.starts_with("not routed"), "{:?}", planned.notes);
     }
 }
 
 #[test]
 fn a_persons_server_of_the_same_name_is_not_touched() {
-    let theirs = "  server plain_1 127.0.0.1:7 # mine\n";
+    let foreign = "  server plain_1 127.0.0.1:7 # mine\n";
     let ours = "  server plain_1 10.0.0.1:80 # {\"owner\":\"nomad\",\"id\":\"x\"}\n";
-    for lines in [[theirs, ours], [ours, theirs]] {
+    for lines in [[foreign, ours], [ours, foreign]] {
         let before = observed(&format!("backend plain\n  mode http\n{}", lines.concat()));
         for services in [&[("plain", &["enable"][..])][..], &[]] {
             let planned = plan(&built(services), &before, Strategy::UseExisting).expect("no conflict");
             let text = applied(&planned.plan, &before).text.to_string();
-            assert!(text.contains(theirs) && !text.contains(ours), "{text}");
+            assert!(text.contains(foreign) && !text.contains(ours), "{text}");
         }
     }
 }
 
 #[test]
-fn a_server_line_that_somebody_copied_is_there_once() {
-    let before = after(&[("api", &["enable"])], THEIRS).text.to_string();
+fn a_copied_server_line_is_written_once() {
+    let before = after(&[("api", &["enable"])], FOREIGN).text.to_string();
     let line = before.lines().find(|line| line.contains("server api_1")).expect("the server");
     let copied = before.replace(line, &format!("{line}\n{line}"));
     let repaired = after(&[("api", &["enable"])], &copied);
@@ -347,14 +356,14 @@ fn a_server_line_that_somebody_copied_is_there_once() {
 }
 
 #[test]
-fn our_servers_stand_under_no_condition() {
+fn our_servers_are_outside_of_conditional_blocks() {
     let conditional =
         "backend plain\n  mode http\n  server a 127.0.0.1:1\n.if defined(X)\n  server b 127.0.0.1:2\n.endif\n";
     let written = after(&[("plain", &["enable"])], conditional).text.to_string();
     let (ours, block) = (written.find("plain_1").expect("ours"), written.find(".if").expect("the block"));
     assert!(ours < block, "{written}");
     assert_eq!(after(&[], &written).text.to_string(), conditional);
-    // Somebody puts a block around one of ours, and around a setting.
+    // A person puts a block around one of ours, and around a setting.
     let ours = after(&[("api", &["enable"])], "").text.to_string();
     for line in ours.split_inclusive('\n').filter(|line| line.starts_with(' ')) {
         let text = ours.replace(line, &format!(".if false\n{line}.endif\n"));
@@ -394,7 +403,7 @@ fn the_names_of_a_template_are_taken() {
 
 #[test]
 fn a_static_algorithm_takes_no_weight_at_run_time() {
-    let before = after(&[("api", &["enable", "balance=source"])], THEIRS);
+    let before = after(&[("api", &["enable", "balance=source"])], FOREIGN);
     let heavier = plan(&built(&[("api", &["enable", "balance=source", "weight=9"])]), &before, Strategy::UseExisting);
     assert!(!heavier.expect("no conflict").plan.is_live());
 }
@@ -402,7 +411,7 @@ fn a_static_algorithm_takes_no_weight_at_run_time() {
 #[test]
 fn what_the_process_does_by_itself_is_left_alone() {
     let text = "backend shop\n  default-server agent-check agent-port 1\n  server shop_1 10.0.0.1:1 weight 5 # {\"owner\":\"nomad\",\"id\":\"x\",\"alloc\":\"y\"}\n";
-    let told_by_its_agent = |text: &str| {
+    let changes_by_agent = |text: &str| {
         let observed = observed(text);
         let mut process = Runtime::of(&observed);
         for server in process.0.values_mut() {
@@ -410,22 +419,22 @@ fn what_the_process_does_by_itself_is_left_alone() {
         }
         Changes::new(&process, &observed, &observed)
     };
-    assert_eq!(told_by_its_agent(text), Changes::default());
-    let told = told_by_its_agent(&text.replace("agent-check agent-port 1", "inter 1s"));
-    assert_eq!(told.rest.len(), 2, "a hand's work is undone: {told:?}");
+    assert_eq!(changes_by_agent(text), Changes::default());
+    let changes = changes_by_agent(&text.replace("agent-check agent-port 1", "inter 1s"));
+    assert_eq!(changes.rest.len(), 2, "an edit by hand is undone: {changes:?}");
 }
 
 #[test]
 fn a_section_of_an_unknown_kind_behind_ours_stays_where_it_is() {
     let section = "future_section foo\n  server ring1 127.0.0.1:514\n  mode x\n  # the end\n";
-    let written = after(&[("api", &["enable"])], THEIRS);
+    let written = after(&[("api", &["enable"])], FOREIGN);
     let text = format!("{}{section}", written.text);
     for services in [&[("api", &["enable", "balance=leastconn"][..])][..], &[("other", &["enable"])], &[]] {
         let after = after(services, &text).text.to_string();
         assert!(after.contains(section), "{after}");
         assert_eq!(after.contains("backend api"), services.iter().any(|(name, _)| *name == "api"));
     }
-    assert_eq!(after(&[], &text).text.to_string(), format!("{THEIRS}{section}"));
+    assert_eq!(after(&[], &text).text.to_string(), format!("{FOREIGN}{section}"));
 }
 
 #[test]
@@ -447,57 +456,57 @@ fn a_weight_that_no_tag_gives_is_the_inherited_one_and_is_written() {
 }
 
 #[test]
-fn who_is_held_stays_and_nobody_else_does() {
+fn only_held_instances_stay() {
     let key = |name: &str| ServiceKey { namespace: "default".into(), name: name.into() };
-    // Two services share a backend of ours, and two share one of somebody's.
+    // Two services share a backend of ours, and two share an existing one.
     let services: [(&str, &[&str]); 4] = [
         ("blue", &["enable", "backend.name=shop"]),
         ("green", &["enable", "backend.name=shop"]),
         ("red", &["enable", "backend=custom", "backend.name=plain"]),
         ("grey", &["enable", "backend=custom", "backend.name=plain"]),
     ];
-    let before = after(&services, THEIRS);
-    let mut nobody = built(&[]);
-    nobody.held.services.extend([key("blue"), key("red")]);
-    let planned = plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan;
+    let before = after(&services, FOREIGN);
+    let mut empty = built(&[]);
+    empty.held.services.extend([key("blue"), key("red")]);
+    let planned = plan(&empty, &before, Strategy::UseExisting).expect("no conflict").plan;
     let after = applied(&planned, &before);
     let seated = |name: &str| {
-        let tenants = after.backends[name].servers.iter().filter_map(|server| server.tenant.service());
-        tenants.map(|service| service.name.clone()).collect::<Vec<_>>()
+        let occupants = after.backends[name].servers.iter().filter_map(|server| server.occupant.service());
+        occupants.map(|service| service.name.clone()).collect::<Vec<_>>()
     };
     assert_eq!((seated("shop"), seated("plain")), (vec!["blue".to_owned()], vec!["red".to_owned()]));
-    // A namespace that could not be read holds all of it, a single instance only itself.
-    nobody.held = Held { namespaces: ["default".to_owned()].into(), ..Held::default() };
-    assert!(plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan.is_empty());
-    nobody.held = Held { instances: [InstanceId::new("green-1")].into(), ..Held::default() };
-    let planned = plan(&nobody, &before, Strategy::UseExisting).expect("no conflict").plan;
+    // A namespace that could not be read holds everything in it, a single instance only itself.
+    empty.held = Held { namespaces: ["default".to_owned()].into(), ..Held::default() };
+    assert!(plan(&empty, &before, Strategy::UseExisting).expect("no conflict").plan.is_empty());
+    empty.held = Held { instances: [InstanceId::new("green-1")].into(), ..Held::default() };
+    let planned = plan(&empty, &before, Strategy::UseExisting).expect("no conflict").plan;
     assert_eq!(applied(&planned, &before).backends["shop"].servers.iter().filter(|s| s.is_enabled()).count(), 1);
 }
 
-/// Lines of 0.1 do not say which service they are of.
+/// Lines of 0.1 do not name their service.
 #[test]
 fn a_line_of_0_1_is_of_the_only_service_of_its_backend_which_is_written_out_without_a_reload() {
     let services: [(&str, &[&str]); 2] =
         [("api", &["enable"]), ("red", &["enable", "backend=custom", "backend.name=plain"])];
-    let new = after(&services, THEIRS);
+    let new = after(&services, FOREIGN);
     let old = new.text.lines().concat().replace(",\"service\":\"default/api\"", "");
     let old = observed(&old.replace("nomad-haproxy:nomad api ", "nomad-haproxy:nomad "));
     assert_eq!(old.backends["api"].servers, new.backends["api"].servers);
     let planned = plan(&built(&services), &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(planned.is_live());
     assert_eq!(applied(&planned, &old).text, new.text);
-    // In somebody's backend it is written out, which takes no reload; until then it stays while anything is held.
+    // In an existing backend it is added without a reload; until then it stays while anything is held.
     let old = observed(&new.text.lines().concat().replace(",\"service\":\"default/red\"", ""));
     let planned = plan(&built(&services), &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(!planned.is_empty() && planned.is_live());
     assert_eq!(old.namespaces(), ["default".to_owned()].into());
-    let mut nobody = built(&[]);
-    nobody.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
-    let planned = plan(&nobody, &old, Strategy::UseExisting).expect("no conflict").plan;
+    let mut empty = built(&[]);
+    empty.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
+    let planned = plan(&empty, &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
 }
 
-/// Whether a plan that was reviewed at one time is let through at another.
+/// Whether a plan that was reviewed at one time is allowed at another.
 fn permitted(reviewed: (&Planned, &Observed), now: (&Planned, &Observed)) -> Result<(), String> {
     let review = Review::new(&reviewed.0.plan, reviewed.1, &owner(), Duration::from_secs(100));
     let file = Reviews::One(Box::new(review)).to_json().expect("it is JSON");
@@ -508,7 +517,7 @@ fn permitted(reviewed: (&Planned, &Observed), now: (&Planned, &Observed)) -> Res
 #[test]
 fn what_was_reviewed_does_not_depend_on_the_time() {
     let services: [(&str, &[&str]); 2] = [("api", &["enable", "drain=5s"]), ("web", &["enable"])];
-    let before = after(&services, THEIRS);
+    let before = after(&services, FOREIGN);
     let at = |built: &Built, observed: &Observed, seconds| {
         plan_at(built, observed, Strategy::UseExisting, Duration::from_secs(seconds)).expect("no conflict")
     };
@@ -534,17 +543,17 @@ fn what_differs_from_what_was_reviewed_is_named() {
         plan(&built(services), text, Strategy::UseExisting).expect("no conflict")
     };
     let (api, moved) = ([("api", &["enable"][..])], [("api", &["enable", "weight=3"][..])]);
-    let before = observed(&format!("# _md5hash=1\n# _version=1\n{THEIRS}"));
+    let before = observed(&format!("# _md5hash=1\n# _version=1\n{FOREIGN}"));
     let reviewed = planned(&api, &before);
     let check = |now: &Planned, text: &Observed| permitted((&reviewed, &before), (now, text));
     assert_eq!(check(&reviewed, &before), Ok(()));
-    let renumbered = observed(&format!("# _version=2\n{THEIRS}"));
+    let renumbered = observed(&format!("# _version=2\n{FOREIGN}"));
     assert_eq!(check(&planned(&api, &renumbered), &renumbered), Ok(()), "only the API's header");
     for (edited, words) in [
-        (THEIRS.replace("127.0.0.1:1", "127.0.0.1:2"), "`backend plain`"),
-        (format!("# mine\n{THEIRS}"), "the lines outside of all sections"),
+        (FOREIGN.replace("127.0.0.1:1", "127.0.0.1:2"), "`backend plain`"),
+        (format!("# mine\n{FOREIGN}"), "the lines outside of all sections"),
         (
-            THEIRS.replace("backend picky\n  balance leastconn\n", "") + "backend picky\n  balance leastconn\n",
+            FOREIGN.replace("backend picky\n  balance leastconn\n", "") + "backend picky\n  balance leastconn\n",
             "the order",
         ),
     ] {
@@ -560,8 +569,8 @@ fn what_differs_from_what_was_reviewed_is_named() {
 }
 
 #[test]
-fn an_instance_of_which_it_is_unclear_stays_in_its_slot_or_out() {
-    let before = after(&[("api", &["enable"]), ("api", &["enable"])], THEIRS);
+fn an_instance_with_an_unclear_tag_stays_in_its_slot_or_out() {
+    let before = after(&[("api", &["enable"]), ("api", &["enable"])], FOREIGN);
     let of = |tags: &[&str]| {
         let built = built_over(&before.present(), &[("api", &["enable"]), ("api", tags)]);
         plan(&built, &before, Strategy::UseExisting).expect("no conflict").plan
@@ -574,19 +583,19 @@ fn an_instance_of_which_it_is_unclear_stays_in_its_slot_or_out() {
 
 #[test]
 fn a_backend_whose_service_becomes_static_stays_as_it_is() {
-    let before = after(&[("api", &["enable", "balance=first"]), ("plain", &["enable"])], THEIRS);
+    let before = after(&[("api", &["enable", "balance=first"]), ("plain", &["enable"])], FOREIGN);
     let services: [(&str, &[&str]); 2] =
         [("api", &["enable", "backend=static"]), ("plain", &["enable", "backend=static"])];
     let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
     assert!(planned.plan.is_empty(), "{:?}", planned.plan);
 }
 
-/// The description says which services a backend has, and since 0.2 which backend it is.
+/// The description lists the services of a backend, and since 0.2 names the backend itself.
 #[test]
 fn a_change_of_nothing_but_the_description_takes_no_reload() {
     let alone: (&str, &[&str]) = ("blue", &["enable", "backend.name=shop"]);
     let joined: (&str, &[&str]) = ("green", &["enable", "backend.name=shop"]);
-    let before = after(&[alone], THEIRS);
+    let before = after(&[alone], FOREIGN);
     let old = observed(&before.text.to_string().replace("nomad-haproxy:nomad shop ", "nomad-haproxy:nomad "));
     assert_ne!(old.text, before.text);
     let both = after(&[alone, joined], &before.text.to_string());
@@ -611,7 +620,7 @@ fn a_change_of_nothing_but_the_description_takes_no_reload() {
 
 #[test]
 fn a_copy_made_by_hand_is_not_touched_and_takes_no_instance_away() {
-    let before = after(&[("api", &["enable"])], THEIRS).text.to_string();
+    let before = after(&[("api", &["enable"])], FOREIGN).text.to_string();
     let section = &before[before.find("backend api").expect("ours")..];
     let old = |text: &str| text.replace("nomad-haproxy:nomad api ", "nomad-haproxy:nomad ");
     for copy in

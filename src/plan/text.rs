@@ -13,7 +13,7 @@ use super::{Edit, Plan, Rewrite, ServerEdit};
 /// The text that the plan leads to, at the same version.
 pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
     let mut text = observed.text.clone();
-    // From the last section to the first, so that line numbers stay true.
+    // From the last section to the first, so that line numbers stay correct.
     let mut present: Vec<(&Section, &Edit)> =
         plan.edits.iter().filter_map(|(name, edit)| Some((&observed.backend(name)?.section, edit))).collect();
     present.sort_by_key(|(section, _)| std::cmp::Reverse(section.lines.start));
@@ -43,8 +43,8 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
     text
 }
 
-/// Rewrites one section: its description, all its settings, or just servers. Comments and blank lines stay where they are; where the settings are written
-/// anew they stand behind the header, and every directive that is no server goes.
+/// Rewrites one section: its description, all its settings, or only servers. Comments and blank lines stay where they
+/// are; rewritten settings follow the header, and every directive other than a server is removed.
 fn change(
     text: &mut ConfigText,
     section: &Section,
@@ -66,7 +66,7 @@ fn change(
         }
         blocks.pass(directive.keyword());
         let edit = match directive.keyword() {
-            // A person's server of the same name is none of ours.
+            // A person's server of the same name is not ours.
             "server" => match parse::server(&directive, owner) {
                 ServerLine::Ours(name, _) => edits.iter().find(|edit| *edit.name() == name),
                 ServerLine::Foreign(_) => None,
@@ -75,12 +75,12 @@ fn change(
                 lines.extend(description.map(|text| described(text, directive.comment.as_deref())));
                 continue;
             }
-            // A line that has words, if only an empty one (`""`).
+            // A line that has words, even if only an empty one (`""`).
             keyword if rewrite && !directive.words.is_empty() && !keyword.starts_with('.') => continue,
             _ => None,
         };
         match edit {
-            // A line that somebody copied is written once, and under no condition.
+            // A line that was copied is written once, and outside of conditional blocks.
             Some(ServerEdit::Set { after, .. }) if !blocks.is_inside() && written.insert(&after.name) => {
                 lines.push(render::server(after, owner));
             }
@@ -98,13 +98,13 @@ fn change(
     text.splice(section.lines.clone(), lines);
 }
 
-/// A description, with a person's comment behind it.
+/// A description, followed by a person's comment.
 fn described(description: &str, comment: Option<&str>) -> String {
     let comment = comment.map(|comment| format!(" # {comment}")).unwrap_or_default();
     render::description(description) + &comment + "\n"
 }
 
-/// The last line of a file may lack its end; what follows it must not run into it.
+/// The last line of a file may lack its newline; what follows must not be joined to it.
 fn ended(line: &String) -> String {
     if line.ends_with('\n') { line.clone() } else { format!("{line}\n") }
 }

@@ -1,10 +1,9 @@
 //! The Data Plane API, version 3.
 //!
-//! A structural write is one transaction (or one versioned write of the whole text, which the API runs as a
-//! transaction of its own) with a reload that is waited for. Either way the API renders the whole file, so
-//! what it makes of the part that is not ours is looked at first (`survey`); and before a transaction is
-//! committed, the text that it would write must say what was planned (`meaning`), as the API drops fields
-//! that it does not know without an error.
+//! A structural write is one transaction (or one versioned write of the whole text, which the API runs as its own
+//! transaction) with a reload that is waited for. Either way the API renders the whole file, so the result for the part
+//! that is not ours is checked first (`survey`); and before a transaction is committed, the text that it would write is
+//! compared with the plan (`meaning`), as the API drops fields that it does not know without an error.
 
 mod client;
 mod json;
@@ -40,16 +39,16 @@ use survey::Surveyed;
 
 const TRANSACTIONS: &str = "/v3/services/haproxy/transactions";
 const RAW: &str = "/v3/services/haproxy/configuration/raw";
-/// Between two looks at a reload that was started and not waited for.
+/// Between two polls of a reload that was started and not waited for.
 const RELOAD_POLL: Duration = Duration::from_millis(100);
-/// Until a reload that was started must be done.
+/// How long a reload that was started may take.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of run-time actions in one request: half of what the API, as a Go HTTP server, takes in headers by
-/// default (net/http, `DefaultMaxHeaderBytes`).
+/// Bytes of run-time actions in one request: half of what the API, as a Go HTTP server, accepts in headers by default
+/// (net/http, `DefaultMaxHeaderBytes`).
 const MAX_ACTIONS: usize = 512 * 1024;
-/// The most sections and servers that `auto` writes as structured edits. Each of them rewrites the whole file
-/// in the API (1 to 18 ms), so 1000 services of 5 take 22 s; as text they take 0.75 s (measured on 3.2).
-const MOST_EDITS: usize = 64;
+/// The most sections and servers that `auto` writes as structured edits. The API rewrites the whole file for each of
+/// them (1 to 18 ms), so 1000 services of 5 take 22 s; as text they take 0.75 s (measured on 3.2).
+const MAX_EDITS: usize = 64;
 
 /// How the configuration is written (`haproxy.write`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
@@ -64,20 +63,20 @@ pub enum Write {
     Text,
 }
 
-/// The way through the API.
+/// The connection through the API.
 #[derive(Debug)]
 pub struct Dataplane {
     client: Client,
     owner: Owner,
     write: Write,
     validation_timeout: Duration,
-    /// With `auto`: this API's structured edits were seen to drop a field that we write, so the text it is.
+    /// With `auto`: this API's structured edits dropped a field that we write, so text is used.
     text_only: AtomicBool,
-    /// This API was seen to have no raw write.
+    /// This API has no raw write.
     no_raw_write: AtomicBool,
-    /// What sections inherit was made explicit, and the file was not seen to have it so yet.
+    /// Inheritance was made explicit, and the file has not been read back since.
     made_explicit: AtomicBool,
-    /// What it makes of the file, as far as it was looked at.
+    /// The last survey of the file.
     surveyed: Mutex<Option<Surveyed>>,
 }
 
@@ -103,13 +102,13 @@ impl Dataplane {
         Self { validation_timeout, ..self }
     }
 
-    /// The time for an answer that comes after a validation and perhaps a reload, which takes longer than that.
+    /// The time-out for an answer that needs a validation and perhaps a reload, which takes longer.
     fn load_timeout(&self) -> Duration {
         self.validation_timeout * 3
     }
 
-    /// The API validates for as long as it takes, and writes then. So new host names, which alone take long, are
-    /// validated first: a validation that is given up writes nothing.
+    /// The API validates for as long as it takes, and then writes. So new host names, which alone take long, are
+    /// validated first: a validation that times out writes nothing.
     async fn validate_names(&self, observed: &Observed, text: &ConfigText) -> Result<(), WriteError> {
         let names = |text: &ConfigText| -> BTreeSet<String> {
             let named = text.lines().iter().filter(|line| line.contains(INIT_ADDR));
@@ -137,10 +136,10 @@ impl Dataplane {
         Staged { text: plan::text::apply(plan, observed, &self.owner), transaction: None }
     }
 
-    /// Before a write: what sections inherit is made explicit, if it is not. A raw write puts all `defaults`
-    /// sections first, and a section that names none then inherits from another one than before; a transaction
-    /// writes `from` out for the sections of the file (seen on 3.0, 3.2 and 3.4). So one without edits is
-    /// committed, which reloads, once for a file.
+    /// Before a write: makes explicit what sections inherit, if it is not. A raw write puts all `defaults` sections
+    /// first, and a section that names none would then inherit from another one than before; a transaction writes
+    /// `from` to the sections of the file (seen on 3.0, 3.2 and 3.4). So a transaction without edits is committed,
+    /// which reloads, once per file.
     async fn make_inheritance_explicit(&self, observed: &Observed) -> Result<(), WriteError> {
         if !observed.text.inherits_by_position() {
             self.made_explicit.store(false, Ordering::Relaxed);
@@ -172,7 +171,7 @@ impl Dataplane {
         Ok(answer)
     }
 
-    /// Commits a transaction, which reloads. Whatever fails, it does not stay behind.
+    /// Commits a transaction, which reloads. Whatever fails, it is not left open.
     async fn commit_transaction(&self, observed: &Observed, id: &str) -> Result<(), WriteError> {
         let path = format!("{TRANSACTIONS}/{id}");
         let body = Body { within: Some(self.load_timeout()), ..Body::default() };
@@ -187,7 +186,7 @@ impl Dataplane {
         result
     }
 
-    /// What a write came to. A failed validation leaves the version, a failed reload has moved it.
+    /// Interprets the result of a write. A failed validation leaves the version, a failed reload has changed it.
     async fn written(&self, observed: &Observed, answer: &Answer) -> Result<(), WriteError> {
         match answer.status {
             StatusCode::BAD_REQUEST if answer.moved(observed.version) => {
@@ -201,13 +200,13 @@ impl Dataplane {
         }
     }
 
-    /// What a write that was to be loaded came to.
+    /// Interprets the result of a write that was to be loaded.
     async fn loaded(&self, observed: &Observed, answer: &Answer) -> Result<(), WriteError> {
         let result = self.written(observed, answer).await;
         if let Err(WriteError::ReloadFailed { .. }) = result
             && let Err(error) = self.put_back(&observed.text, answer.version).await
         {
-            // The failed reload is what counts; the next round goes on from what is there.
+            // The failed reload is what counts; the next round starts from what is there.
             tracing::warn!(error = %chain(&error), "could not put the configuration from before back");
         }
         result
@@ -232,13 +231,13 @@ impl Dataplane {
         }
     }
 
-    /// After a reload that failed, the disk has the text of the last reload, which lacks every live change
-    /// since, and the API's memory has the text that could not be loaded, from which its structured edits
-    /// would go on (seen on 3.0, 3.2 and 3.4). Writing the text from before makes them one. Nothing is loaded:
-    /// whether the process agrees is for the next round to see.
+    /// After a reload that failed, the disk has the text of the last reload, which lacks every live change since, and
+    /// the API's memory has the text that could not be loaded, on which its structured edits would be based (seen on
+    /// 3.0, 3.2 and 3.4). Writing the text from before makes them agree. Nothing is loaded: the next round checks
+    /// whether the process agrees.
     ///
-    /// Only where the disk is what such a failure leaves, older than the API's memory, and the memory is as
-    /// our failure left it: another client may have committed since, and nobody's commit is overwritten.
+    /// Only if the disk is what such a failure leaves, older than the API's memory, and the memory is as our failure
+    /// left it: another client may have committed since, and its commit must not be overwritten.
     async fn put_back(&self, before: &ConfigText, failed: Option<u64>) -> Result<(), WriteError> {
         let answer = self.client.get(RAW, &[]).await?;
         let (memory, disk) = (answer.version, answer.config_text().version());
@@ -250,8 +249,8 @@ impl Dataplane {
         self.write_unloaded(memory, disk, before).await
     }
 
-    /// Writes a text without loading it. Which of the two versions the API goes by, where memory and disk
-    /// differ, is not documented; the wrong one is answered with 409.
+    /// Writes a text without loading it. Which of the two versions the API expects, if memory and disk differ, is not
+    /// documented; the wrong one is answered with 409.
     async fn write_unloaded(
         &self,
         memory: Option<u64>,
@@ -294,7 +293,7 @@ impl Plane for Dataplane {
             return Err(unavailable("a look at HAProxy", &answer));
         }
         let mut body = answer.json()?;
-        // One version of the API answers with one object, another with a list of them.
+        // One version of the API answers with one object, another with a list.
         let first = body.as_array().and_then(|list| list.first().cloned());
         let body = first.unwrap_or_else(|| body.take());
         let info = &body["info"];
@@ -313,7 +312,7 @@ impl Plane for Dataplane {
         let answer = self.client.get(RAW, &[]).await?;
         let text = answer.config_text();
         match text.version() {
-            // A reload failed, and whoever made the change did not get to clear it up.
+            // A reload failed, and the client that made the change did not clean it up.
             Some(disk) if answer.version.is_some_and(|memory| memory > disk) => {
                 tracing::warn!("an earlier write could not be loaded; going on from the file");
                 self.write_unloaded(answer.version, Some(disk), &text).await
@@ -338,7 +337,7 @@ impl Plane for Dataplane {
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
         let write = self.write_mode();
-        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MOST_EDITS;
+        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS;
         if write == Write::Text || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
@@ -387,8 +386,8 @@ impl Plane for Dataplane {
         let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
         match answer.status {
             status if has_no_raw_write(status) => Err(WriteError::NotLive("this API has no raw write")),
-            // An action failed after the file was written, and those behind it were not tried (seen on 3.0,
-            // 3.2 and 3.4). Where the version stayed, the file could not be written at all: a full disk.
+            // An action failed after the file was written, and those after it were not tried (seen on 3.0, 3.2 and
+            // 3.4). If the version did not change, the file could not be written at all: a full disk.
             StatusCode::INTERNAL_SERVER_ERROR if answer.moved(observed.version) => {
                 Err(WriteError::HalfLive { message: answer.message() })
             }
@@ -423,7 +422,7 @@ impl Plane for Dataplane {
         self.make_inheritance_explicit(observed).await?;
         let answer = self.post_text(observed.version, &observed.text, ("force_reload", "true"), None).await?;
         if has_no_raw_write(answer.status) {
-            // The commit of a transaction always reloads, an empty one's too.
+            // The commit of a transaction always reloads, even if it is empty.
             let transaction = self.open(observed.version).await?;
             return self.commit_transaction(observed, &transaction).await;
         }

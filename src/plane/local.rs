@@ -1,8 +1,8 @@
 //! The configuration file and the master socket of a HAProxy on this machine.
 //!
-//! A structural write is: validate the new text in a file beside the old one, keep the old one as the
-//! *last good*, rename, reload, and drop the last good one. Wherever that is cut short, the last good
-//! file that still lies there says so, and the next start loads the new text or puts the old one back.
+//! A structural write is: validate the new text in a file beside the old one, keep the old one as the *last good*,
+//! rename, reload, and delete the last good one. If that is interrupted anywhere, the last good file is still there,
+//! and the next start loads the new text or restores the old one.
 
 mod file;
 mod launch;
@@ -39,15 +39,15 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct LocalConfig {
     /// The file that HAProxy was started with (`-f`).
     pub config_file: PathBuf,
-    /// The socket that it was started with (`-S`). Commands for the worker go through it too (`@1`).
+    /// The socket that it was started with (`-S`). Commands for the worker use it too (`@1`).
     pub master_socket: PathBuf,
     /// The executable that validates.
     pub binary: PathBuf,
-    /// The folder that HAProxy runs in; `None`: /proc says it.
+    /// HAProxy's working directory; `None`: read it from /proc.
     pub working_directory: Option<PathBuf>,
-    /// Lines of `NAME=VALUE` that go over HAProxy's environment, as far as /proc says it.
+    /// Lines of `NAME=VALUE` that override HAProxy's environment, as far as /proc shows it.
     pub environment_file: Option<PathBuf>,
-    /// All files and folders that HAProxy was started with, in its order; none: /proc says them.
+    /// All files and folders that HAProxy was started with, in its order; empty: read them from /proc.
     pub files: Vec<PathBuf>,
 }
 
@@ -60,7 +60,7 @@ pub struct Local {
 }
 
 impl Local {
-    /// Takes the settings as they are; whether they are right, the first call shows.
+    /// Accepts the settings as they are; the first call shows whether they are correct.
     pub fn new(settings: LocalConfig, owner: Owner) -> Self {
         Self { settings, owner, validation_timeout: VALIDATION_TIMEOUT }
     }
@@ -71,7 +71,7 @@ impl Local {
         Self { validation_timeout, ..self }
     }
 
-    /// The configuration file, links followed: a rename must replace the file, not the link.
+    /// The configuration file, with links resolved: a rename must replace the file, not the link.
     fn config_file(&self) -> Result<PathBuf, AccessError> {
         let path = &self.settings.config_file;
         fs::canonicalize(path).map_err(|source| AccessError::Refused {
@@ -97,9 +97,9 @@ impl Local {
             .map_err(|source| AccessError::Unavailable { what, source: source.into() })
     }
 
-    /// Asks the master to load the file. It answers when the new worker runs, or why there is none.
+    /// Has the master load the file. It answers when the new worker runs, or with the reason why there is none.
     async fn load(&self) -> Result<(), WriteError> {
-        // A new worker does all that a validation does, and more.
+        // A new worker does everything that a validation does, and more.
         let answer = self.master("reload", self.validation_timeout * 2).await?;
         match answer.lines().next() {
             Some("Success=1") => Ok(()),
@@ -107,7 +107,7 @@ impl Local {
         }
     }
 
-    /// How HAProxy was started, by the settings and by /proc.
+    /// How HAProxy was started, from the settings and /proc.
     async fn launch(&self) -> Result<Launch, AccessError> {
         let answer = self.master("show proc", COMMAND_TIMEOUT).await?;
         let process = process::master(&answer).and_then(|pid| Process::read(&Path::new("/proc").join(pid.to_string())));
@@ -128,14 +128,14 @@ impl Local {
         if output.status.success() {
             return Ok(Verdict::Valid);
         }
-        // The file that was checked has a name that nobody knows; its lines are those of the real one.
+        // The checked file has a temporary name; its line numbers are those of the real one.
         let known = self.settings.config_file.to_string_lossy();
         let message = alerts(&String::from_utf8_lossy(&output.stderr)).replace(&*path.to_string_lossy(), &known);
         Ok(Verdict::Refused(std::iter::once(message).chain(hint).collect::<Vec<_>>().join("; ")))
     }
 
-    /// Writes a validated text in the place of the one that was observed, at the next version. Where it
-    /// is to be loaded, the text from before is kept until it is.
+    /// Replaces the text that was observed with a validated one, at the next version. If it is to be loaded, the text
+    /// from before is kept until then.
     fn replace(&self, observed: &Observed, text: &ConfigText, load: bool) -> Result<Option<Unfinished>, WriteError> {
         let path = self.config_file()?;
         let _lock = lock(&path)?;
@@ -154,14 +154,14 @@ impl Local {
         Ok(unfinished)
     }
 
-    /// Loads the file; if that fails, puts the last good one back.
+    /// Loads the file; if that fails, restores the last good one.
     async fn load_or_put_back(&self, unfinished: &Unfinished) -> Result<(), WriteError> {
         let loaded = self.load().await;
         match &loaded {
             Ok(()) => unfinished.forget(),
-            // The worker from before goes on: only the file has to go back.
+            // The old worker keeps running: only the file has to be restored.
             Err(WriteError::ReloadFailed { .. }) => unfinished.put_back()?,
-            // It may be loaded yet: the next pass finds out.
+            // It may still be loaded: the next pass finds out.
             Err(_) => {}
         }
         loaded
@@ -178,7 +178,7 @@ impl Local {
             Action::Weight(backend, server, weight) => (format!("set server {backend}/{server} weight {weight}"), true),
         };
         let answer = self.worker(&command).await?;
-        // A change of address is answered by what was changed; the others are answered by silence.
+        // A change of address is answered with what was changed; the others are answered with nothing.
         let done = answer.is_empty()
             || (!answer_means_failure && (answer.contains("changed") || answer.contains("no need to change")));
         if done { Ok(()) } else { Err(WriteError::HalfLive { message: format!("{command}: {answer}") }) }
@@ -258,7 +258,7 @@ impl Plane for Local {
         let StateChange { backend, server, state } = change;
         let command = format!("set server {backend}/{server} state {}", state.as_str());
         let answer = self.worker(&command).await?;
-        // A server or a backend that the process lacks is out as it is.
+        // A server or a backend that the process lacks is out anyway.
         if answer.is_empty() || answer.starts_with("No such") {
             return Ok(());
         }
@@ -280,7 +280,7 @@ impl Local {
     }
 }
 
-/// HAProxy's words, without what is only its log's form.
+/// HAProxy's message, without the formatting of its log.
 fn alerts(log: &str) -> String {
     let alert = |line: &str| Some(line.strip_prefix("[ALERT]")?.split_once(" : ")?.1.trim().to_owned());
     let alerts: Vec<String> = log.lines().filter_map(alert).collect();
@@ -302,9 +302,9 @@ fn parse_servers_state(answer: &str) -> Runtime {
         let number = |name: &str| field(name).and_then(|value| value.parse::<u16>().ok());
         let (Some(backend), Some(server)) = (field("be_name"), field("srv_name")) else { continue };
         let Some(admin) = number("srv_admin_state") else { continue };
-        // Maintenance and drain that were asked for. What is inherited from a tracked server, and what DNS
-        // does, is the process's own business; 0x04 only says what the file had at the start
-        // (include/haproxy/server-t.h, SRV_ADMF_*).
+        // Only maintenance and drain that were requested. What is inherited from a tracked server, and what DNS does,
+        // belongs to the process; 0x04 only shows what the file had at the start (include/haproxy/server-t.h,
+        // SRV_ADMF_*).
         let state = match admin {
             admin if admin & 0x01 != 0 => State::Maint,
             admin if admin & 0x08 != 0 => State::Drain,

@@ -21,7 +21,7 @@ pub struct Case {
     pub file: Vec<u8>,
     pub settings: Settings,
     pub steps: Vec<Step>,
-    /// The HAProxy that is asked about it, if one is.
+    /// The HAProxy that validates it, if any.
     pub haproxy: Option<usize>,
 }
 
@@ -31,7 +31,7 @@ pub struct Settings {
     pub linger: Duration,
     pub slots: SlotPolicy,
     pub init_state: bool,
-    /// What each namespace may: its backends, and whether it may join somebody's.
+    /// The grants of each namespace: its backends, and whether it may join existing ones.
     pub grants: Grants,
 }
 
@@ -39,7 +39,7 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct Step {
     pub hand: Vec<Edit>,
-    /// Since the step before; below 0 where somebody put the clock back.
+    /// The time since the step before; negative if the clock was set back.
     pub milliseconds: i64,
     pub registrations: Vec<Registration>,
     pub unreadable: Vec<ServiceKey>,
@@ -52,7 +52,7 @@ impl Step {
         catalog_of(self.registrations.iter(), &self.unreadable)
     }
 
-    /// The same, as another answer of Nomad's may list it.
+    /// The same in another order, as another answer from Nomad may list it.
     pub fn reversed(&self) -> Catalog {
         catalog_of(self.registrations.iter().rev(), &self.unreadable)
     }
@@ -80,6 +80,7 @@ impl Settings {
         let Self { slots, init_state, linger, .. } = *self;
         let lingers = !linger.is_zero();
         build::Options {
+            targets: build::TargetNames::default(),
             prefix: "haproxy.".to_owned(),
             owner: Self::owner(),
             slots,
@@ -102,7 +103,7 @@ fn grants(namespaces: &[(&'static str, Vec<&'static str>, bool)]) -> Grants {
     Grants::new(&namespaces.iter().map(entry).collect()).expect("globs")
 }
 
-/// The clock, moved.
+/// The clock after a step.
 pub fn moved(now: Option<Duration>, milliseconds: i64) -> Duration {
     let Some(now) = now else { return START };
     let by = Duration::from_millis(milliseconds.unsigned_abs());
@@ -153,7 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
     )
 }
 
-/// Cases, of which HAProxy is asked about one in `sample`.
+/// Cases, of which HAProxy validates one in `sample`.
 pub fn cases(sample: u32) -> impl Strategy<Value = Case> {
     let series = validate::series().len();
     let haproxy = match (sample, series) {

@@ -6,7 +6,7 @@ use proptest::sample::select;
 
 /// Names that several steps, and the configuration, have in common.
 const SERVICES: &[&str] = &["api", "api", "api", "web-app", "web_app", "shop", "shop", "db"];
-/// Names that mean something to HAProxy, to a path, or to us.
+/// Names that mean something to HAProxy, in a path, or to us.
 const WORDS: &[&str] = &[
     ".",
     "..",
@@ -30,7 +30,7 @@ const WORDS: &[&str] = &[
     "server",
     "theirs",
 ];
-/// Texts that somebody may have put into any field.
+/// Texts that may be in any field.
 const HOSTILE: &[&str] = &[
     "",
     " ",
@@ -201,7 +201,7 @@ const TAG_NAMES: &[&str] = &[
     "weight",
 ];
 
-/// Any text, of any length that somebody may try.
+/// Any text, of any length that may occur.
 pub fn hostile() -> BoxedStrategy<String> {
     prop_oneof![
         4 => select(HOSTILE).prop_map(str::to_owned),

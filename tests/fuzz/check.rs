@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nomad_haproxy::desired::build::{Built, build};
 use nomad_haproxy::desired::{
-    Address, Backend, BackendKind, BackendName, Held, Instance, InstanceId, Severity, Tenant,
+    Address, Backend, BackendKind, BackendName, Held, Instance, InstanceId, Occupant, Severity,
 };
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
@@ -18,10 +18,10 @@ use super::tally::Tally;
 use super::validate::Haproxy;
 use super::{foreign, hand};
 
-/// How a property is broken.
+/// How a property is violated.
 pub type Broken = String;
 
-/// A condition, or what is broken.
+/// Checks a condition; the error is what is violated.
 macro_rules! hold {
     ($condition:expr, $($words:tt)*) => {
         if !$condition {
@@ -30,7 +30,7 @@ macro_rules! hold {
     };
 }
 
-/// Goes through a case.
+/// Runs a case.
 pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
     let mut run = Run::new(case, tally);
     let mut now = None;
@@ -38,7 +38,7 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
         now = Some(moved(now, step.milliseconds));
         run.step(step, &case.settings, now.unwrap_or_default())?;
     }
-    // Nothing is left when nobody asks for anything. Drains end first, the longest after a day.
+    // Nothing is left when no service is registered. Drains end first, the longest after a day.
     let settings = Settings { linger: Duration::ZERO, ..case.settings.clone() };
     for _ in 0..2 {
         now = Some(moved(now, 100_000_000));
@@ -61,12 +61,12 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
 struct Run<'a> {
     tally: &'a Tally,
     file: Vec<u8>,
-    /// Whether only we wrote to it, and nothing in it was ours before.
+    /// Whether only we have written to it, and nothing in it was ours before.
     untouched: bool,
     is_edited: bool,
     original: &'a [u8],
     haproxy: Option<Haproxy>,
-    /// Whether HAProxy takes the file as it is.
+    /// Whether HAProxy accepts the file as it is.
     taken: bool,
 }
 
@@ -120,8 +120,8 @@ impl<'a> Run<'a> {
     fn is_taken(&mut self, plan: &Plan) -> Result<(), Broken> {
         let Some(haproxy) = self.haproxy.as_ref().filter(|_| self.taken) else { return Ok(()) };
         let Some(refusal) = haproxy.refusal(&self.file) else { return Ok(()) };
-        // HAProxy 3.3 and newer refuse a backend that is called like a frontend or a `defaults` section. The plan
-        // does not know of versions; the pass finds the backend, and leaves it out.
+        // HAProxy 3.3 and newer refuse a backend with the name of a frontend or a `defaults` section. The plan does not
+        // know about versions; the pass finds the backend, and leaves it out.
         if refusal.contains("has the same name as") {
             self.taken = false;
             return Ok(());
@@ -134,13 +134,13 @@ fn observed(file: &[u8]) -> Observed {
     Observed::new(1, ConfigText::from_bytes(file), &Settings::owner())
 }
 
-/// Whether every line is known to begin a section or not. Of a kind that we do not know that is a guess by how
-/// the section above is indented, which a line of ours may decide.
+/// Whether it is certain for every line whether it begins a section. For an unknown kind that is a guess by the
+/// indentation of the section above, which a line of ours may change.
 fn is_certain(observed: &Observed) -> bool {
     observed.text.sections().iter().all(Section::is_known)
 }
 
-/// The same but for the order of instances, which has no meaning.
+/// The same except for the order of instances, which has no meaning.
 fn same(one: &Built, other: &Built) -> bool {
     let sorted = |built: &Built| {
         let mut built = built.clone();
@@ -152,7 +152,7 @@ fn same(one: &Built, other: &Built) -> bool {
     sorted(one) == sorted(other)
 }
 
-/// HAProxy resolves host names when it reads a file, and here there are none but this one.
+/// HAProxy resolves host names when it reads a file, and here only this one resolves.
 fn resolvable(built: &mut Built) {
     let instances = built.desired.backends.values_mut().flat_map(|backend| &mut backend.instances);
     for instance in instances.filter(|instance| matches!(instance.address, Address::Host(_))) {
@@ -163,7 +163,7 @@ fn resolvable(built: &mut Built) {
 /// One pass over one state.
 struct Pass<'a> {
     built: &'a Built,
-    /// Whether somebody may have torn a word apart that says that a secret follows.
+    /// Whether an edit may have broken a word that marks a secret.
     is_edited: bool,
     options: plan::Options,
     refused: LeftOut,
@@ -183,7 +183,7 @@ impl Pass<'_> {
         self.converges(planned, before, after)?;
         self.keeps_what_is_not_ours(planned, before, after)?;
         self.splits(&planned.plan, before, after)?;
-        self.tells(&planned.plan, before, after)?;
+        self.changes_process(&planned.plan, before, after)?;
         self.reads_back(planned, before, after)
     }
 
@@ -207,19 +207,19 @@ impl Pass<'_> {
             let (was, is) = (foreign::lines(before, owner), foreign::lines(after, owner));
             hold!(foreign::is_kept(&was, &is), "foreign lines changed: {was:#?}\nbecame\n{is:#?}");
         } else {
-            // What is ours may turn out not to be, or the other way round, when one of our lines goes.
+            // What is ours may turn out not to be, or the other way round, when one of our lines is removed.
             let unknown = foreign::unknown(before, owner);
             let kept =
                 foreign::is_within(&unknown.concat().into_bytes(), &(after.text.lines().concat() + "\n").into_bytes());
             hold!(kept, "a section of an unknown kind is changed: {unknown:#?}");
         }
-        // Conditional lines at the end of a section belong to nobody, and that end moves with our own lines. Where
-        // a section of an unknown kind begins is told by the section above it, which may be ours.
+        // Conditional lines at the end of a section belong to no section, and that end moves with our own lines. Where
+        // a section of an unknown kind begins depends on the section above it, which may be ours.
         let dotted = before.text.lines().iter().any(|line| line.trim_start().starts_with('.'));
         let is_plain = !dotted && is_certain(before);
         let harm = if is_plain { harm(before, after) } else { Vec::new() };
         hold!(harm.is_empty(), "harm is seen: {harm:?}");
-        // Whose a comment is, too: it is none of ours, and so lost, where its section becomes ours.
+        // The owner of a comment also matters: it is not ours, and so lost, if its section becomes ours.
         let lost = if is_certain(before) { lost_comments(before, after) } else { Vec::new() };
         hold!(lost.is_empty(), "comments are lost: {lost:?}");
         let summary = Summary::new(&planned.plan, before, &after.text, planned.notes.clone());
@@ -235,7 +235,7 @@ impl Pass<'_> {
         let (live, waiting) = plan.clone().split(Plan::default());
         hold!(live.is_live(), "the live part takes a reload: {live:?}");
         hold!(plan.is_live() == waiting.is_empty(), "what waits is not what takes a reload: {waiting:?} of {plan:?}");
-        if self.keeps_the_gone(&live, before) || !is_certain(before) {
+        if self.keeps_gone_instances(&live, before) || !is_certain(before) {
             return Ok(());
         }
         let between = self.applied(&live, before);
@@ -248,30 +248,30 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Whether the live part leaves somebody in service who is gone: a slot that is removed, or that somebody
-    /// takes by a reload, is not freed before that.
-    fn keeps_the_gone(&self, live: &Plan, before: &Observed) -> bool {
+    /// Checks that the live part keeps no instance in service that is gone; except in a slot that is removed, or taken
+    /// by a reload, which is not freed before that.
+    fn keeps_gone_instances(&self, live: &Plan, before: &Observed) -> bool {
         let between = self.applied(live, before);
         let mut managed = between.managed();
         managed.any(|(name, backend)| {
             let desired = self.built.desired.backends.get(&name);
             let stays = |id: &InstanceId| desired.is_some_and(|desired| desired.instances.iter().any(|i| i.id == *id));
-            let tenants = backend.servers.iter().map(|server| &server.tenant);
-            tenants.filter(|tenant| !self.built.held.keeps(tenant)).filter_map(Tenant::id).any(|id| !stays(id))
+            let occupants = backend.servers.iter().map(|server| &server.occupant);
+            occupants.filter(|occupant| !self.built.held.keeps(occupant)).filter_map(Occupant::id).any(|id| !stays(id))
         })
     }
 
-    fn tells(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
+    fn changes_process(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
         let changes = Changes::new(&Runtime::of(before), before, after);
         let _ = Changes::new(&Runtime::loaded(after), after, after);
         hold!(changes.lacks.is_empty(), "the process lacks {:?}", changes.lacks);
-        hold!(!plan.is_empty() || changes.is_empty(), "a plan of nothing tells {changes:?}");
+        hold!(!plan.is_empty() || changes.is_empty(), "an empty plan changes {changes:?}");
         let done = Changes::new(&Runtime::of(after), after, after);
-        hold!(done.is_empty(), "there is more to tell: {done:?}");
+        hold!(done.is_empty(), "there is more to change: {done:?}");
         Ok(())
     }
 
-    /// What was written is what was asked for, and who is gone is out.
+    /// What was written is what was wanted, and instances that are gone are out.
     fn reads_back(&self, planned: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
         for (name, desired) in &self.built.desired.backends {
             let errors = |text: &str| text.starts_with("not routed") || text.contains("exists and is not ours");
@@ -295,8 +295,8 @@ impl Pass<'_> {
         }
         for (name, found) in after.managed() {
             let desired = self.built.desired.backends.get(&name);
-            let tenants = found.servers.iter().map(|server| &server.tenant);
-            let seated = tenants.filter(|tenant| !self.built.held.keeps(tenant)).filter_map(Tenant::id);
+            let occupants = found.servers.iter().map(|server| &server.occupant);
+            let seated = occupants.filter(|occupant| !self.built.held.keeps(occupant)).filter_map(Occupant::id);
             let wanted: BTreeSet<&InstanceId> = desired.into_iter().flat_map(|d| &d.instances).map(|i| &i.id).collect();
             let gone: Vec<_> = seated.filter(|id| !wanted.contains(id)).collect();
             hold!(gone.is_empty(), "{gone:?} are gone, and in service in {name}");
@@ -317,9 +317,9 @@ fn has_instances(
         wanted.entry(&instance.id).or_default().push(instance);
     }
     for server in &found.servers {
-        let Tenant::Instance { id, alloc, service, drain } = &server.tenant else { continue };
+        let Occupant::Instance { id, alloc, service, drain } = &server.occupant else { continue };
         let Some(instances) = wanted.remove(id) else {
-            hold!(held.keeps(&server.tenant), "{id:?} is twice in {name}");
+            hold!(held.keeps(&server.occupant), "{id:?} is twice in {name}");
             continue;
         };
         let is_as_asked = instances.iter().any(|instance| {

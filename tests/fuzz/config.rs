@@ -1,4 +1,4 @@
-//! Configuration files: sections of any kind in any order, most of them such that HAProxy takes them.
+//! Configuration files: sections of any kind in any order, most of them valid for HAProxy.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::lines::KINDS;
 
-/// One section, as numbers that choose from tables: so a failing case shrinks to the first entries.
+/// One section, as numbers that select from tables: so a failing case shrinks to the first entries.
 #[derive(Debug, Clone)]
 struct Section {
     kind: usize,
@@ -26,10 +26,10 @@ const INDENTS: &[&str] = &["  ", "    ", "\t", " \t ", ""];
 /// What follows a directive.
 const TAILS: &[&str] =
     &["", "", "", " ", "\t", " # words", "   #", " # caf\u{e9}", " # {\"comment\":\"x\"}", " #\u{10ffe9}"];
-/// What stands between sections.
+/// What is between sections.
 const GAPS: &[&str] =
     &["\n", "", "\n\n\n", "# words\n", "\n# words\n#more\n\n", "   # indented words\n", "#\n", " \t\n", "\n#\n\n"];
-/// What a section stands in, and what alternative it has.
+/// What a section is wrapped in, and its alternative.
 const WRAPS: &[(&str, &str)] = &[
     (".if 1\n", ".endif\n"),
     (".if defined(NEVER)\n", ".endif\n"),
@@ -103,7 +103,7 @@ struct Writer {
     /// Names of proxies: frontends and backends may share one, listen sections are both.
     taken: BTreeSet<(&'static str, String)>,
     defaults: Vec<String>,
-    /// Of the last line that was numbered.
+    /// The number of the last numbered line.
     number: usize,
 }
 
@@ -120,7 +120,7 @@ impl Writer {
         self.text.push_str(&format!("{before}{}\n", words.join(between)));
         let mut there = BTreeSet::new();
         for (line, indent, tail) in &section.body {
-            // Of one line in many there may be two.
+            // A few of the unique lines may occur twice.
             if !there.insert(line % lines.len()) && !section.again && !lines[line % lines.len()].contains("{i}") {
                 continue;
             }
@@ -137,7 +137,7 @@ impl Writer {
         }
     }
 
-    /// A name that HAProxy takes here; `None` where the section may stand only once.
+    /// A name that HAProxy accepts here; `None` if the section may occur only once.
     fn name(&mut self, kind: &'static str, name: &str, again: bool) -> Option<String> {
         let classes: &[&'static str] = match kind {
             "backend" => &["backend"],

@@ -1,15 +1,15 @@
-//! What of a file is not ours, byte by byte, by rules that do not lean on the edit that is tested.
+//! What is not ours in a file, byte by byte, by rules that are independent of the edit under test.
 
 use nomad_haproxy::desired::Owner;
 use nomad_haproxy::haproxy::parse::{self, ServerLine};
 use nomad_haproxy::haproxy::text::{ConfigText, Directive};
 use nomad_haproxy::observed::Observed;
 
-/// The lines that are in no section of ours, are no server of ours, and are not the header of the version.
+/// The lines that are in no section of ours, are not a server of ours, and are not the header of the version.
 ///
-/// In a section of ours somebody's servers and lines such as `.if` count, since neither is ours. Blank lines do
-/// not: one sets each section of ours off, and which one is not to be told when a person has moved them. A last
-/// line without its end is given one, as HAProxy refuses a file without it.
+/// In a section of ours foreign servers and lines such as `.if` count, since neither is ours. Blank lines do not: one
+/// separates each section of ours, and it is unknown which one after a person has moved them. A last line without its
+/// end is given one, as HAProxy refuses a file without it.
 pub fn lines(observed: &Observed, owner: &Owner) -> Vec<String> {
     let lines = observed.text.lines();
     let mut ours = vec![false; lines.len()];
@@ -35,7 +35,7 @@ pub fn lines(observed: &Observed, owner: &Owner) -> Vec<String> {
     foreign
 }
 
-/// The headers of sections of a kind that is not known, and what they hold.
+/// The headers and lines of sections of an unknown kind.
 pub fn unknown(observed: &Observed, owner: &Owner) -> Vec<String> {
     let sections = observed.text.sections().into_iter().filter(|section| !section.is_known());
     let lines = sections.flat_map(|section| observed.text.lines()[section.lines].to_vec());
@@ -43,8 +43,8 @@ pub fn unknown(observed: &Observed, owner: &Owner) -> Vec<String> {
     lines.filter(|line| !matches!(parse::server(&Directive::parse(line), owner), ServerLine::Ours(..))).collect()
 }
 
-/// Whether these lines are the same, but for comments that were above the last directive of a section of ours and
-/// are below it now: there they belong to nobody.
+/// Whether these lines are the same, except for comments that were above the last directive of a section of ours and
+/// are below it now: there they belong to no section.
 pub fn is_kept(was: &[String], is: &[String]) -> bool {
     let mut left = was.iter().peekable();
     let is_comment = |line: &String| line.trim_start().starts_with('#');
@@ -77,7 +77,7 @@ fn strip_header(lines: &mut Vec<String>) {
     });
 }
 
-/// Whether somebody may take something in this file for ours.
+/// Whether anything in this file may be treated as ours.
 pub fn has_marks(file: &[u8]) -> bool {
     let has = |mark: &[u8]| file.windows(mark.len()).any(|window| window == mark);
     has(b"nomad-haproxy:") || has(b"owner")

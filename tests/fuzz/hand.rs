@@ -8,7 +8,7 @@ use super::lines::{ODD, OURS};
 /// One edit. Places are fractions of the file, so that they stay where they are when it shrinks.
 #[derive(Debug, Clone)]
 pub enum Edit {
-    /// A line goes.
+    /// A line is removed.
     Delete(u16),
     /// A line is copied to another place.
     Copy(u16, u16),
@@ -16,15 +16,15 @@ pub enum Edit {
     CopySection(u16),
     /// A new line.
     Insert(u16, &'static str),
-    /// Something is put behind a line.
+    /// Something is added after a line.
     Behind(u16, &'static str),
-    /// A word goes from a line, or is there twice.
+    /// A word is removed from a line, or doubled.
     Word(u16, u16, bool),
     /// A line is indented in another way.
     Indent(u16, &'static str),
-    /// Bytes in the midst of a line.
+    /// Bytes are inserted into a line.
     Bytes(u16, Vec<u8>),
-    /// The file ends early.
+    /// The file is truncated.
     Cut(u16),
 }
 

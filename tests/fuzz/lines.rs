@@ -1,6 +1,6 @@
-//! The lines that generated configurations are made of. `{i}` becomes a number that no other line has.
+//! The lines of generated configurations. `{i}` becomes a number that no other line has.
 
-/// Kinds of sections, the more common ones several times, with the names and the lines that they take.
+/// Kinds of sections, the more common ones several times, with their names and lines.
 pub const KINDS: &[(&str, &[&str], &[&str])] = &[
     ("backend", BACKENDS, BACKEND),
     ("backend", BACKENDS, BACKEND),
@@ -127,7 +127,7 @@ const LISTEN: &[&str] = &[
     "server api_1 127.0.0.1:1 # {\"owner\":\"nomad\",\"freed\":\"0\"}",
 ];
 
-/// What we write, and what becomes of it: other places, other values, other owners.
+/// What we write, with variations: other places, other values, other owners.
 pub const OURS: &[&str] = &[
     "description nomad-haproxy:nomad default/api",
     "description nomad-haproxy:nomad default/api default/shop",
@@ -154,7 +154,7 @@ pub const OURS: &[&str] = &[
     "# a person's words",
 ];
 
-/// What no section has by right; for edits by hand.
+/// What is invalid in every section; for edits by hand.
 pub const ODD: &[&str] = &[
     "",
     " ",

@@ -1,14 +1,14 @@
 //! A fuzzer over catalog + configuration → plan → text → plan: `make fuzz`, and a little of it with every
 //! `make test`.
 //!
-//! A case is any configuration file, any settings, and up to five steps: somebody edits the file, the clock
-//! moves, Nomad reports any catalog, a pass runs. What must hold is in [`check`]: nothing panics, no foreign
-//! byte changes, a second pass has nothing to do, what needs no reload is told apart from what does, HAProxy
-//! takes the result where it took the original, and what was written is read back.
+//! A case is any configuration file, any settings, and up to five steps: a person edits the file, the clock moves,
+//! Nomad reports any catalog, a pass runs. The properties are in [`check`]: nothing panics, no foreign byte changes, a
+//! second pass has nothing to do, the plan is split correctly into live and structural, HAProxy accepts the result if
+//! it accepted the original, and what was written is read back.
 //!
-//! `FUZZ_CASES`: how many cases. `FUZZ_HAPROXY`: HAProxy is asked about one case in so many; 0: never.
-//! `FUZZ_JOBS`: how many at a time. A case that fails is printed as small as it can be made, and its seed is
-//! kept in `proptest-regressions/fuzz.txt`, to be run first from then on.
+//! `FUZZ_CASES`: how many cases. `FUZZ_HAPROXY`: HAProxy validates one case in so many; 0: none. `FUZZ_JOBS`: how many
+//! in parallel. A failing case is printed as small as it can be made, and its seed is kept in
+//! `proptest-regressions/fuzz.txt`, to be run first from then on.
 
 #![allow(
     missing_docs,
@@ -51,13 +51,13 @@ use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestCaseErr
 use case::Case;
 use tally::Tally;
 
-/// Cases between two looks at whether another thread has found something.
+/// Cases between two checks whether another thread has found something.
 const CHUNK: u32 = 500;
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
 thread_local! {
-    /// Where the last panic was, and what it said.
+    /// Where the last panic was, and its message.
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 

@@ -1,4 +1,4 @@
-//! What was done: for the line of progress, and so that a generator that misses something is seen.
+//! Counts what was covered: for the line of progress, and to notice a generator that misses something.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -58,14 +58,14 @@ impl Tally {
         self.taken.fetch_add(taken.into(), Relaxed);
     }
 
-    /// The first kind of thing that never came.
+    /// The first kind of thing that did not occur.
     pub fn missing(&self, with_haproxy: bool) -> Option<&'static str> {
         let [create, change, servers, delete] = &self.edits;
         let counts = [
             ("a plan that is live", &self.live),
             ("a backend that is made", create),
             ("a backend that is changed", change),
-            ("servers in a backend of somebody's", servers),
+            ("servers in a foreign backend", servers),
             ("a backend that is deleted", delete),
             ("a conflict", &self.conflicts),
         ];

@@ -1,10 +1,10 @@
-//! HAProxy's own word on a file: `haproxy -c`.
+//! HAProxy's own verdict on a file: `haproxy -c`.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The series that are here, with their executables.
+/// The installed series, with their executables.
 pub fn series() -> &'static [(&'static str, PathBuf)] {
     static FOUND: OnceLock<Vec<(&str, PathBuf)>> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -19,7 +19,7 @@ pub fn has_init_state(at: usize) -> bool {
     series()[at].0 != "3.0"
 }
 
-/// A HAProxy that is asked about files.
+/// A HAProxy that validates files.
 pub struct Haproxy {
     executable: &'static PathBuf,
     folder: tempfile::TempDir,
@@ -30,14 +30,14 @@ impl Haproxy {
         Self { executable: &series()[at].1, folder: tempfile::tempdir().expect("a folder") }
     }
 
-    /// What it says against a file, if it refuses it.
+    /// Its message, if it refuses the file.
     pub fn refusal(&self, file: &[u8]) -> Option<String> {
         let path = self.folder.path().join("haproxy.cfg");
         std::fs::write(&path, file).expect("the file can be written");
         let mut command = Command::new(self.executable);
         command.arg("-c").arg("-f").arg(&path).stdin(Stdio::null()).env_remove("NOMAD");
         let output = command.output().expect("haproxy runs");
-        // 2: nothing is wrong with it, but nothing listens.
+        // 2: valid, but without a listener.
         let is_taken = matches!(output.status.code(), Some(0 | 2));
         (!is_taken).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
     }

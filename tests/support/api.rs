@@ -1,5 +1,5 @@
-//! The planes that the suite runs on: the local one, and the Data Plane API, real where a `dataplaneapi`
-//! is on the PATH (or `DATAPLANEAPI_BIN` names one), else the fake one.
+//! The planes that the suite runs on: the local one, and the Data Plane API: the real one if a `dataplaneapi` is on the
+//! PATH (or `DATAPLANEAPI_BIN` names one), else the fake one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::haproxy::{Haproxy, foreign_bytes, foreign_meaning};
 use super::process::Group;
 use super::{free_port, wait_for};
 
-/// Which way to HAProxy.
+/// The plane to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Local,
@@ -34,7 +34,7 @@ pub fn real() -> Option<PathBuf> {
     std::env::split_paths(&paths).map(|folder| folder.join("dataplaneapi")).find(|path| path.is_file())
 }
 
-/// What the summary of the tests says of the API.
+/// Which API it is, for the summary of the tests.
 pub fn which() -> String {
     match real() {
         Some(path) => format!("the real Data Plane API, {}", path.display()),
@@ -45,7 +45,7 @@ pub fn which() -> String {
 enum Process {
     Real(Group),
     Fake(tokio::task::JoinHandle<()>),
-    /// Killed; what it takes to start it again.
+    /// Killed; with what is needed to start it again.
     Gone,
 }
 
@@ -55,7 +55,7 @@ enum Recipe {
     Fake(Arc<FakeApi>),
 }
 
-/// What the metadata of every server of ours has.
+/// Part of the metadata of every server of ours.
 const OWNER: &str = "\"owner\":\"nomad\"";
 
 /// A running Data Plane API.
@@ -147,7 +147,7 @@ impl Drop for Api {
     }
 }
 
-/// A HAProxy and a way to it.
+/// A HAProxy and a plane.
 pub struct Rig {
     pub haproxy: Haproxy,
     pub api: Option<Api>,
@@ -167,7 +167,7 @@ impl Rig {
         Self { haproxy, api, series: series.to_owned() }
     }
 
-    /// Somebody else's edit, which nobody loads: in the file, or through the API.
+    /// A foreign edit, which is not loaded: in the file, or through the API.
     pub async fn edit(&self, change: impl Fn(String) -> String) {
         let before = self.haproxy.text();
         let after = change(before.clone());
@@ -180,7 +180,7 @@ impl Rig {
         assert_eq!(response.status(), 201, "{}", response.text().await.unwrap());
     }
 
-    /// Somebody's edit of the file by hand, which nobody loads; also where there is an API, which is not asked.
+    /// An edit of the file by hand, which is not loaded; also if there is an API, which is bypassed.
     pub async fn edit_by_hand(&self, change: impl Fn(String) -> String) {
         let before = self.haproxy.text();
         let after = change(before.clone());
@@ -205,7 +205,7 @@ impl Rig {
         }
     }
 
-    /// File and process say the same of every server of ours, of which there is one at least.
+    /// File and process agree on every server of ours, of which there is at least one.
     pub async fn agrees(&self) {
         let compared = self.compare().await;
         assert!(compared > 0, "no server of ours to compare in:\n{}", self.haproxy.text());
@@ -216,7 +216,7 @@ impl Rig {
         assert!(!self.haproxy.text().contains(OWNER), "{}", self.haproxy.text());
     }
 
-    /// How many servers of ours the file has; each is in the process as the file says.
+    /// How many servers of ours the file has; each is in the process as in the file.
     async fn compare(&self) -> usize {
         let (text, running) = (ConfigText::new(&self.haproxy.text()), self.haproxy.running().await);
         let mut compared = 0;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::process::Group;
 use super::{root, wait_for};
 
-/// The executable: the one beside this test, or beside this example.
+/// The executable, beside this test or this example.
 pub fn binary() -> PathBuf {
     option_env!("CARGO_BIN_EXE_nomad-haproxy").map_or_else(
         || {
@@ -28,10 +28,10 @@ pub type Env = Vec<(String, String)>;
 pub fn command(env: &Env, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).env_clear();
-    // What most cases are about is what is written, not how long a backend stays without its service.
+    // Most cases are about what is written, not how long a backend stays without its service.
     command.env("NOMAD_HAPROXY_BACKEND_LINGER", "0s");
     if arguments.contains(&"--catalog") {
-        // A file proves nothing, so the guard would hold what a case takes out of it.
+        // A catalog file proves nothing, so the guard would hold what a case removes from it.
         command.env("NOMAD_HAPROXY_GUARD_SHARE", "100%");
     }
     command.envs(env.iter().cloned());
@@ -40,7 +40,7 @@ pub fn command(env: &Env, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end without holding up this thread's tasks.
+/// Runs a command to its end without blocking this thread's tasks.
 pub async fn run(env: &Env, arguments: &[&str]) -> Output {
     let mut command = command(env, arguments);
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
@@ -54,14 +54,14 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs one pass that must end well.
+/// Runs one pass that must succeed.
 pub async fn apply(env: &Env, catalog: &Path) -> String {
     let output = run(env, &["apply", "--catalog", catalog.to_str().unwrap()]).await;
     assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
     stdout(&output)
 }
 
-/// Runs one pass that must not end well, for HAProxy or for a service; what it says.
+/// Runs one pass that must fail, for HAProxy or for a service, and returns its output.
 pub async fn apply_failing(env: &Env, catalog: &Path) -> String {
     let output = run(env, &["apply", "--strict", "--catalog", catalog.to_str().unwrap()]).await;
     assert!(!output.status.success(), "{}{}", stdout(&output), stderr(&output));
@@ -115,14 +115,21 @@ impl Controller {
         .await;
     }
 
-    /// The value of a metric without labels, or with just these.
-    pub async fn metric(&self, name: &str) -> f64 {
+    /// The value of a metric without labels, or with exactly these.
+    /// A sample by its name and, in braces, some of its labels: the only HAProxy need not be named.
+    pub async fn metric(&self, sample: &str) -> f64 {
         let text = self.http("/metrics").await.1;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
+        let (name, wanted) = sample.trim_end_matches('}').split_once('{').unwrap_or((sample, ""));
+        let value = |line: &str| {
+            let (found, value) = line.rsplit_once(' ')?;
+            let (found, labels) = found.trim_end_matches('}').split_once('{').unwrap_or((found, ""));
+            let has = |label: &str| label.is_empty() || labels.split(',').any(|other| other == label);
+            (found == name && wanted.split(',').all(has)).then(|| value.parse().unwrap())
+        };
+        text.lines().find_map(value).unwrap_or_else(|| panic!("no {sample} in:\n{text}"))
     }
 
-    /// How many passes it has made whose labels have this, whatever came of them.
+    /// How many passes it has made with labels that contain this, whatever their results.
     pub async fn passes(&self, label: &str) -> f64 {
         let text = self.http("/metrics").await.1;
         let passes =
@@ -139,12 +146,12 @@ impl Controller {
         .await;
     }
 
-    /// Waits until it has made this many more passes, from their start to their end.
+    /// Waits until it has made this many more complete passes.
     pub async fn wait_for_passes(&self, more: u32) {
         self.wait_for(more, "").await;
     }
 
-    /// Waits until it has made this many more passes that no change asked for, and that look at everything.
+    /// Waits until it has made this many more complete resyncs.
     pub async fn wait_for_resyncs(&self, more: u32) {
         self.wait_for(more, "reason=\"resync\"").await;
     }
@@ -157,7 +164,7 @@ impl Controller {
         self.group.exited()
     }
 
-    /// Ends it as an operator would; its exit status.
+    /// Ends it as an operator would, and returns its exit status.
     pub async fn stop(&mut self) -> std::process::ExitStatus {
         self.group.signal(Signal::SIGTERM);
         let group = &mut self.group;
@@ -192,7 +199,7 @@ pub fn registration(service: &str, id: &str, created: u64, port: u16, tags: &[&s
     })
 }
 
-/// Writes a catalog file in one step, as a reader may be looking.
+/// Writes a catalog file in one step, as it may be read at the same time.
 pub fn write_catalog(path: &Path, registrations: &[Value]) {
     let text = json!({"Index": 1, "Services": registrations}).to_string();
     let new = path.with_extension("new");

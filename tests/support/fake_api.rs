@@ -1,8 +1,8 @@
-//! A fake Data Plane API on a real HAProxy, for machines without the real one: what the controller uses of
-//! version 3, held to fixtures/dataplane by tests/contract.rs.
+//! A fake Data Plane API on a real HAProxy, for machines without the real one: the parts of version 3 that the
+//! controller uses, compared with fixtures/dataplane by tests/contract.rs.
 //!
-//! It keeps the configuration in its memory, as the real one does, and writes the file from that. A reload
-//! that nobody waits for is made at once, where the real one waits for up to its `reload_delay`.
+//! It keeps the configuration in its memory, as the real one does, and writes the file from that. A reload without
+//! waiting is made at once, where the real one waits for up to its `reload_delay`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -38,9 +38,9 @@ struct Reload {
 }
 
 struct Inner {
-    /// What structured edits go on from. The file is another one after a reload that failed.
+    /// What structured edits are based on. The file differs from it after a reload that failed.
     memory: Config,
-    /// The file as it was when the API started, or wrote it: another one is somebody else's.
+    /// The file as it was when the API started, or wrote it: a different one was written by another writer.
     seen: Vec<u8>,
     /// The file that was loaded last. A write without a reload does not change it.
     last_good: Vec<u8>,
@@ -57,7 +57,7 @@ pub struct FakeApi {
     inner: Mutex<Inner>,
     /// One commit at a time.
     commits: tokio::sync::Mutex<()>,
-    /// One command on HAProxy's socket at a time, a reload included.
+    /// One command on HAProxy's socket at a time, including reloads.
     commands: tokio::sync::Mutex<()>,
 }
 
@@ -142,7 +142,7 @@ impl FakeApi {
         })
     }
 
-    /// Serves on a port of the kernel's choice; its address.
+    /// Serves on a port chosen by the kernel, and returns its address.
     pub async fn serve(self: &Arc<Self>) -> (String, tokio::task::JoinHandle<()>) {
         self.serve_at("127.0.0.1:0").await
     }
@@ -158,15 +158,15 @@ impl FakeApi {
         self.inner.lock().unwrap()
     }
 
-    /// The file changes in one step, as nobody may read half of it.
+    /// The file changes in one step, so that it is never read half-written.
     fn write_file(&self, text: &[u8]) {
         let file = tempfile::NamedTempFile::new_in(self.config.parent().unwrap()).unwrap();
         fs::write(file.path(), text).unwrap();
         file.persist(&self.config).unwrap();
     }
 
-    /// The real API watches its file. One that somebody else wrote is read, and written again as the API renders
-    /// it, with the next version; it is neither checked nor loaded.
+    /// The real API watches its file. A file from another writer is read, and written again as the API renders it, with
+    /// the next version; it is neither checked nor loaded.
     fn watch(&self) {
         let mut inner = self.inner();
         let file = fs::read(&self.config).unwrap();
@@ -260,7 +260,7 @@ impl FakeApi {
         Err(error(400, format!("validation error: exit status 1: {}", alerts.join("\n"))))
     }
 
-    /// Writes the file with the next version, if HAProxy takes it.
+    /// Writes the file with the next version, if HAProxy accepts it.
     fn save(&self, mut config: Config) -> Result<(), Answer> {
         config.version += 1;
         let text = config.render();
@@ -272,8 +272,8 @@ impl FakeApi {
         Ok(())
     }
 
-    /// Reloads, and waits for it if that is asked for. After a failure the file is the one that was loaded last;
-    /// the memory and its version stay what they have become, and the process is the old one.
+    /// Reloads, and waits for it if requested. After a failure the file is the one that was loaded last; the memory and
+    /// its version keep the new state, and the process is the old one.
     async fn reload(&self, request: &Request<'_>) -> Result<Option<String>, Answer> {
         let output = self.command("reload").await.unwrap_or_else(|error| error);
         let failure = (!output.starts_with("Success=1")).then_some(output);
@@ -324,7 +324,7 @@ impl FakeApi {
         if request.flag("only_validate") {
             self.check(request.body)?;
             // Not the text that was sent.
-            // Whoever asked may be gone by now, and the file with it.
+            // The client may be gone by now, and the file with it.
             return Ok(answer(202, Body::Text(fs::read(&self.config).unwrap_or_default())));
         }
         let one = self.commits.lock().await;
@@ -345,7 +345,7 @@ impl FakeApi {
         drop(one);
         let text = fs::read(&self.config).unwrap();
         if request.flag("skip_reload") {
-            // The file is written by now, whatever comes of the actions.
+            // The file is written by now, whatever happens to the actions.
             self.act(actions.unwrap_or_default()).await.map_err(|why| error(500, why))?;
             return Ok(answer(201, Body::Text(text)));
         }
@@ -460,7 +460,7 @@ async fn handle(
     // admin:secret
     let authorized = credentials == Some("Basic YWRtaW46c2VjcmV0");
     let refusal = || match (fake.series.as_str(), credentials.and_then(password)) {
-        ("3.0", Some(password)) => error(401, &format!("invalid password: {password}")),
+        ("3.0", Some(password)) => error(401, format!("invalid password: {password}")),
         _ => error(401, "unauthorized"),
     };
     let query = uri.query().unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));

@@ -1,4 +1,4 @@
-//! A proxy in front of an API, that counts calls, holds one up, or answers it itself.
+//! A proxy in front of an API that counts calls, holds one up, or answers it itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ use serde_json::Value;
 pub enum Point {
     /// It does not reach the API.
     Before(usize),
-    /// The API has done it, its answer does not come.
+    /// The API has done it, but its answer does not arrive.
     After(usize),
 }
 
@@ -55,18 +55,18 @@ impl Gate {
         (inner.hold, inner.holding) = (point, false);
     }
 
-    /// Answers in the API's place where this says so.
+    /// Answers in place of the API where this returns an answer.
     pub fn interfere(&self, answer: Option<Interfere>) {
         self.inner.lock().unwrap().interfere = answer;
     }
 
-    /// The next run-time actions are not carried out: the file is written, the answer is 500, as the real
-    /// API does it (recorded).
+    /// The next run-time actions are not carried out: the file is written, the answer is 500, as the real API does it
+    /// (recorded).
     pub fn fail_next_actions(&self) {
         self.inner.lock().unwrap().fail_actions = true;
     }
 
-    /// The API drops this field of what it is sent without a word, as it does with what it does not know.
+    /// The API silently drops this field of what it receives, as it does with fields that it does not know.
     pub fn drop_field(&self, name: &'static str) {
         self.inner.lock().unwrap().unknown_field = Some(name);
     }

@@ -10,13 +10,13 @@ use nomad_haproxy::haproxy::socket;
 use super::process::Group;
 use super::{free_port, root, wait_for};
 
-/// Where a series is, if it is here: `make tools` puts it there.
+/// The executable of a series, if it is installed: `make tools` does that.
 pub fn binary(series: &str) -> Option<PathBuf> {
     let path = root().join(format!("target/tools/haproxy-{series}/sbin/haproxy"));
     path.exists().then_some(path)
 }
 
-/// The series that the suite runs on: 3.0 and 3.2 always, 3.4 where it can be had.
+/// The series that the suite runs on: 3.0 and 3.2 always, 3.4 if available.
 pub fn matrix() -> Vec<&'static str> {
     for needed in ["3.0", "3.2"] {
         assert!(binary(needed).is_some(), "HAProxy {needed} is not here: run `make tools` first");
@@ -39,7 +39,7 @@ pub fn hand_written(folder: &Path, port: u16) -> String {
     )
 }
 
-/// `.if` blocks, odd spacing, comments in odd places: what the Data Plane API tears apart.
+/// `.if` blocks, odd spacing, comments in odd places: what the Data Plane API breaks.
 pub fn conditional(folder: &Path, port: u16) -> String {
     let odd = "\n.if defined(NEVER)\nbackend never\n  server x 127.0.0.1:1\n.else\n#in between\n\tbackend   always   # odd\n\t\tserver y 127.0.0.1:2    backup\n.endif\n";
     format!("{}{odd}   # last words\n\n", hand_written(folder, port))
@@ -48,14 +48,14 @@ pub fn conditional(folder: &Path, port: u16) -> String {
 /// A server as the process has it.
 #[derive(Debug, Clone)]
 pub struct Running {
-    /// What it was put in, by whom: HAProxy's `SRV_ADMF_*`.
+    /// Its administrative state, and what set it: HAProxy's `SRV_ADMF_*`.
     pub admin: u16,
     pub weight: u16,
     pub address: String,
 }
 
 impl Running {
-    /// The state that it was put in at run time, whatever its checks say.
+    /// The state that was set at run time, whatever its checks report.
     pub fn state(&self) -> &'static str {
         match self.admin {
             admin if admin & 0x01 != 0 => "maint",
@@ -72,11 +72,11 @@ pub struct Haproxy {
     pub port: u16,
     /// The file that the controller writes.
     pub config_file: PathBuf,
-    /// What else it is started with, instead of `-f` and that file.
+    /// Its other arguments, instead of `-f` and that file.
     pub arguments: Vec<String>,
-    /// Its environment, the variables of the test apart.
+    /// Its environment, in addition to the test's.
     pub environment: Vec<(String, String)>,
-    /// What its master socket is set up with.
+    /// The options of its master socket.
     pub socket_options: String,
     /// Its working directory, if not the test's.
     pub working_directory: Option<PathBuf>,
@@ -100,7 +100,7 @@ impl Haproxy {
         haproxy
     }
 
-    /// A folder and a port for one that is yet to be started.
+    /// A folder and a port for a HAProxy that is started later.
     pub fn prepare(binary: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config_file = folder.path().join("haproxy.cfg");
@@ -167,7 +167,7 @@ impl Haproxy {
         socket::command(&self.master(), command, Duration::from_secs(5)).await.ok()
     }
 
-    /// An answer; the master gives none in the moment in which it replaces itself.
+    /// An answer; the master gives none while it replaces itself.
     pub async fn command(&self, command: &str) -> String {
         let what = format!("HAProxy to answer {command}");
         wait_for(&what, Duration::from_secs(5), async || {
@@ -220,12 +220,12 @@ impl Haproxy {
         rows.filter(|f| f.len() > 18 && f[0] != "#").map(|f| (format!("{}/{}", f[1], f[3]), running(&f))).collect()
     }
 
-    /// The state that a server was put in: `ready`, `drain` or `maint`; `missing` where the process lacks it.
+    /// The state that was set for a server: `ready`, `drain` or `maint`; `missing` if the process lacks it.
     pub async fn state(&self, server: &str) -> &'static str {
         self.running().await.get(server).map_or("missing", Running::state)
     }
 
-    /// Waits until a server was put in a state.
+    /// Waits until a server has a state.
     pub async fn wait_for_state(&self, server: &str, wanted: &str) {
         wait_for(&format!("{server} in {wanted}"), Duration::from_secs(15), async || {
             (self.state(server).await == wanted).then_some(())
@@ -233,7 +233,7 @@ impl Haproxy {
         .await;
     }
 
-    /// Waits until the checks of a server say this: `UP`, `DOWN`, `MAINT`, …
+    /// Waits until the checks of a server report this: `UP`, `DOWN`, `MAINT`, …
     pub async fn wait_for_status(&self, server: &str, wanted: &str) {
         wait_for(&format!("{server} {wanted}"), Duration::from_secs(15), async || {
             self.statuses().await.get(server).filter(|status| status.starts_with(wanted)).map(drop)
@@ -252,7 +252,7 @@ impl Haproxy {
     }
 }
 
-/// The bytes of a file that are not ours: everything but the version header and our own sections.
+/// The bytes of a file that are not ours: everything except the version header and our own sections.
 pub fn foreign_bytes(text: &str) -> String {
     use nomad_haproxy::haproxy::text::ConfigText;
     let mut text = ConfigText::new(text);
@@ -271,7 +271,7 @@ pub fn foreign_bytes(text: &str) -> String {
     lines.map(String::as_str).collect()
 }
 
-/// What is not ours, whatever the looks: each section's directives, and all comments.
+/// What is not ours, independent of formatting: each section's directives, and all comments.
 pub fn foreign_meaning(text: &str) -> Vec<String> {
     use nomad_haproxy::haproxy::text::{ConfigText, Directive};
     let text = ConfigText::new(&foreign_bytes(text));
@@ -283,7 +283,7 @@ pub fn foreign_meaning(text: &str) -> Vec<String> {
             meaning.push(format!("{} {}: {}", section.kind, section.name, words.join(" ")));
         }
     }
-    // API 3.4 keeps a comment behind a directive as metadata.
+    // API 3.4 keeps a comment after a directive as metadata.
     let unwrapped = |comment: String| match serde_json::from_str::<serde_json::Value>(&comment) {
         Ok(metadata) => metadata["comment"].as_str().map_or(comment, str::to_owned),
         Err(_) => comment,
@@ -309,7 +309,7 @@ impl Drop for Haproxy {
     }
 }
 
-/// Whether a text has a backend of this name, whoever rendered it.
+/// Whether a text has a backend of this name, in any formatting.
 pub fn has_backend(text: &str, name: &str) -> bool {
     use nomad_haproxy::haproxy::text::ConfigText;
     ConfigText::new(text).sections().iter().any(|section| section.kind == "backend" && section.name == name)
@@ -322,8 +322,7 @@ pub fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A master socket that passes everything on but the commands with this word in them, which it never
-/// answers.
+/// A master socket that forwards everything except commands with this word in them, which it never answers.
 pub fn deaf_master(path: &Path, master: &Path, word: &'static str) -> tokio::task::JoinHandle<()> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = tokio::net::UnixListener::bind(path).unwrap();

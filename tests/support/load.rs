@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-/// One request for a host; the answer's status and body.
+/// One request for a host; returns the answer's status and body.
 pub async fn get(client: &reqwest::Client, port: u16, host: &str) -> Result<(u16, String), String> {
     let request = client.get(format!("http://127.0.0.1:{port}/")).header("Host", host).timeout(Duration::from_secs(10));
     let response = request.send().await.map_err(|error| format!("{error:?}"))?;
@@ -33,7 +33,7 @@ impl Load {
         let (shared, host) = (tally.clone(), host.to_owned());
         let task = tokio::spawn(async move {
             // A connection for each request: a worker that is replaced closes the idle ones, and a request that is
-            // just being sent on one fails, whatever the load balancer does.
+            // being sent on one at that time fails, whatever the load balancer does.
             let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
             let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
             loop {
@@ -58,7 +58,7 @@ impl Load {
         self.tally.lock().unwrap().clone()
     }
 
-    /// What has been answered since the last look.
+    /// The number of answers since the last call.
     pub fn take(&self) -> Tally {
         std::mem::take(&mut *self.tally.lock().unwrap())
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::process::Group;
 use super::{free_port, wait_for};
 
-/// Where Debian's mariadb-server-core puts it, if it is here.
+/// Where Debian's mariadb-server-core installs it, if it is installed.
 pub fn binary() -> Option<PathBuf> {
     let path = Path::new("/usr/sbin/mariadbd");
     path.exists().then(|| path.to_owned())
@@ -54,7 +54,7 @@ async fn connect(port: u16) -> mysql_async::Result<Conn> {
     Conn::new(options).await
 }
 
-/// One connection with a query every 100 ms, never made again.
+/// One connection with a query every 100 ms, which is never reopened.
 pub struct Client {
     pub queries: Arc<AtomicU64>,
     task: JoinHandle<String>,

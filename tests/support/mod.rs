@@ -1,5 +1,5 @@
-//! Real parts for the tests, the benchmarks and the demo: HAProxy, Nomad, the Data Plane API (or the
-//! fake one), HTTP servers, and the controller itself. Whatever is started is ended when it is dropped.
+//! Real parts for the tests, the benchmarks and the demo: HAProxy, Nomad, the Data Plane API (or the fake one), HTTP
+//! servers, and the controller itself. Whatever is started is ended when it is dropped.
 
 #![allow(dead_code, unused_macros, reason = "every test binary uses its own part of this")]
 #![allow(
@@ -11,7 +11,7 @@
     reason = "tests"
 )]
 
-/// A test that runs a case on every series of HAProxy, on both planes; what fails says where.
+/// A test that runs a case on every series of HAProxy, on both planes; a failure names them.
 macro_rules! everywhere {
     ($(#[$doc:meta])* $name:ident, $case:path) => {
         $(#[$doc])*
@@ -49,12 +49,12 @@ pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A port that the kernel gave and nobody has now.
+/// A port from the kernel that is free now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Waits for a state; panics with what was waited for when it does not come.
+/// Waits for a state; if it is not reached, panics with its name.
 pub async fn wait_for<T, F: Future<Output = Option<T>>>(
     what: &str,
     timeout: Duration,

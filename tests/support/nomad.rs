@@ -30,7 +30,7 @@ pub struct Nomad {
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Server and client in one; what it knows ends with it.
+    /// Server and client in one; its state is lost when it ends.
     Dev { acl: bool },
     /// Only a server, with its state on disk, which soon notices that a client is lost.
     Server,
@@ -75,7 +75,7 @@ impl Nomad {
         nomad
     }
 
-    /// Starts the agent; a dev agent that is started again knows nothing of before.
+    /// Starts the agent; a dev agent that is restarted has no state.
     pub async fn launch(&mut self) {
         let [http, rpc, serf] = self.ports;
         let ports = format!("ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n");
@@ -107,7 +107,7 @@ impl Nomad {
         Group::spawn(command.stdout(log.try_clone().unwrap()).stderr(log))
     }
 
-    /// Starts a client of its own; jobs find it by its name (`${node.unique.name}`).
+    /// Starts a separate client; jobs select it by its name (`${node.unique.name}`).
     pub async fn join(&self, name: &str) -> Group {
         let folder = self.folder.path().join(name).display().to_string();
         let config = format!(
@@ -128,13 +128,13 @@ impl Nomad {
         client
     }
 
-    /// The whole state, as `nomad operator snapshot save` has it.
+    /// The whole state, as saved by `nomad operator snapshot save`.
     pub async fn snapshot(&self) -> Vec<u8> {
         let answer = reqwest::get(format!("{}/v1/operator/snapshot", self.address)).await.unwrap();
         answer.error_for_status().unwrap().bytes().await.unwrap().to_vec()
     }
 
-    /// Goes back to a state.
+    /// Restores a state.
     pub async fn restore(&self, snapshot: Vec<u8>) {
         let request = reqwest::Client::new().put(format!("{}/v1/operator/snapshot", self.address)).body(snapshot);
         request.send().await.unwrap().error_for_status().unwrap();
@@ -229,8 +229,8 @@ impl Drop for Nomad {
     }
 }
 
-/// A job with one group service on a dynamic port. `hello` are real HTTP servers; without it there is
-/// only a registration (mock_driver).
+/// A job with one group service on a dynamic port. With `hello` there are real HTTP servers; without it there is only a
+/// registration (mock_driver).
 pub fn job(name: &str, count: u32, tags: &[&str], hello: Option<&str>) -> Value {
     let tags: Vec<String> = tags.iter().map(|tag| format!("haproxy.{tag}")).collect();
     let task = match hello {
@@ -242,7 +242,7 @@ pub fn job(name: &str, count: u32, tags: &[&str], hello: Option<&str>) -> Value 
             "Name": "t", "Driver": "mock_driver", "Config": {"run_for": "10000h"}, "Resources": {"CPU": 1, "MemoryMB": 10}, "LogConfig": {"Disabled": true, "MaxFiles": 1, "MaxFileSizeMB": 1},
         }),
     };
-    // Without processes there is nothing to deploy with care, and scaling need not wait for the last one.
+    // Without processes there is no need for a careful deployment, and scaling need not wait for the last one.
     let parallel = u32::from(hello.is_some());
     json!({
         "ID": name, "Name": name, "Type": "service", "Datacenters": ["*"],

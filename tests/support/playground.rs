@@ -1,5 +1,4 @@
-//! A database connection in the middle of everything: the playground document's question, asked of live
-//! changes and of reloads.
+//! A database connection during all kinds of changes: whether it survives live changes and reloads.
 
 use std::path::Path;
 
@@ -11,7 +10,7 @@ use super::haproxy::{Haproxy, hand_written};
 use super::mariadb::{Client, MariaDb};
 use super::{free_port, wait_for};
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     pub queries: u64,
@@ -84,8 +83,8 @@ impl Playground {
     }
 }
 
-/// With each step of `live` something else: the weight of the database's server, a second server beside
-/// it, another registration in its place, the size of another service.
+/// Each step of `live` changes something else: the weight of the database's server, a second server beside it, another
+/// registration in its place, the size of another service.
 fn catalog(database: u16, live: u64, structural: u16) -> Vec<Value> {
     let step = live % 8;
     let weight = format!("weight={}", 10 + step);

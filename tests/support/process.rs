@@ -1,4 +1,4 @@
-//! Child processes in a group of their own, which ends with them.
+//! Child processes in their own group, which ends with them.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -44,7 +44,7 @@ impl Drop for Group {
     }
 }
 
-/// Ends every process whose environment names this text: what Nomad's executors started outlives it.
+/// Ends every process whose environment contains this text: what Nomad's executors started outlives it.
 pub fn end_all_of(marker: &str) {
     for _ in 0..50 {
         let mut found = false;

@@ -1,4 +1,4 @@
-//! HTTP servers that say who they are, and servers of plain TCP, in this process.
+//! HTTP servers that return their name, and servers of plain TCP, in this process.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,7 +49,7 @@ impl Drop for Server {
     }
 }
 
-/// A server that speaks no HTTP: it takes connections, and says one word on each if it has one.
+/// A server that does not speak HTTP: it accepts connections, and sends one word on each if it has one.
 pub struct Plain {
     port: u16,
     word: Arc<Mutex<String>>,
@@ -57,12 +57,12 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// One that says nothing.
+    /// One that sends nothing.
     pub async fn start() -> Self {
         Self::saying("").await
     }
 
-    /// One that says this and hangs up, as an agent does (configuration manual, `agent-check`).
+    /// One that sends this and hangs up, as an agent does (configuration manual, `agent-check`).
     pub async fn saying(word: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

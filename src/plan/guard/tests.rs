@@ -1,4 +1,4 @@
-//! The guard, by the case and by the property.
+//! The guard, by cases and by properties.
 
 use proptest::prelude::*;
 
@@ -109,7 +109,7 @@ fn while_a_watched_namespace_does_not_exist_every_removal_needs_proof() {
 }
 
 #[test]
-fn who_is_held_stays_held_when_the_others_are_back() {
+fn a_held_instance_stays_held_when_the_others_are_back() {
     let held = BTreeMap::from([(id(49), Fate::Unknown)]);
     let past = Past { held: &held, index_went_back: false };
     assert_eq!(reason(50, 49, &OPTIONS, past), Some(Reason::Earlier));
@@ -118,13 +118,13 @@ fn who_is_held_stays_held_when_the_others_are_back() {
 }
 
 #[test]
-fn who_is_held_as_a_service_or_turned_off_by_its_own_tags_is_not_counted() {
+fn instances_held_by_service_or_turned_off_by_tags_are_not_counted() {
     let mut half = built(0..2);
     half.held.services = (2..50).map(|n| ServiceKey { namespace: "default".into(), name: format!("s{n}") }).collect();
-    assert_eq!(Missing::new(&half, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&half, &observed(0..50), &OPTIONS, FIRST).needs_proof(), []);
     let mut declined = built(0..2);
     declined.declined = (2..50).map(id).collect();
-    assert_eq!(Missing::new(&declined, &observed(0..50), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&declined, &observed(0..50), &OPTIONS, FIRST).needs_proof(), []);
 }
 
 #[test]
@@ -133,11 +133,11 @@ fn an_instance_that_moves_to_another_backend_has_not_vanished() {
     let backends = std::mem::take(&mut moved.desired.backends);
     moved.desired.backends =
         backends.into_iter().map(|(name, backend)| (format!("new_{name}").parse().expect("a name"), backend)).collect();
-    assert_eq!(Missing::new(&moved, &observed(0..3), &OPTIONS, FIRST).in_doubt(), []);
+    assert_eq!(Missing::new(&moved, &observed(0..3), &OPTIONS, FIRST).needs_proof(), []);
 }
 
 #[test]
-fn it_says_who_is_held_why_and_how_to_release() {
+fn it_names_what_is_held_why_and_how_to_release_it() {
     let missing = Missing::new(&built([]), &observed(0..3), &OPTIONS, FIRST);
     let fates = BTreeMap::from([(id(0), Fate::Gone), (id(1), Fate::Running), (id(2), Fate::Unknown)]);
     let holding = missing.verdict(&fates).expect("two are held");
@@ -170,9 +170,9 @@ fn fate() -> impl Strategy<Value = Fate> {
 }
 
 proptest! {
-    /// Once tripped: nobody without proof goes, nobody with proof stays. Else: nobody is held.
+    /// Once tripped: no instance without proof is removed, none with proof stays. Otherwise none is held.
     #[test]
-    fn who_goes_has_proof_and_who_has_proof_goes(
+    fn once_tripped_exactly_the_instances_with_proof_are_removed(
         seated in prop::collection::btree_set(0_usize..60, 0..60),
         lost in prop::collection::btree_map(0_usize..60, prop::option::of(fate()), 0..60),
         earlier in prop::collection::btree_map(0_usize..60, fate(), 0..5),
@@ -187,7 +187,7 @@ proptest! {
         let missing = Missing::new(&built, &observed, &options, Past { held: &held, index_went_back });
         let vanished: Vec<usize> = seated.difference(&after).copied().collect();
         let tripped = missing.reason.is_some();
-        let asked: BTreeSet<_> = missing.in_doubt().iter().map(|one| one.id.clone()).collect();
+        let asked: BTreeSet<_> = missing.needs_proof().iter().map(|one| one.id.clone()).collect();
         prop_assert_eq!(asked, vanished.iter().filter(|_| tripped).map(|number| id(*number)).collect::<BTreeSet<_>>());
         let (share, all) = (vanished.len() >= 5 && vanished.len() * 10 > seated.len() * 3, after.is_empty());
         let was_held = vanished.iter().any(|number| held.contains_key(&id(*number)));

@@ -1,4 +1,4 @@
-//! The HTTP of the Data Plane API: one request, one answer, one classifier of what went wrong.
+//! The HTTP client of the Data Plane API: one request, one answer, one classifier of errors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::haproxy::text::ConfigText;
 
 use super::super::{AccessError, WriteError};
 
-/// For one answer that takes neither a validation nor a reload.
+/// For one answer without a validation or a reload.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where the password comes from.
 #[derive(Debug, Clone)]
 pub enum Password {
-    /// As it was given.
+    /// The password itself.
     Inline(SecretString),
     /// A file that is read for each request, as passwords are rotated.
     File(PathBuf),
@@ -54,19 +54,19 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     /// `Configuration-Version`, which every answer has.
     pub(super) version: Option<u64>,
-    /// `Reload-Id`, where a reload was started and not waited for.
+    /// `Reload-Id`, if a reload was started and not waited for.
     pub(super) reload: Option<String>,
     /// A configuration is bytes.
     pub(super) body: Vec<u8>,
 }
 
 impl Answer {
-    /// The API's own words, out of `{"code", "message"}` where that is what it sent.
+    /// The API's own message, from `{"code", "message"}` if that is what it sent.
     pub(super) fn message(&self) -> String {
         let parsed: Option<Value> = serde_json::from_slice(&self.body).ok();
         let text = String::from_utf8_lossy(&self.body);
         let message = parsed.as_ref().and_then(|value| value["message"].as_str()).unwrap_or(&text);
-        // In a validation error each of HAProxy's lines stands as `msg="…"`, where it names a line behind `line=N`.
+        // In a validation error each of HAProxy's lines is `msg="…"`, after `line=N` if it names a line.
         let alert = |line: &str| {
             let (number, words) = line.split_once("msg=\"")?;
             let words = words.strip_suffix('"').unwrap_or(words);
@@ -82,7 +82,7 @@ impl Answer {
         if lines.is_empty() { message.trim().to_owned() } else { lines.join("; ") }
     }
 
-    /// Whether the configuration is at another version than this one now.
+    /// Whether the configuration now has another version than this one.
     pub(super) fn moved(&self, version: u64) -> bool {
         self.version.is_some_and(|now| now != version)
     }
@@ -116,13 +116,13 @@ pub(super) struct Client {
     base: String,
 }
 
-/// A request, by what differs between them.
+/// The parts of a request that vary.
 #[derive(Debug, Default)]
 pub(super) struct Body {
     pub(super) json: Option<Value>,
     pub(super) text: Option<Vec<u8>>,
     pub(super) actions: Option<String>,
-    /// How long the answer may take, where HAProxy validates or reloads for it.
+    /// How long the answer may take, if HAProxy validates or reloads for it.
     pub(super) within: Option<Duration>,
 }
 
@@ -131,7 +131,7 @@ impl Client {
         let DataplaneConfig { address, ca_file, identity, .. } = &settings;
         let (builder, base) = endpoint::client(address, ca_file.as_deref(), identity.as_ref())
             .map_err(|EndpointError { what, source }| AccessError::Refused { what, source: Some(source) })?;
-        // A header of run-time actions is larger than what HTTP/2 takes by default.
+        // A header of run-time actions is larger than HTTP/2 accepts by default.
         let http = builder.timeout(TIMEOUT).http1_only().build().map_err(|source| AccessError::Refused {
             what: "cannot set up an HTTP client for the Data Plane API".to_owned(),
             source: Some(source.into()),
@@ -150,12 +150,12 @@ impl Client {
         }
     }
 
-    /// Why there is no answer.
+    /// Classifies why there is no answer.
     fn unanswered(&self, what: &str, source: reqwest::Error) -> AccessError {
         let address = &self.settings.address;
         let source = source.without_url();
         let cause = chain(&source);
-        // The words of rustls: its error is inside of others, which do not give it out.
+        // rustls' own message: its error is nested in others, which do not print it.
         let setting = if cause.contains("invalid peer certificate") {
             "shows a certificate that is not trusted: check `haproxy.ca_file` (HAPROXY_CA_FILE), and that the \
              certificate is for this host"
@@ -169,7 +169,7 @@ impl Client {
         AccessError::Refused { what: format!("the Data Plane API at {address} {setting}"), source: Some(source.into()) }
     }
 
-    /// Sends a request and returns what came back, errors of the API included.
+    /// Sends a request and returns the answer, including errors of the API.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -205,7 +205,7 @@ impl Client {
         let answer = Answer { status, version, reload, body };
         tracing::debug!(request = %what, status = status.as_u16(), "data plane API");
         match status {
-            // Without the answer's own words: version 3.0 repeats the password in them.
+            // Without the answer's own message: version 3.0 repeats the password in it.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(AccessError::Refused {
                 what: format!(
                     "the Data Plane API refuses the credentials ({status}): check haproxy.username and haproxy.password"
@@ -216,14 +216,14 @@ impl Client {
         }
     }
 
-    /// A GET of something that must be there.
+    /// A GET of something that must exist.
     pub(super) async fn get(&self, path: &str, query: &[(&str, &str)]) -> Result<Answer, AccessError> {
         let answer = self.send(Method::GET, path, query, Body::default()).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(unavailable(&format!("GET {path}"), &answer)) }
     }
 }
 
-/// A status that a read has no use for.
+/// An unexpected status of a read.
 pub(super) fn unavailable(what: &str, answer: &Answer) -> AccessError {
     AccessError::Unavailable {
         what: format!("the Data Plane API answered {what} with an error"),
@@ -231,8 +231,7 @@ pub(super) fn unavailable(what: &str, answer: &Answer) -> AccessError {
     }
 }
 
-/// What the status of a write says. Matched on the HTTP status alone: the `code` in the body changed between
-/// versions.
+/// Interprets the status of a write. Only the HTTP status counts: the `code` in the body changed between versions.
 pub(super) fn refused(what: &str, answer: &Answer) -> WriteError {
     let message = answer.message();
     match answer.status {

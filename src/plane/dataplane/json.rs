@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Timing};
 use crate::haproxy::render::{self, INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
 
-/// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours,
-/// as the API gave them.
+/// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours, as the API
+/// returned them.
 pub(super) fn backend(
     name: &BackendName,
     from: Option<&str>,

@@ -7,8 +7,8 @@ use super::super::AccessError;
 use super::meaning::managed;
 use super::{Dataplane, RAW, TRANSACTIONS};
 
-/// Open transactions beyond which empty ones go too: half of what the API has room for. An empty one
-/// holds nobody's work, but somebody may just have opened it.
+/// The number of open transactions above which empty ones are dropped too: half of the API's limit. An empty one
+/// contains no work, but another client may just have opened it.
 const CROWDED: usize = 10;
 
 /// What an open transaction is to us.
@@ -16,14 +16,14 @@ const CROWDED: usize = 10;
 enum Leftover {
     /// It can never be committed, or differs from the file only in what carries our owner.
     Ours,
-    /// It says what the file says.
+    /// It is the same as the file.
     Empty,
-    /// It may be another tool's live work.
-    Theirs,
+    /// It may be another tool's current work.
+    Foreign,
 }
 
 impl Dataplane {
-    /// Drops the transactions that are certainly leftovers, and the empty ones where it gets crowded.
+    /// Drops the transactions that are certainly leftovers, and the empty ones if there are many.
     pub(super) async fn clear_leftovers(&self) -> Result<(), AccessError> {
         let body = self.client.get(TRANSACTIONS, &[]).await?.json()?;
         let open: Vec<_> = body.as_array().into_iter().flatten().collect();
@@ -52,11 +52,11 @@ impl Dataplane {
         let answer =
             self.client.send(reqwest::Method::GET, RAW, &[("transaction_id", id)], super::Body::default()).await?;
         if !answer.status.is_success() {
-            return Ok(Leftover::Theirs);
+            return Ok(Leftover::Foreign);
         }
         let staged = Observed::new(observed.version, answer.config_text(), &self.owner);
         Ok(if staged.foreign() != observed.foreign() {
-            Leftover::Theirs
+            Leftover::Foreign
         } else if managed(&staged) == managed(observed) {
             Leftover::Empty
         } else {

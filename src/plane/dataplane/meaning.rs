@@ -1,5 +1,5 @@
-//! What a transaction would write, held against what was planned and what was there: the API drops what it
-//! does not know without an error.
+//! Compares what a transaction would write with what was planned and what was there: the API drops what it does not
+//! know without an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,27 +9,27 @@ use crate::haproxy::text::ConfigText;
 use crate::observed::{Observed, ObservedBackend, harm, lost_comments};
 use crate::plan::{self, Plan};
 
-/// What would not be as it should.
+/// What would differ from what it should be.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// A backend does not say what was planned.
+    /// A backend is not as planned.
     Planned(BackendName),
-    /// It does, but for `init-state`, which an API that is older than its HAProxy does not know: its spares
-    /// start up, as on HAProxy 3.0.
+    /// It is, except for `init-state`, which an API that is older than its HAProxy does not know: its spares start up,
+    /// as on HAProxy 3.0.
     Gate(BackendName),
-    /// A line of somebody's.
+    /// A foreign line.
     Foreign(String),
-    /// A comment of somebody's.
+    /// A foreign comment.
     Comment(String),
 }
 
 impl Loss {
-    /// Whether HAProxy does what it did, and what was planned, all the same.
+    /// Whether HAProxy would still behave as before, and as planned.
     pub(super) fn is_bearable(&self) -> bool {
         matches!(self, Self::Gate(_) | Self::Comment(_))
     }
 
-    /// Whether the API drops what we send: then it will do so the next time.
+    /// Whether the API drops what we send: then it will do so the next time as well.
     pub(super) fn is_of_ours(&self) -> bool {
         matches!(self, Self::Gate(_) | Self::Planned(_))
     }
@@ -62,7 +62,7 @@ pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, owne
     losses
 }
 
-/// What of a backend is ours, whatever the order of its lines; with or without its gates.
+/// The lines of a backend that are ours, in any order; with or without its gates.
 fn ours(
     backend: &ObservedBackend,
     gates: bool,

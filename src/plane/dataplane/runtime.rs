@@ -12,7 +12,7 @@ use super::Dataplane;
 use super::client::{Answer, Body, unavailable};
 
 const RUNTIME: &str = "/v3/services/haproxy/runtime/backends";
-/// Backends whose servers are asked for at a time.
+/// Backends whose servers are read in parallel.
 const CONCURRENCY: usize = 8;
 
 impl Dataplane {
@@ -41,7 +41,7 @@ impl Dataplane {
         Ok(servers.collect())
     }
 
-    /// Tells the process one state. A server that the process lacks is out as it is.
+    /// Sets one state in the process. A server that the process lacks is out anyway.
     pub(super) async fn put_state(&self, change: &StateChange) -> Result<(), AccessError> {
         let StateChange { backend, server, state } = change;
         let path = format!("{RUNTIME}/{backend}/servers/{server}");

@@ -1,8 +1,8 @@
 //! What the API makes of a file before anything is edited.
 //!
-//! Every write renders the whole file, whoever writes and however (seen on 3.0, 3.2 and 3.4). The rendering
-//! loses what the API's parser does not know, so it is looked at first: the text of a transaction without
-//! edits is what any commit would make of the rest of the file.
+//! Every write renders the whole file, by any client and any endpoint (seen on 3.0, 3.2 and 3.4). The rendering loses
+//! what the API's parser does not know, so it is checked first: the text of a transaction without edits is what any
+//! commit would make of the rest of the file.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::observed::{Foreign, Observed, harm, lost_comments};
 use super::super::{Harm, Survey, WriteError};
 use super::Dataplane;
 
-/// The API reads a file that somebody edited by hand a moment later, by watching it: until then its
-/// transactions hold the text from before, which would look like harm.
+/// The API notices an edit of the file by hand only a moment later: until then its transactions contain the text from
+/// before, which would look like harm.
 const SETTLING: Duration = Duration::from_secs(2);
-/// Between two looks in that time.
+/// Between two polls in that time.
 const POLL: Duration = Duration::from_millis(200);
 
-/// A survey, and what it was made of.
+/// A survey, and the file that it was made of.
 #[derive(Debug)]
 pub(super) struct Surveyed {
     foreign: Foreign,
@@ -25,7 +25,7 @@ pub(super) struct Surveyed {
 }
 
 impl Dataplane {
-    /// Surveys the file, unless what is not ours in it is what it was at the last survey.
+    /// Surveys the file, unless what is not ours in it is the same as at the last survey.
     pub(super) async fn surveyed(&self, observed: &Observed) -> Result<Survey, WriteError> {
         if let Some(line) = observed.text.conditional() {
             let word = observed.text.lines()[line].split_whitespace().next().unwrap_or_default().to_owned();
@@ -34,7 +34,7 @@ impl Dataplane {
         let foreign = observed.foreign();
         let mut last = self.surveyed.lock().await;
         if let Some(known) = last.as_ref().filter(|known| known.foreign == foreign) {
-            // Said once.
+            // Logged once.
             return Ok(Survey { comments: Vec::new(), ..known.survey.clone() });
         }
         let deadline = tokio::time::Instant::now() + SETTLING;

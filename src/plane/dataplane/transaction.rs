@@ -22,8 +22,8 @@ pub(super) const BACKENDS: &str = "/v3/services/haproxy/configuration/backends";
 type Staging = Result<Staged, Loss>;
 
 impl Dataplane {
-    /// Opens a transaction, edits, and reads back what it would write. Whatever fails, the transaction
-    /// does not stay behind.
+    /// Opens a transaction, edits, and reads back what it would write. Whatever fails, the transaction is not left
+    /// open.
     pub(super) async fn stage_transaction(&self, observed: &Observed, plan: &Plan) -> Result<Staging, WriteError> {
         let transaction = self.open(observed.version).await?;
         let staged = self.fill(&transaction, observed, plan).await;
@@ -67,7 +67,7 @@ impl Dataplane {
         }
     }
 
-    /// The failure is what counts; a transaction that can't be dropped now is cleared up by the next pass.
+    /// The failure is what counts; a transaction that can't be dropped now is cleaned up by the next pass.
     pub(super) async fn drop_after_failure(&self, id: &str) {
         if let Err(error) = self.drop_transaction(id).await {
             tracing::warn!(id, error = %chain(&error), "could not drop the transaction");
@@ -94,9 +94,9 @@ impl Dataplane {
         Ok(Ok(text))
     }
 
-    /// The `defaults` section that a new backend names. Where the sections of the file name none, the API names
-    /// it for each of them in its first transaction (seen on 3.0, 3.2 and 3.4), and HAProxy warns about a file
-    /// that does both, which is an error with `zero-warning`.
+    /// The `defaults` section that a new backend names. If the sections of the file name none, the API adds it to each
+    /// of them in its first transaction (seen on 3.0, 3.2 and 3.4), and HAProxy warns about a file that mixes both,
+    /// which is an error with `zero-warning`.
     async fn defaults(
         &self,
         transaction: &str,

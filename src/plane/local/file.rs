@@ -1,5 +1,5 @@
-//! The configuration file is replaced in one step: a new file is written beside it, whole and on the disk,
-//! and renamed over it. Whatever fails before the rename has changed nothing.
+//! The configuration file is replaced in one step: a new file is written beside it, completely and synced to disk, and
+//! renamed over it. A failure before the rename changes nothing.
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,8 +10,8 @@ use tempfile::NamedTempFile;
 
 use crate::plane::{AccessError, WriteError};
 
-/// What our own files beside the configuration are called. They begin with a dot: HAProxy leaves such files
-/// out where it reads a folder (`-f FOLDER`).
+/// The names of our own files beside the configuration. They begin with a dot: HAProxy skips such files when it reads a
+/// folder (`-f FOLDER`).
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.nomad-haproxy.{suffix}"))
@@ -22,7 +22,7 @@ pub(super) fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-/// Keeps a second controller, or a second command, out while the file is replaced.
+/// Locks out a second controller, or a second command, while the file is replaced.
 pub(super) fn lock(path: &Path) -> Result<fs::File, WriteError> {
     let path = beside(path, "lock");
     let file = fs::File::options().create(true).truncate(false).write(true).open(&path);
@@ -34,8 +34,7 @@ pub(super) fn lock(path: &Path) -> Result<fs::File, WriteError> {
     }
 }
 
-/// A new file in the same folder, with the same owner and mode, its bytes on the disk. It is removed when
-/// it is dropped.
+/// A new file in the same folder, with the same owner and mode, synced to disk. It is removed when it is dropped.
 pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, AccessError> {
     let write = || {
         let mut file = tempfile::Builder::new().prefix(".nomad-haproxy.").suffix(".cfg").tempfile_in(folder(path))?;
@@ -52,12 +51,12 @@ pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, A
     write().map_err(|source| unchanged("write a new file beside", path, source))
 }
 
-/// Gives a new file the name of another, or a name that was free.
+/// Renames a new file to the name of another, or to a free name.
 pub(super) fn rename(new: NamedTempFile, path: &Path) -> Result<(), AccessError> {
     new.persist(path).map(drop).map_err(|error| unchanged("replace", path, error.error))
 }
 
-/// Brings the names in the file's folder onto the disk.
+/// Syncs the folder of the file to disk.
 pub(super) fn sync_folder(path: &Path) -> Result<(), AccessError> {
     let synced = fs::File::open(folder(path)).and_then(|folder| folder.sync_all());
     synced.map_err(|source| failed("sync", folder(path), source))

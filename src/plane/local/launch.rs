@@ -1,9 +1,9 @@
 //! How HAProxy was started, so that a text is validated as HAProxy itself would read it at a reload.
 //!
-//! `"${MAXCONN}"` in the file, a relative `errorfile`, a `defaults` section in another file: what
-//! `haproxy -c -f FILE` says of a text depends on the environment, the folder and the arguments that it
-//! runs with. The settings say them, else /proc does, for the process that the master socket belongs to.
-//! What neither says is left as it is for this process, and a refusal comes with a [hint](Launch::hint).
+//! `"${MAXCONN}"` in the file, a relative `errorfile`, a `defaults` section in another file: what `haproxy -c -f FILE`
+//! says about a text depends on the environment, the folder and the arguments that it runs with. The settings give
+//! them, else /proc does, for the process behind the master socket. What neither gives is as for this process, and a
+//! refusal comes with a [hint](Launch::hint).
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,14 +25,14 @@ const ENVIRONMENT_FILE: &str = "haproxy.environment_file";
 /// How HAProxy was started, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Launch {
-    /// The files in HAProxy's order, folders taken apart. `None` is the one that we write.
+    /// The files in HAProxy's order, with folders expanded. `None` is the one that we write.
     files: Vec<Option<PathBuf>>,
     options: Vec<OsString>,
     folder: Option<PathBuf>,
     environment: Option<Vec<Variable>>,
-    /// From the settings; they go over the environment.
+    /// From the settings; they override the environment.
     variables: Vec<Variable>,
-    /// The settings that would say what is not known.
+    /// The settings that would give what is not known.
     unknown: Vec<&'static str>,
 }
 
@@ -43,7 +43,8 @@ impl Launch {
         if let Some(folder) = working_directory.as_ref().filter(|folder| !folder.is_dir()) {
             return Err(wrong(WORKING_DIRECTORY, &format!("{} is not a folder", folder.display())));
         }
-        // A process is HAProxy if its arguments name this very file. Its ID may be another process's here.
+        // A process is HAProxy if its arguments name this very file. In another PID namespace its ID may be another
+        // process's.
         let seen = process.and_then(|process| {
             let files = expand(&process.arguments.files, &base(settings, Some(&process)), file).ok()?;
             files.contains(&None).then_some((files, process))
@@ -74,7 +75,7 @@ impl Launch {
         Ok(launch)
     }
 
-    /// The command that validates a candidate in the place of our file.
+    /// The command that validates a candidate in place of our file.
     pub(super) fn command(self, binary: &Path, candidate: &Path) -> Command {
         // A path with a folder in it must not depend on the folder that the command runs in.
         let is_path = binary.components().count() > 1;
@@ -89,16 +90,16 @@ impl Launch {
         }
         if let Some(environment) = self.environment {
             command.env_clear().envs(environment);
-            // The executable is looked for where this process would find it.
+            // The executable is searched for where this process would find it.
             command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         }
-        // Every reload reads the file with this set, whatever -c does by itself (seen on 3.0, 3.2 and 3.4):
-        // a file may have `.if defined(HAPROXY_MWORKER)`.
+        // Every reload reads the file with this set, whatever -c does by itself (seen on 3.0, 3.2 and 3.4): a file may
+        // have `.if defined(HAPROXY_MWORKER)`.
         command.env("HAPROXY_MWORKER", "1").envs(self.variables);
         command
     }
 
-    /// What to set, where a refusal may only come of what is not known.
+    /// What to set, if a refusal may only be caused by what is not known.
     pub(super) fn hint(&self) -> Option<String> {
         let settings: Vec<String> = self.unknown.iter().map(|setting| format!("`{setting}`")).collect();
         (!settings.is_empty()).then(|| {
@@ -110,7 +111,7 @@ impl Launch {
     }
 }
 
-/// The files of the settings; ours must be one of them.
+/// The files in the settings; ours must be one of them.
 fn set_files(settings: &LocalConfig, file: &Path, seen: Option<&Process>) -> Result<Vec<Option<PathBuf>>, AccessError> {
     let base = base(settings, seen);
     let files = expand(&settings.files, &base, file).map_err(|source| AccessError::Refused {
@@ -123,7 +124,7 @@ fn set_files(settings: &LocalConfig, file: &Path, seen: Option<&Process>) -> Res
     Err(wrong(FILES, &format!("it does not name {}, the file to write", settings.config_file.display())))
 }
 
-/// The folder that relative paths start from: what was set, else where the process is, behind its `-C`.
+/// The folder that relative paths start from: from the settings, else where the process is, after its `-C`.
 fn base(settings: &LocalConfig, process: Option<&Process>) -> PathBuf {
     if let Some(folder) = &settings.working_directory {
         return folder.clone();
@@ -135,8 +136,8 @@ fn base(settings: &LocalConfig, process: Option<&Process>) -> PathBuf {
     }
 }
 
-/// Takes folders apart as HAProxy does (`cfgfiles_expand_directories` in src/haproxy.c): regular files
-/// that do not begin with a dot and whose first `.cfg` is their end, sorted by bytes.
+/// Expands folders as HAProxy does (`cfgfiles_expand_directories` in src/haproxy.c): regular files that do not begin
+/// with a dot and whose first `.cfg` is their end, sorted by bytes.
 fn expand(files: &[PathBuf], base: &Path, ours: &Path) -> io::Result<Vec<Option<PathBuf>>> {
     let mut expanded = Vec::new();
     for file in files {
@@ -159,8 +160,8 @@ fn is_configuration(name: &[u8]) -> bool {
     !name.starts_with(b".") && first == name.len().checked_sub(4)
 }
 
-/// Lines of `NAME=VALUE`, as systemd's `EnvironmentFile=` has them: blank lines and comments are left out,
-/// quotes around a value are taken off. A message names a line by its number, for it may hold a secret.
+/// Lines of `NAME=VALUE`, as in systemd's `EnvironmentFile=`: blank lines and comments are skipped, quotes around a
+/// value are removed. A message refers to a line by its number, as it may contain a secret.
 fn read_environment(path: &Path) -> Result<Vec<Variable>, AccessError> {
     let bytes = fs::read(path).map_err(|source| failed(&format!("read the {ENVIRONMENT_FILE}"), path, source))?;
     let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).zip(1..);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn our_file_is_replaced_where_it_stands() {
+    fn our_file_is_replaced_in_its_position() {
         let case = Case::new(&["conf.d/b.cfg", "global.cfg", "conf.d/a.cfg", "conf.d/.c.cfg", "conf.d/d.cfg.cfg"]);
         let (arguments, variables) = case.command(Some(case.process(&["global.cfg", "conf.d"])));
         assert_eq!(arguments, ["-c", "-dr", "-f", "global.cfg", "-f", "conf.d/a.cfg", "-f", "/new"]);
@@ -274,7 +275,7 @@ mod tests {
         case.settings.working_directory = Some(case.folder.path().join("more"));
         let mut process = case.process(&["haproxy.cfg"]);
         process.arguments.change_to = Some("/".into());
-        // The process is known by its own folder; with another one set its arguments lead nowhere.
+        // The process is identified by its own folder; with another one set its arguments would lead nowhere.
         process.arguments.files = vec![case.settings.config_file.clone()];
         let (arguments, variables) = case.command(Some(process));
         assert_eq!(arguments, ["-c", "-dr", "-f", "x.cfg", "-f", "/new"]);

@@ -1,13 +1,13 @@
-//! What the kernel says of a running HAProxy: its arguments, its folder and its environment (proc(5)).
+//! What the kernel reports about a running HAProxy: its arguments, its folder and its environment (proc(5)).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// What a master sets for itself when it runs itself again for a reload. The command that validates must
-/// not take itself for that master, wait for its workers or write to its descriptors (seen on 3.0, 3.2 and
-/// 3.4; `mworker_reexec` in src/haproxy.c and src/mworker.c).
+/// Variables that a master sets for itself when it re-executes itself for a reload. The command that validates must not
+/// mistake itself for that master, wait for its workers or write to its descriptors (seen on 3.0, 3.2 and 3.4;
+/// `mworker_reexec` in src/haproxy.c and src/mworker.c).
 const OF_THE_MASTER: &[&str] = &[
     "HAPROXY_LOAD_SUCCESS",
     "HAPROXY_MWORKER_REEXEC",
@@ -20,7 +20,7 @@ const OF_THE_MASTER: &[&str] = &[
 /// One variable.
 pub(super) type Variable = (OsString, OsString);
 
-/// A process, as far as this user may look at it.
+/// A process, as far as this user may read it.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) arguments: Arguments,
@@ -30,19 +30,19 @@ pub(super) struct Process {
     pub(super) environment: Option<Vec<Variable>>,
 }
 
-/// What of a command line matters to how the configuration is read.
+/// The part of a command line that affects how the configuration is read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Arguments {
-    /// The files and folders of `-f` and behind `--`, as they were given.
+    /// The files and folders of `-f` and after `--`, as they were given.
     pub(super) files: Vec<PathBuf>,
-    /// Where `-C` goes before it reads them.
+    /// The folder that `-C` changes to before it reads them.
     pub(super) change_to: Option<PathBuf>,
-    /// The other options, to be handed on.
+    /// The other options, to be passed on.
     pub(super) options: Vec<OsString>,
 }
 
 impl Process {
-    /// Reads `/proc/PID`. `None`: no such process is seen from here.
+    /// Reads `/proc/PID`. `None`: no such process is visible here.
     pub(super) fn read(folder: &Path) -> Option<Self> {
         let arguments = Arguments::parse(&fs::read(folder.join("cmdline")).ok()?);
         let working = fs::read_link(folder.join("cwd")).ok().filter(|path| path.is_dir());
@@ -61,9 +61,9 @@ pub(super) fn master(answer: &str) -> Option<u32> {
 }
 
 impl Arguments {
-    /// Reads a command line as HAProxy does (`haproxy_init_args` in src/haproxy.c): an option is known by
-    /// its first letters. After a reload it also has `-sf PIDS` and `-x SOCKET`, which are left out, as is
-    /// what only says where the process runs, what it prints, and which sockets it opens.
+    /// Reads a command line as HAProxy does (`haproxy_init_args` in src/haproxy.c): an option is recognised by its
+    /// first letters. After a reload there are also `-sf PIDS` and `-x SOCKET`, which are skipped, like those that only
+    /// determine where the process runs, what it prints, and which sockets it opens.
     fn parse(cmdline: &[u8]) -> Self {
         let mut words = cmdline.split(|byte| *byte == 0).filter(|word| !word.is_empty()).skip(1).map(OsStr::from_bytes);
         let mut arguments = Self::default();
@@ -78,8 +78,8 @@ impl Arguments {
                 }
                 // Their values may begin with a dash.
                 [b'-', b'S' | b'p' | b'x', ..] => drop(words.next()),
-                // Names that are not resolved, certificates that are not verified, warnings that count,
-                // no getaddrinfo(), forks allowed; IPv4 only.
+                // Names that are not resolved, certificates that are not verified, warnings that count, no
+                // getaddrinfo(), forks allowed; IPv4 only.
                 [b'-', b'd', b'r' | b'V' | b'W' | b'G' | b'I', ..] | [b'-', b'4', ..] => {
                     arguments.options.push(word.to_owned());
                 }
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_master_is_the_one_that_says_so() {
+    fn the_master_is_found_in_show_proc() {
         let answer = "#<PID>          <type>          <reloads>       <uptime>        <version>\n\
                       23376           master          0 [failed: 0]   0d00h00m01s     3.0.11\n# workers\n\
                       23379           worker          0               0d00h00m01s     3.0.11\n";
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_can_be_read_and_none_cannot() {
+    fn this_process_can_be_read_and_an_unknown_one_cannot() {
         let process = Process::read(Path::new("/proc/self")).expect("this process");
         assert!(process.folder.is_some() && process.environment.is_some());
         assert!(Process::read(Path::new("/proc/0")).is_none());

@@ -1,8 +1,8 @@
 //! A write that HAProxy has not loaded yet: the *last good* text, kept until it has.
 //!
-//! Where a write is cut short, the last good text still lies beside the file. Its name says which text took
-//! its place, by a digest: only that text, which is our own, may be replaced by the last good one. Anything
-//! else is what a person wrote after the crash.
+//! If a write is interrupted, the last good text is still beside the file. Its name contains a digest of the text that
+//! replaced it: only that text, which is our own, may be replaced with the last good one. Anything else was written by
+//! a person after the crash.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,19 +14,19 @@ use crate::plane::{AccessError, WriteError};
 
 const SUFFIX: &str = "last-good.";
 
-/// A text that took the place of the last good one, and may not be loaded.
+/// A text that replaced the last good one, and may not be loaded.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     /// The configuration file.
     file: PathBuf,
     /// The last good text.
     last_good: PathBuf,
-    /// Of the text that took its place.
+    /// The digest of the text that replaced it.
     digest: String,
 }
 
 impl Unfinished {
-    /// Keeps the text that is about to be replaced. It is on the disk when this returns.
+    /// Keeps the text that is about to be replaced. It is synced to disk when this returns.
     pub(super) fn begin(file: &Path, last_good: &[u8], new: &[u8]) -> Result<Self, AccessError> {
         let digest = digest(new);
         let path = beside(file, &format!("{SUFFIX}{digest}"));
@@ -36,7 +36,7 @@ impl Unfinished {
         Ok(unfinished)
     }
 
-    /// The writes to this file that were cut short: one, or none.
+    /// The writes to this file that were interrupted: one, or none.
     pub(super) fn find(file: &Path) -> Result<Vec<Self>, AccessError> {
         let prefix = beside(file, SUFFIX);
         let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -49,15 +49,15 @@ impl Unfinished {
         Ok(unfinished.collect())
     }
 
-    /// Whether the file is just what we wrote, so that HAProxy may be asked to load it. Where it is not,
-    /// it stays as it is and the last good text is dropped.
+    /// Whether the file is exactly what we wrote, so that HAProxy may load it. If not, it stays as it is and the last
+    /// good text is deleted.
     pub(super) fn is_in_place(&self) -> Result<bool, AccessError> {
         let read = |path: &Path| fs::read(path).map_err(|source| failed("read", path, source));
         let current = read(&self.file)?;
         if digest(&current) == self.digest {
             return Ok(true);
         }
-        // Cut short before the new text took its place, there is nothing to tell.
+        // Interrupted before the new text was in place: there is nothing to report.
         if current != read(&self.last_good)? {
             tracing::warn!(
                 file = %self.file.display(),
@@ -68,7 +68,7 @@ impl Unfinished {
         Ok(false)
     }
 
-    /// Puts the last good text back, unless somebody has edited the file in the meantime.
+    /// Restores the last good text, unless the file was edited in the meantime.
     pub(super) fn put_back(&self) -> Result<(), WriteError> {
         let _lock = lock(&self.file)?;
         if self.is_in_place()? {
@@ -79,9 +79,9 @@ impl Unfinished {
         Ok(())
     }
 
-    /// The new text is loaded, or was never written: the last good one is not needed any more.
+    /// The new text is loaded, or was never written: the last good one is no longer needed.
     pub(super) fn forget(&self) {
-        // What stays is cleared up at the next start.
+        // What is left is cleaned up at the next start.
         if let Err(error) = fs::remove_file(&self.last_good) {
             tracing::warn!(file = %self.last_good.display(), %error, "cannot remove the last good configuration");
         }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_wrote_stays() {
+    fn an_edit_by_another_writer_is_kept() {
         for text in ["new, and a line of mine", "old, and a line of mine", ""] {
             let case = Case::new("old");
             Unfinished::begin(&case.file(), b"old", b"new").expect("kept");
@@ -155,7 +155,7 @@ mod tests {
         Unfinished::begin(&case.file(), b"old", b"new").expect("kept");
         assert!(!case.found().is_in_place().expect("read"));
         assert_eq!((case.text().as_str(), case.files()), ("old", 1));
-        // The files of another configuration in the same folder are not ours to clear up.
+        // The files of another configuration in the same folder are not ours to delete.
         Unfinished::begin(&case.file(), b"old", b"new").expect("kept");
         let other = case.folder.path().join("other.cfg");
         fs::write(&other, "").expect("written");

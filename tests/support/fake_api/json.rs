@@ -1,11 +1,11 @@
-//! Backends and servers between the API's JSON and the configuration text.
+//! Conversion of backends and servers between the API's JSON and the configuration text.
 
 use serde_json::{Map, Value, json};
 
 use super::render::{Config, Line, Section};
 use super::{Answer, empty, error, ok};
 
-/// A word of a server line and its key, with how the value is written.
+/// A word of a server line and its key, with the format of the value.
 #[derive(Clone, Copy)]
 enum Form {
     Flag,
@@ -134,7 +134,7 @@ fn backend_text(backend: &Value) -> String {
         lines.push(format!("  default-server {}", options(&backend["default_server"]).join(" ")));
     }
     let mut text = lines.join("\n") + "\n";
-    // In the order of their names' numbers, as the real one keeps the order of what it is sent.
+    // In the order of the numbers in their names, as the real one keeps the order in which it received them.
     let servers = backend["servers"].as_object().cloned().unwrap_or_default();
     text.extend(servers.values().map(server_line));
     text
@@ -162,7 +162,7 @@ fn parse_options(words: &[String], server: &mut Value) {
     }
 }
 
-/// A comment that is no JSON is given as one with the key `comment`.
+/// A comment that is not JSON is returned as an object with the key `comment`.
 fn metadata(comment: Option<&Vec<u8>>) -> Option<Value> {
     let comment = comment?;
     let text = || json!({"comment": String::from_utf8_lossy(comment)});
@@ -275,7 +275,7 @@ pub fn read(config: &Config, kind: &str, path: &[&str]) -> Answer {
 
 /// A POST, PUT or DELETE of a backend or a server, or a POST of a listener.
 pub fn edit(config: &mut Config, method: &str, kind: &str, path: &[&str], mut body: Value) -> Answer {
-    // 3.0 knows no metadata of a backend.
+    // 3.0 does not know metadata of a backend.
     if kind == "backends" && path.len() < 2 && !config.has_header_comments() && body.is_object() {
         body.as_object_mut().unwrap().remove("metadata");
     }

@@ -1,7 +1,7 @@
 //! A configuration as the Data Plane API keeps it in its memory, and the file that it renders from it.
 //!
-//! Every rule here was seen on the real API, 3.0, 3.2 and 3.4: on the recordings, and on files with most of
-//! HAProxy's directives in mixed order.
+//! Every rule here was seen on the real API, 3.0, 3.2 and 3.4: in the recordings, and with files of most of HAProxy's
+//! directives in mixed order.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -27,8 +27,8 @@ fn kinds(series: &str) -> impl Iterator<Item = &'static str> {
     all.split(' ')
 }
 
-/// The directives of a section in the order in which they are written. What is not listed comes after them,
-/// in the order of the file: all of `listen`, for one.
+/// The directives of a section in the order in which they are written. Those that are not listed come after them, in
+/// the order of the file: for example all of `listen`.
 fn directives(kind: &str) -> &'static str {
     match kind {
         "global" => {
@@ -106,17 +106,17 @@ fn directives(kind: &str) -> &'static str {
     }
 }
 
-/// The place of each directive in the sections of a kind; there are files with thousands of lines.
+/// The position of each directive in the sections of a kind; some files have thousands of lines.
 static PLACES: LazyLock<HashMap<&'static str, HashMap<&'static str, usize>>> = LazyLock::new(|| {
     let kinds = ["3.0", "3.2", "3.4"].into_iter().flat_map(kinds);
     kinds.map(|kind| (kind, directives(kind).split(", ").zip(0..).collect())).collect()
 });
 
-/// The place of the directives that the API does not know.
+/// The position of the directives that the API does not know.
 const UNKNOWN: usize = usize::MAX;
-/// The API's reader gives up at a longer line, without an error: the rest of the file is gone.
+/// The API's reader stops at a longer line, without an error: the rest of the file is lost.
 const MAX_LINE: usize = 65535;
-/// What the API puts on top of a file that it reads.
+/// What the API puts at the top of a file that it reads.
 const MANAGED: [&str; 2] =
     ["Dataplaneapi managed File", "changing file directly can cause a conflict if dataplaneapi is running"];
 
@@ -125,7 +125,7 @@ type Comment = Vec<u8>;
 /// One directive, with the comment behind it.
 #[derive(Clone)]
 pub struct Line {
-    /// The words as they stand, quotes included; what is not UTF-8 in them is lost.
+    /// The words as they are, quotes included; what is not UTF-8 in them is lost.
     pub words: Vec<String>,
     pub comment: Option<Comment>,
     text: Vec<u8>,
@@ -143,7 +143,7 @@ pub struct Section {
     pub kind: String,
     pub name: String,
     pub from: Option<String>,
-    /// What is behind the header.
+    /// What follows the header.
     pub comment: Option<Comment>,
     above: Vec<Comment>,
     groups: BTreeMap<usize, Group>,
@@ -163,7 +163,7 @@ impl Section {
         one.or_else(|| place(&words.get(..2)?.join(" "))).unwrap_or(UNKNOWN)
     }
 
-    /// Adds a line behind those of its kind.
+    /// Adds a line after those of its kind.
     pub fn push(&mut self, line: &[u8]) {
         self.push_below(&[], line.trim_ascii_end());
     }
@@ -187,14 +187,14 @@ impl Section {
         &mut self.groups.entry(place).or_default().lines
     }
 
-    /// Puts a server in the place of the one of this name.
+    /// Replaces the server of this name.
     pub fn replace_server(&mut self, name: &str, line: &[u8]) {
         let at = self.servers().iter().position(|line| line.words[1] == name).expect("the caller looked it up");
         self.push(line);
         self.servers().swap_remove(at);
     }
 
-    /// Takes a server away. The comments of a group go with its last directive.
+    /// Removes a server. The comments of a group are removed with its last directive.
     pub fn remove_server(&mut self, name: &str) {
         self.servers().retain(|line| line.words[1] != name);
         self.groups.retain(|_, group| !group.lines.is_empty());
@@ -222,13 +222,13 @@ pub struct Config {
     series: String,
     /// What is above the first section.
     top: Section,
-    /// By the place of their kind, and by name.
+    /// By the position of their kind, and by name.
     sections: BTreeMap<(usize, String), Arc<Section>>,
 }
 
 impl Config {
-    /// What the API makes of its file when it starts, or sees that somebody else wrote it: it puts its notice
-    /// on top, and says of each section which defaults it inherits.
+    /// What the API makes of its file when it starts, or when another writer has changed it: it adds its notice at the
+    /// top, and writes out which defaults each section inherits.
     pub fn read(file: &[u8], series: &str) -> Self {
         let mut config = Self::parse(file, series, true);
         if config.top.above.first().is_none_or(|first| *first != MANAGED[0].as_bytes()) {
@@ -237,8 +237,8 @@ impl Config {
         config
     }
 
-    /// What the API makes of a text that is sent to it. It does not add `from`: a section without one inherits
-    /// from the last of the defaults, which all come first in the rendered file.
+    /// What the API makes of a text that is sent to it. It does not add `from`: a section without one inherits from the
+    /// last of the defaults, which all come first in the rendered file.
     pub fn sent(text: &[u8], version: u64, series: &str) -> Self {
         let lines = text.split_inclusive(|byte| *byte == b'\n').take_while(|line| line.len() <= MAX_LINE + 1);
         let lines = lines.filter(|line| !line.starts_with(b"# _version="));
@@ -264,7 +264,7 @@ impl Config {
                     config.version = version.unwrap_or(config.version);
                 }
                 (None, Some(comment), None) if !begun => config.top.above.push(comment),
-                // A comment at the margin goes with the next section, any other with the next directive.
+                // A comment without indentation belongs to the next section, any other to the next directive.
                 (None, Some(comment), _) if line[0] == b' ' => inner.push(comment),
                 (None, Some(comment), _) => outer.push(comment),
                 (None, None, _) => {}
@@ -296,7 +296,7 @@ impl Config {
                     }
                     let key = (place, section.name.clone());
                     current = Some(key.clone());
-                    // There is one `global`; of others with one name the last counts.
+                    // There is one `global`; of other sections with the same name the last counts.
                     if kind != "global" || !config.sections.contains_key(&key) {
                         config.sections.insert(key, section.into());
                     }
@@ -312,7 +312,7 @@ impl Config {
         config
     }
 
-    /// Whether a comment behind a section's header is kept: 3.0 drops it.
+    /// Whether a comment after a section's header is kept: 3.0 drops it.
     pub fn has_header_comments(&self) -> bool {
         self.series != "3.0"
     }
@@ -331,7 +331,7 @@ impl Config {
         sections.find(|section| section.kind == kind && section.name == name).map(Arc::make_mut)
     }
 
-    /// Adds a section, or puts it in the place of the one of this name, comments and all.
+    /// Adds a section, or replaces the one of this name, including its comments.
     pub fn insert(&mut self, text: &str) {
         self.sections.append(&mut Self::parse(text.as_bytes(), &self.series, false).sections);
     }
@@ -340,7 +340,7 @@ impl Config {
         self.sections.retain(|_, section| section.kind != kind || section.name != name);
     }
 
-    /// The file, under a line with its hash.
+    /// The file, after a line with its hash.
     pub fn render(&self) -> Vec<u8> {
         let mut out = format!("# _version={}\n", self.version).into_bytes();
         for comment in &self.top.above {
@@ -376,7 +376,7 @@ pub fn is_own(file: &[u8]) -> bool {
     first == format!("# _md5hash={}\n", hash(&file[first.len()..])).as_bytes()
 }
 
-/// The real one's is an MD5, which nobody but the API itself looks at.
+/// The real one's is an MD5, which only the API itself uses.
 fn hash(text: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
@@ -391,7 +391,7 @@ fn header(words: &[String], comment: Option<Comment>) -> Section {
     Section { kind, name: name.cloned().unwrap_or_default(), from, comment, ..Section::default() }
 }
 
-/// The words of a line as they stand, and what is behind the `#`.
+/// The words of a line as they are, and what follows the `#`.
 fn split(line: &[u8]) -> (Vec<String>, Option<Comment>) {
     let (mut words, mut word, mut quote) = (Vec::new(), Vec::new(), None);
     let mut comment = None;

@@ -1,4 +1,4 @@
-//! The run-time part of the fake API: commands for the process, and what they say of its servers.
+//! The run-time part of the fake API: commands for the process, and the state of its servers.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use super::{Answer, FakeApi, Request, empty, error, ok};
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl FakeApi {
-    /// One command. The API has one lock for all of them, so that they wait for each other, and for a reload.
+    /// One command. The API has one lock for all of them, so they wait for each other, and for a reload.
     pub(super) async fn command(&self, command: &str) -> Result<String, String> {
         let _one = self.commands.lock().await;
         socket::command(&self.master, command, TIMEOUT).await.map_err(|error| error.to_string())
     }
 
-    /// A command for the worker. HAProxy says how bad a message is; a mere note is no error.
+    /// A command for the worker. HAProxy returns the severity of a message; a mere notice is not an error.
     async fn execute(&self, command: &str) -> Result<(), String> {
         let answer = self.command(&format!("set severity-output number;@1 {command}")).await?;
         match answer.strip_prefix('[').and_then(|answer| answer.split_once("]:")) {
@@ -73,7 +73,7 @@ impl FakeApi {
 
     pub(super) async fn servers(&self, request: &Request<'_>, backend: &str, path: &[&str]) -> Answer {
         let missing = |name: &str, status: u16| error(status, format!("no data for {name}: not found"));
-        // 3.0 has no 404 here but for the GET of one server and the DELETE.
+        // 3.0 returns 404 only for the GET of one server and the DELETE.
         let status = if self.series == "3.0" { 500 } else { 404 };
         let body: Value = serde_json::from_slice(request.body).unwrap_or_default();
         let name = path.first().copied().or(body["name"].as_str()).unwrap_or_default();
@@ -120,7 +120,7 @@ impl FakeApi {
         }
     }
 
-    /// Sets what differs. Only 3.4 obeys an address, a port or a weight.
+    /// Applies the differences. Only 3.4 applies an address, a port or a weight.
     async fn change(&self, name: &str, server: &Value, body: &Value) -> Result<(), String> {
         let set = |key: &str| body[key].as_str().filter(|value| server[key] != *value);
         if let Some(health) = set("operational_state") {
@@ -144,7 +144,7 @@ impl FakeApi {
         }
     }
 
-    /// The servers of a backend as the API gives them.
+    /// The servers of a backend as the API returns them.
     async fn state(&self, backend: &str) -> Vec<Value> {
         let state = self.command(&format!("@1 show servers state {backend}")).await.unwrap_or_default();
         let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>());
