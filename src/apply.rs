@@ -95,6 +95,8 @@ pub struct Controller<P> {
     memory: Memory,
     guard: guard::Guard,
     arrivals: Arrivals,
+    /// [`Catalog::unwatched`], as of the last resync; `None` before the first read.
+    unwatched: Option<BTreeSet<ServiceKey>>,
 }
 
 /// The input of one round.
@@ -124,7 +126,8 @@ impl<P: Plane> Controller<P> {
     /// Sets one up; nothing is sent yet.
     pub fn new(plane: P, source: Source, options: Options) -> Self {
         let guard = guard::Guard::new(options.guard);
-        Self { plane, source, options, memory: Memory::default(), guard, arrivals: Arrivals::default() }
+        let (memory, arrivals) = (Memory::default(), Arrivals::default());
+        Self { plane, source, options, memory, guard, arrivals, unwatched: None }
     }
 
     /// Runs one pass. With `review`, only if it does what was reviewed.
@@ -215,7 +218,8 @@ impl<P: Plane> Controller<P> {
         let catalog = match catalog {
             Some(catalog) => catalog,
             None => {
-                let read = self.source.read(&observed.namespaces()).await?;
+                let mut read = self.source.read(&observed.namespaces()).await?;
+                read.unwatched = self.unwatched(moment).await;
                 self.guard.saw_catalog(&read);
                 catalog.insert(read)
             }
@@ -236,6 +240,18 @@ impl<P: Plane> Controller<P> {
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
         Ok(Seen { info, moment, observed, built, holding, process, looked })
+    }
+
+    /// The services with an enabling tag outside of the watched namespaces, read at the start and at each resync. They
+    /// are only used for notes, so if they cannot be read now, the last ones are used.
+    async fn unwatched(&mut self, moment: Moment) -> BTreeSet<ServiceKey> {
+        if moment.everything || self.unwatched.is_none() {
+            match self.source.unwatched().await {
+                Ok(services) => self.unwatched = Some(services),
+                Err(error) => tracing::debug!(error = %chain(&error), "cannot list the services of other namespaces"),
+            }
+        }
+        self.unwatched.get_or_insert_default().clone()
     }
 
     async fn round(
