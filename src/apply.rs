@@ -245,7 +245,7 @@ impl Controller {
         let Reading { catalog, at } = match reading {
             Some(reading) => reading,
             None => {
-                let read = self.source.read(&observed.namespaces(), moment.catalog_since).await?;
+                let read = self.source.read(&observed.namespaces(), moment.catalog_since, moment.everything).await?;
                 self.guard.saw_catalog(&read.catalog);
                 reading.insert(read)
             }

@@ -75,6 +75,8 @@ pub struct Catalog {
     pub unreadable: BTreeMap<ServiceKey, String>,
     /// Namespaces that could not be read.
     pub namespaces: BTreeMap<String, Unread>,
+    /// Services with an enabling tag whose namespaces are not watched: each gets a note, and nothing else.
+    pub unwatched: BTreeSet<ServiceKey>,
 }
 
 /// Why a namespace is missing from the catalog.
@@ -137,6 +139,14 @@ impl Source {
         match self {
             Self::Nomad(nomad) => Ok(nomad.read(served).await?),
             Self::File(path) => Ok(file::read(path)?),
+        }
+    }
+
+    /// The services for [`Catalog::unwatched`]. A file has none.
+    pub async fn unwatched(&self) -> Result<BTreeSet<ServiceKey>, SourceError> {
+        match self {
+            Self::Nomad(nomad) => Ok(nomad.unwatched().await?),
+            Self::File(_) => Ok(BTreeSet::new()),
         }
     }
 

@@ -4,11 +4,14 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::http::Uri;
 use reqwest::Method;
 use support::api::{Rig, WAYS, Way};
-use support::controller::{Controller, run, stdout};
+use support::controller::{Controller, run, stderr, stdout};
 use support::gate::Gate;
 use support::haproxy::matrix;
 use support::load::{self, Load};
@@ -163,6 +166,89 @@ async fn a_token_that_loses_its_rights_removes_nothing() {
     wait_for("the stopped service to go", Duration::from_secs(20), async || (seated(&rig) == 1).then_some(())).await;
     let logged = controller.log();
     assert!(!logged.contains(&token), "the token is in the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_outside_of_the_watched_namespaces_gets_a_note() {
+    const READS_ALL: &str = "namespace \"*\" {\n capabilities = [\"read-job\"]\n}";
+    const READS_DEFAULT: &str = "namespace \"default\" {\n capabilities = [\"read-job\"]\n}";
+    const NOTED: &str = "nomad_haproxy_notes{severity=\"warning\"}";
+    let nomad = Nomad::start_with_acl().await;
+    nomad.call(Method::POST, "/v1/namespace/team-a", Some(serde_json::json!({"Name": "team-a"}))).await;
+    for (name, tags) in [("there", ["enable=true"]), ("off", ["enable=false"])] {
+        let mut job = job(name, 1, &tags, None);
+        job["Namespace"] = "team-a".into();
+        nomad.submit(job).await;
+    }
+    nomad.submit(job("here", 1, &["enable=true"], None)).await;
+    nomad.wait_for_instances("here", 1).await;
+    wait_for("the services of team-a", Duration::from_secs(60), async || {
+        let services = nomad.call(Method::GET, "/v1/services?namespace=team-a", None).await.to_string();
+        (services.contains("there") && services.contains("off")).then_some(())
+    })
+    .await;
+    let (gate, url) = Gate::start(&nomad.address).await;
+    let lists = Arc::new(AtomicU32::new(0));
+    let counted = lists.clone();
+    let lists_all = |uri: &Uri| uri.query().is_some_and(|query| query.contains("namespace=*"));
+    gate.interfere(Some(Box::new(move |_, uri| {
+        counted.fetch_add(u32::from(lists_all(uri)), Ordering::SeqCst);
+        None
+    })));
+    let token = nomad.token_with(READS_ALL).await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let with = |resync: &str| {
+        let settings = [("NOMAD_ADDR", url.as_str()), ("NOMAD_TOKEN", &token), ("NOMAD_NAMESPACE", "default")];
+        rig.env_with(&[&settings[..], &[("NOMAD_HAPROXY_RESYNC_INTERVAL", resync)]].concat())
+    };
+
+    let planned = stdout(&run(&with("1h"), &["plan", "--output", "json"]).await);
+    let planned: serde_json::Value = serde_json::from_str(&planned).unwrap();
+    assert_eq!(
+        planned["notes"],
+        serde_json::json!([{
+            "severity": "warning",
+            "service": {"namespace": "team-a", "name": "there"},
+            "code": "unwatched-namespace",
+            "text": "not routed: it has `haproxy.enable=true`, but its namespace is not watched; to route it, add \
+                     team-a to nomad.namespace (NOMAD_NAMESPACE)",
+        }])
+    );
+    let applied = run(&with("1h"), &["apply", "--strict"]).await;
+    assert!(applied.status.success(), "{}", stderr(&applied));
+    assert!(stdout(&applied).contains("warning: service team-a/there: not routed"), "{}", stdout(&applied));
+    assert_eq!(seated(&rig), 1);
+
+    // It is read at the start, and not when an event wakes the controller; the note stays all the same.
+    lists.store(0, Ordering::SeqCst);
+    let mut controller = Controller::start(&with("1h"), &[]);
+    controller.wait_until_ready().await;
+    nomad.submit(job("new", 1, &["enable=true"], None)).await;
+    wait_for("the new service", Duration::from_secs(20), async || (seated(&rig) == 2).then_some(())).await;
+    assert_eq!(lists.load(Ordering::SeqCst), 1);
+    assert!(controller.metric(NOTED).await >= 1.0);
+    let logged = controller.log();
+    assert_eq!(logged.matches("unwatched-namespace").count(), 1, "{logged}");
+    controller.stop().await;
+
+    // Each resync reads it: the note stays while it cannot be read, and goes when the token may no longer see the
+    // service. Neither is a failure.
+    let controller = Controller::start(&with("1s"), &[]);
+    controller.wait_until_ready().await;
+    gate.interfere(Some(Box::new(move |_, uri| lists_all(uri).then(|| (500, "rpc error".to_owned())))));
+    controller.wait_for_resyncs(1).await;
+    assert!(controller.metric(NOTED).await >= 1.0);
+    gate.interfere(None);
+    nomad.token_with(READS_DEFAULT).await;
+    wait_for("the note to go", Duration::from_secs(20), async || (controller.metric(NOTED).await == 0.0).then_some(()))
+        .await;
+    gate.interfere(Some(Box::new(move |_, uri| lists_all(uri).then(|| (403, "Permission denied".to_owned())))));
+    controller.wait_for_resyncs(1).await;
+    let logged = controller.log();
+    assert!(!logged.contains("Permission denied") && !logged.contains("rpc error"), "{logged}");
+    assert_eq!(logged.matches("unwatched-namespace").count(), 2, "once new, once resolved: {logged}");
+    assert_eq!(controller.http("/readyz").await.0, 200);
+    assert_eq!(seated(&rig), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,5 @@
-//! What a tenant registers harms no other: names that mean something to a parser, copies made by hand, and a hostile
-//! tenant beside fifty good services under load.
+//! What a tenant registers affects no other tenant: names that mean something to a parser, copies made by hand, and a
+//! hostile tenant beside fifty good services under load.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
 

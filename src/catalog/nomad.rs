@@ -7,7 +7,8 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use serde::Deserialize;
 
-use crate::desired::{InstanceId, ServiceKey, tags};
+use crate::desired::tags::{self, Enable};
+use crate::desired::{InstanceId, ServiceKey};
 use crate::errors::chain;
 use crate::nomad::{Nomad, NomadError, Read};
 use crate::plan::guard::Fate;
@@ -107,6 +108,25 @@ impl NomadCatalog {
         Ok(catalog)
     }
 
+    /// The services with an enabling tag whose namespaces are not watched, as far as the token may see them: one call, or
+    /// none if all namespaces are watched.
+    pub async fn unwatched(&self) -> Result<BTreeSet<ServiceKey>, NomadError> {
+        if self.watches("*") {
+            return Ok(BTreeSet::new());
+        }
+        let lists = match self.list("*").await {
+            Ok(Read { value, .. }) => value,
+            Err(NomadError::Denied { .. }) => return Ok(BTreeSet::new()),
+            Err(error) => return Err(error),
+        };
+        let outside = lists.into_iter().filter(|list| !self.watches(&list.namespace));
+        let services = outside.flat_map(|NamespaceList { namespace, services }| {
+            let enabled = services.into_iter().filter(|service| self.is_enabled(service));
+            enabled.map(move |service| ServiceKey { namespace: namespace.clone(), name: service.service_name })
+        });
+        Ok(services.collect())
+    }
+
     /// Reads each service; one that cannot be read is held, and the others continue.
     async fn read_services(&self, wanted: Vec<ServiceKey>, catalog: &mut Catalog) -> Result<(), NomadError> {
         let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
@@ -180,6 +200,13 @@ impl NomadCatalog {
         let mut tags = service.tags.iter().flatten().map(String::as_str);
         tags.clone().any(|tag| tag.starts_with(&self.prefix))
             || tags::in_another_case(&self.prefix, &mut tags).is_some()
+    }
+
+    /// Whether a tag enables an instance of a service. The list has the tags of all instances together, so each tag
+    /// counts on its own.
+    fn is_enabled(&self, service: &Listed) -> bool {
+        let mut tags = service.tags.iter().flatten().map(String::as_str);
+        tags.any(|tag| tags::parse(&self.prefix, [tag]).0.enable == Enable::Yes)
     }
 
     fn watches(&self, namespace: &str) -> bool {

@@ -1,4 +1,4 @@
-//! One catalog for all targets: whoever needs it first reads it, the others share what was read.
+//! One catalog for all targets: the first one that needs it reads it, the others share the result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::desired::InstanceId;
+use crate::desired::{InstanceId, ServiceKey};
+use crate::errors::chain;
 use crate::plan::guard::Fate;
 
 use super::fate::Question;
@@ -48,6 +49,13 @@ impl Last {
     }
 }
 
+/// [`Catalog::unwatched`], and when it was listed.
+#[derive(Debug)]
+struct Unwatched {
+    listed: Instant,
+    services: BTreeSet<ServiceKey>,
+}
+
 /// A [`Source`] that several targets read. Clones share one state.
 ///
 /// Both locks are held while Nomad is asked, and never while a HAProxy is: a target that hangs keeps no other from
@@ -56,13 +64,14 @@ impl Last {
 pub struct SharedCatalog {
     source: Source,
     last: Arc<Mutex<Option<Last>>>,
+    unwatched: Arc<Mutex<Option<Unwatched>>>,
     fates: Arc<Mutex<BTreeMap<InstanceId, (Instant, Fate)>>>,
 }
 
 impl SharedCatalog {
     /// Nothing is read yet.
     pub fn new(source: Source) -> Self {
-        Self { source, last: Arc::default(), fates: Arc::default() }
+        Self { source, last: Arc::default(), unwatched: Arc::default(), fates: Arc::default() }
     }
 
     /// The source, to watch it.
@@ -71,8 +80,14 @@ impl SharedCatalog {
     }
 
     /// The catalog by a read that began at `since` or later; `served` are the namespaces that the asking target
-    /// serves (see [`Source::read`]). The error is that read's, shared like the catalog.
-    pub async fn read(&self, served: &BTreeSet<String>, since: Instant) -> Result<Reading, Arc<SourceError>> {
+    /// serves (see [`Source::read`]). With `everything`, the services of unwatched namespaces are listed again, too. The
+    /// error is that read's, shared like the catalog.
+    pub async fn read(
+        &self,
+        served: &BTreeSet<String>,
+        since: Instant,
+        everything: bool,
+    ) -> Result<Reading, Arc<SourceError>> {
         let mut last = self.last.lock().await;
         if let Some(last) = last.as_ref().filter(|last| last.is_good_for(served, since)) {
             return last.result.clone();
@@ -80,9 +95,27 @@ impl SharedCatalog {
         let (began, at) = (Instant::now(), SystemTime::now());
         // Those of the other targets too, so that they can share it.
         let served: BTreeSet<String> = last.iter().flat_map(|last| &last.served).chain(served).cloned().collect();
-        let result = self.source.read(&served).await;
-        let result = result.map(|catalog| Reading { catalog: Arc::new(catalog), at }).map_err(Arc::new);
+        let result = match self.source.read(&served).await {
+            Ok(mut catalog) => {
+                catalog.unwatched = self.unwatched(since, everything).await;
+                Ok(Reading { catalog: Arc::new(catalog), at })
+            }
+            Err(error) => Err(Arc::new(error)),
+        };
         last.insert(Last { began, served, result }).result.clone()
+    }
+
+    /// They are only used for notes, so if they cannot be listed now, the last ones are used.
+    async fn unwatched(&self, since: Instant, everything: bool) -> BTreeSet<ServiceKey> {
+        let mut known = self.unwatched.lock().await;
+        if known.as_ref().is_none_or(|known| everything && known.listed < since) {
+            let listed = Instant::now();
+            match self.source.unwatched().await {
+                Ok(services) => *known = Some(Unwatched { listed, services }),
+                Err(error) => tracing::debug!(error = %chain(&error), "cannot list the services of other namespaces"),
+            }
+        }
+        known.as_ref().map(|known| known.services.clone()).unwrap_or_default()
     }
 
     /// What became of instances that the catalog lacks.
@@ -137,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn a_read_is_shared_by_those_whom_it_is_new_enough_for() {
         let (file, shared) = File::new();
-        let index = async |since| shared.read(&names(&[]), since).await.map(|reading| reading.catalog.index).ok();
+        let index = async |since| shared.read(&names(&[]), since, true).await.map(|reading| reading.catalog.index).ok();
         let start = Instant::now();
         file.write(&indexed(1));
         assert_eq!(index(start).await, Some(1));
@@ -150,8 +183,9 @@ mod tests {
     async fn a_target_that_serves_another_namespace_has_it_looked_at() {
         let (file, shared) = File::new();
         let start = Instant::now();
-        let index =
-            async |served: &[&str]| shared.read(&names(served), start).await.map(|reading| reading.catalog.index).ok();
+        let index = async |served: &[&str]| {
+            shared.read(&names(served), start, true).await.map(|reading| reading.catalog.index).ok()
+        };
         file.write(&indexed(1));
         assert_eq!(index(&["a"]).await, Some(1));
         file.write(&indexed(2));

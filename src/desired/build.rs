@@ -107,6 +107,7 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
         let text = format!("{why}; what HAProxy has of it stays");
         built.notes.push(Note { severity: Severity::Error, service: service.clone(), code: Code::Unreadable, text });
     }
+    built.notes.extend(catalog.unwatched.iter().map(|service| unwatched(service, options)));
     built.declined = declined(catalog, options);
     for (namespace, unread) in &catalog.namespaces {
         if matches!(unread, Unread::Failed(_)) {
@@ -118,6 +119,16 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     built.notes.sort();
     built.notes.dedup();
     built
+}
+
+fn unwatched(service: &ServiceKey, options: &Options) -> Note {
+    let text = format!(
+        "not routed: it has `{}enable=true`, but its namespace is not watched; to route it, add {} to nomad.namespace \
+         (NOMAD_NAMESPACE)",
+        options.prefix,
+        service.namespace.escape_debug()
+    );
+    Note { severity: Severity::Warning, service: service.clone(), code: Code::UnwatchedNamespace, text }
 }
 
 /// The instances whose own tags turn routing off. An instance without any tag of ours does not: the prefix may be
@@ -527,6 +538,17 @@ mod tests {
         assert!(said[0].starts_with("error: namespace defualt: it does not exist"), "{said:?}");
         assert_eq!(said[1], "error: namespace team-a: denied; what HAProxy has of it stays, and the others go on");
         assert!(built.notes[0].to_string().contains("500; what HAProxy has of it stays"), "{:?}", built.notes);
+    }
+
+    #[test]
+    fn a_service_of_an_unwatched_namespace_gets_a_note_and_holds_nothing() {
+        let service = ServiceKey { namespace: "team-a".into(), name: "api".into() };
+        let catalog = Catalog { unwatched: [service.clone()].into(), ..Catalog::default() };
+        let Built { desired, held, declined, notes, namespaces } = build(&catalog, &Present::default(), &options());
+        assert_eq!((desired, held, declined, namespaces), Default::default());
+        let [Note { severity, service: about, code, text }] = &notes[..] else { panic!("{notes:?}") };
+        assert_eq!((severity, about, code), (&Severity::Warning, &service, &Code::UnwatchedNamespace));
+        assert!(text.contains("add team-a to nomad.namespace (NOMAD_NAMESPACE)"), "{text}");
     }
 
     #[test]

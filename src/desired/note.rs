@@ -87,6 +87,8 @@ pub enum Code {
     UnreadableNamespace,
     /// A namespace that is watched does not exist.
     MissingNamespace,
+    /// The service has an enabling tag, and its namespace is not watched.
+    UnwatchedNamespace,
 }
 
 /// What a person should know about one service.

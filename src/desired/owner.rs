@@ -66,7 +66,7 @@ pub struct Described {
     pub services: Vec<ServiceKey>,
 }
 
-/// Encodes untrusted text as one word: other than plain characters as `%XX`.
+/// Encodes untrusted text as one word, with special characters as `%XX`.
 pub fn encode(text: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');

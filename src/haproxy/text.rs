@@ -134,7 +134,7 @@ impl ConfigText {
         self.lines.iter().position(|line| !is_utf8(line))
     }
 
-    /// The lines, each with its end; see [`bytes`] for how other than UTF-8 is represented.
+    /// The lines, each with its end; see [`bytes`] for bytes that are not UTF-8.
     pub fn lines(&self) -> &[String] {
         &self.lines
     }

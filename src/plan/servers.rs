@@ -34,7 +34,7 @@ pub struct ServerSummary {
     pub address: Option<String>,
     /// Its port.
     pub port: Option<u16>,
-    /// The ID of the instance's registration, with other than plain characters as `%XX`; `None` if there is none.
+    /// The ID of the instance's registration, with special characters as `%XX`; `None` if there is none.
     pub instance: Option<String>,
     /// Its allocation.
     pub allocation: Option<String>,
