@@ -179,7 +179,7 @@ impl Loop {
             let next = tokio::select! {
                 next = pass(&mut self.controller, moment, reason, &mut self.outlets) => next,
                 () = shutdown::pass_is_due(&stop) => {
-                    tracing::warn!("the pass was cut short; the next start repairs what it left");
+                    tracing::warn!("the pass was cut short; the next start sets right what it left");
                     break;
                 }
             };

@@ -393,7 +393,16 @@ fn controller(rig: &Rig) -> Controller {
 
 /// Runs a pass this many seconds after the start.
 async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
-    controller.pass(Moment { instant: start.instant + Duration::from_secs(seconds), ..start }, None).await
+    controller
+        .pass(
+            Moment {
+                instant: start.instant + Duration::from_secs(seconds),
+                catalog_since: tokio::time::Instant::now(),
+                ..start
+            },
+            None,
+        )
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -334,7 +334,16 @@ fn dataplane(rig: &Rig) -> Dataplane {
 
 /// Runs a pass this many seconds after the start.
 async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
-    let status = controller.pass(Moment { instant: start.instant + Duration::from_secs(seconds), ..start }, None).await;
+    let status = controller
+        .pass(
+            Moment {
+                instant: start.instant + Duration::from_secs(seconds),
+                catalog_since: tokio::time::Instant::now(),
+                ..start
+            },
+            None,
+        )
+        .await;
     assert!(status.error.is_none(), "{:?}", status.error);
     status
 }
