@@ -18,6 +18,7 @@ use nomad_haproxy::plan::{self, Strategy};
 use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
 use support::api::{Api, Rig, Way};
 use support::controller::{apply, registration, run, stderr, stdout, write_catalog};
+use support::disk::FullDisk;
 use support::haproxy::{Haproxy, conditional, hand_written, has_backend, matrix};
 use support::load::Load;
 use support::servers::Server;
@@ -253,44 +254,6 @@ async fn an_older_file_under_a_restarted_api_costs_no_request_and_one_reload() {
     }
 }
 
-/// A folder on a full disk. `None`: this user may not mount one.
-struct FullDisk(tempfile::TempDir);
-
-impl FullDisk {
-    fn mount() -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut mount = std::process::Command::new("mount");
-        let done = mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder.path()).output().unwrap();
-        done.status.success().then(|| Self(folder))
-    }
-
-    fn fill(&self) {
-        let (mut size, mut files) = (1 << 16, 0);
-        while size > 0 {
-            files += 1;
-            let file = self.0.path().join(format!("filler-{files}"));
-            if std::fs::write(&file, vec![0; size]).is_err() {
-                let _ = std::fs::remove_file(&file);
-                size /= 2;
-            }
-        }
-    }
-
-    fn clear(&self) {
-        for entry in std::fs::read_dir(self.0.path()).unwrap().flatten() {
-            if entry.file_name().to_string_lossy().starts_with("filler-") {
-                std::fs::remove_file(entry.path()).unwrap();
-            }
-        }
-    }
-}
-
-impl Drop for FullDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_loses_nothing_and_is_named() {
     let Some(disk) = FullDisk::mount() else {
@@ -298,7 +261,7 @@ async fn a_full_disk_loses_nothing_and_is_named() {
         return;
     };
     let mut haproxy = Haproxy::prepare(support::haproxy::binary("3.2").unwrap());
-    haproxy.config_file = disk.0.path().join("haproxy.cfg");
+    haproxy.config_file = disk.path().join("haproxy.cfg");
     haproxy.arguments = vec!["-f".into(), haproxy.config_file.display().to_string()];
     std::fs::write(&haproxy.config_file, hand_written(haproxy.folder(), haproxy.port)).unwrap();
     haproxy.launch().await;

@@ -29,6 +29,7 @@ struct Inner {
     fail_actions: bool,
     unknown_field: Option<&'static str>,
     failures: Option<Arc<AtomicBool>>,
+    frozen: bool,
 }
 
 pub struct Gate {
@@ -53,6 +54,11 @@ impl Gate {
         let mut inner = self.inner.lock().unwrap();
         inner.calls.clear();
         (inner.hold, inner.holding) = (point, false);
+    }
+
+    /// From now on no call is answered, until this is taken back: as an API that is stopped by a signal.
+    pub fn freeze(&self, frozen: bool) {
+        self.inner.lock().unwrap().frozen = frozen;
     }
 
     /// Answers in place of the API where this returns an answer.
@@ -107,6 +113,9 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         let answer = inner.interfere.as_ref().and_then(|interfere| interfere(&method, &uri));
         (inner.calls.len(), inner.hold, answer)
     };
+    while gate.inner.lock().unwrap().frozen {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let fail =
         headers.contains_key("X-Runtime-Actions") && std::mem::take(&mut gate.inner.lock().unwrap().fail_actions);
     if let Some((status, body)) = answer {

@@ -29,6 +29,7 @@ macro_rules! everywhere {
 
 pub mod api;
 pub mod controller;
+pub mod disk;
 pub mod fake_api;
 pub mod gate;
 pub mod haproxy;

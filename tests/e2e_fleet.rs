@@ -1,0 +1,387 @@
+//! Several HAProxys with one controller: they share one catalog, and nothing else.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::api::{Rig, Way};
+use support::controller::{Controller, Env, registration, run, stderr, stdout, write_catalog};
+use support::disk::FullDisk;
+use support::gate::Gate;
+use support::haproxy::{Haproxy, hand_written, has_backend};
+use support::nomad::{Nomad, job};
+use support::wait_for;
+
+/// HAProxy 3.0 and 3.4 behind their APIs, and 3.2 on the local plane.
+const NAMES: [&str; 3] = ["edge-a", "edge-b", "edge-c"];
+
+struct Fleet {
+    rigs: Vec<Rig>,
+    /// In front of the APIs of the first two.
+    gates: Vec<Arc<Gate>>,
+    folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    async fn start() -> Self {
+        Self::with(Rig::start(Way::Local, "3.2").await).await
+    }
+
+    async fn with(local: Rig) -> Self {
+        let apis = [Rig::start(Way::Api, "3.0").await, Rig::start(Way::Api, "3.4").await];
+        let (mut gates, mut entries) = (Vec::new(), Vec::new());
+        for (rig, name) in apis.iter().zip(NAMES) {
+            let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
+            gates.push(gate);
+            entries.push(json!({"name": name, "address": url}));
+        }
+        entries.push(json!({
+            "name": NAMES[2], "config_file": local.haproxy.config(), "master_socket": local.haproxy.master(),
+            "binary": local.haproxy.binary,
+        }));
+        let fleet =
+            Self { rigs: apis.into_iter().chain([local]).collect(), gates, folder: tempfile::tempdir().unwrap() };
+        std::fs::write(fleet.settings(), json!({"haproxy": entries}).to_string()).unwrap();
+        std::fs::write(fleet.settings_of_one(), json!({"haproxy": entries[2]}).to_string()).unwrap();
+        fleet
+    }
+
+    fn settings(&self) -> PathBuf {
+        self.folder.path().join("settings.json")
+    }
+
+    /// Of the local one alone.
+    fn settings_of_one(&self) -> PathBuf {
+        self.folder.path().join("one.json")
+    }
+
+    fn catalog(&self) -> PathBuf {
+        self.folder.path().join("catalog.json")
+    }
+
+    fn env(more: &[(&str, &str)]) -> Env {
+        let common = [("HAPROXY_USERNAME", "admin"), ("HAPROXY_PASSWORD", "secret")];
+        common.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn run(&self, more: &[(&str, &str)]) -> Controller {
+        let (settings, catalog) = (self.settings().display().to_string(), self.catalog().display().to_string());
+        Controller::start(&Self::env(more), &["--config", &settings, "--catalog", &catalog])
+    }
+
+    /// A command over all of them.
+    async fn command(&self, arguments: &[&str]) -> std::process::Output {
+        let (settings, catalog) = (self.settings().display().to_string(), self.catalog().display().to_string());
+        run(&Self::env(&[]), &[arguments, &["--config", &settings, "--catalog", &catalog]].concat()).await
+    }
+
+    async fn agree(&self) {
+        for rig in &self.rigs {
+            rig.agrees().await;
+        }
+    }
+}
+
+fn api(ports: std::ops::Range<u16>, tags: &[&str]) -> Vec<Value> {
+    let tags = [&["enable=true", "check.disabled"], tags].concat();
+    ports.map(|port| registration("api", &port.to_string(), port.into(), port, &tags)).collect()
+}
+
+/// Waits until the process of this HAProxy has just these servers in service.
+async fn serves(rig: &Rig, ports: std::ops::Range<u16>) {
+    let wanted: std::collections::BTreeSet<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
+    wait_for(&format!("HAProxy {} to serve {wanted:?}", rig.series), Duration::from_secs(40), async || {
+        let running = rig.haproxy.running().await;
+        let ready = running.iter().filter(|(name, server)| name.starts_with("api/") && server.state() == "ready");
+        (ready.map(|(_, server)| server.address.clone()).collect::<std::collections::BTreeSet<_>>() == wanted)
+            .then_some(())
+    })
+    .await;
+}
+
+/// What Nomad was asked: its lists of services and its services, the blocking query apart.
+fn reads(gate: &Gate) -> usize {
+    let calls = gate.calls();
+    calls.iter().filter(|call| call.contains("/v1/service") && !call.contains("wait=")).count()
+}
+
+/// Peak resident memory of a process, in kB.
+fn memory(pid: i32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// 200 services of 5, in one job without processes.
+fn two_hundred() -> Value {
+    let mut wide = job("wide", 5, &[], None);
+    let service = |n: u32| {
+        json!({
+            "Name": format!("wide-{n:03}"), "Provider": "nomad", "PortLabel": (8000 + n).to_string(),
+            "Address": format!("127.1.${{NOMAD_ALLOC_INDEX}}.{}", 1 + n),
+            "Tags": ["haproxy.enable=true", "haproxy.check.disabled"],
+        })
+    };
+    wide["TaskGroups"][0]["Services"] = (0..200).map(service).collect();
+    wide["TaskGroups"][0]["Networks"] = json!([]);
+    wide
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_take_as_many_reads_of_nomad_as_one() {
+    let nomad = Nomad::start().await;
+    nomad.submit(two_hundred()).await;
+    nomad.wait_for_instances("wide-199", 5).await;
+    let fleet = Fleet::start().await;
+    let (gate, url) = Gate::start(&nomad.address).await;
+    // Only the start and the first answer of the blocking query make passes.
+    let env = Fleet::env(&[("NOMAD_ADDR", &url), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h")]);
+    let mut costs = Vec::new();
+    for settings in [fleet.settings_of_one(), fleet.settings()] {
+        gate.hold(None);
+        let started = Instant::now();
+        let mut controller = Controller::start(&env, &["--config", &settings.display().to_string()]);
+        controller.wait_until_ready().await;
+        let took = started.elapsed();
+        costs.push((reads(&gate), memory(controller.pid()), took));
+        assert!(controller.stop().await.success());
+    }
+    fleet.agree().await;
+    for rig in &fleet.rigs {
+        assert!(has_backend(&rig.haproxy.text(), "wide_000") && has_backend(&rig.haproxy.text(), "wide_199"));
+    }
+    let [(reads_of_one, memory_of_one, _), (reads_of_three, memory_of_three, took)] = costs[..] else { panic!() };
+    eprintln!("one: {:?}; three: {:?}", costs[0], costs[1]);
+    // The blocking query's first answer makes each target pass again: if one is slow, one read more.
+    assert!(reads_of_three <= reads_of_one + 201, "{reads_of_three} reads, {reads_of_one} for one");
+    assert!(memory_of_three < memory_of_one * 1.5, "{memory_of_three} kB, {memory_of_one} kB for one");
+    assert!(took > Duration::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_choose_their_haproxys() {
+    let fleet = Fleet::start().await;
+    let on = |targets: &str, name: &str| {
+        let tag = format!("target={targets}");
+        let tags: Vec<&str> = if targets.is_empty() { vec!["enable=true"] } else { vec!["enable=true", &tag] };
+        registration(name, name, 1, 2001, &tags)
+    };
+    let all = [on("", "everywhere"), on("edge-a", "only-a"), on("edge-b,edge-c", "not-a"), on("edge-x", "nowhere")];
+    write_catalog(&fleet.catalog(), &all);
+    let controller = fleet.run(&[]);
+    controller.wait_until_ready().await;
+    for (rig, wanted) in fleet.rigs.iter().zip(["everywhere only_a", "everywhere not_a", "everywhere not_a"]) {
+        let text = rig.haproxy.text();
+        let found = ["everywhere", "only_a", "not_a", "nowhere"].into_iter().filter(|name| has_backend(&text, name));
+        assert_eq!(found.collect::<Vec<_>>().join(" "), wanted);
+    }
+    // Once, not for each HAProxy.
+    let notes: Vec<_> =
+        controller.events().into_iter().filter(|event| event["message"] == "problem with a service").collect();
+    assert_eq!(notes.len(), 2, "a warning about the name, an error as it is routed nowhere: {notes:#?}");
+    assert!(notes.iter().all(|note| note["service"] == "nowhere" && note["code"] == "unknown-target"), "{notes:#?}");
+
+    // It moves.
+    write_catalog(&fleet.catalog(), &[on("", "everywhere"), on("edge-b", "only-a"), on("edge-b,edge-c", "not-a")]);
+    wait_for("the service to move", Duration::from_secs(10), async || {
+        let has = |rig: &Rig| has_backend(&rig.haproxy.text(), "only_a");
+        (!has(&fleet.rigs[0]) && has(&fleet.rigs[1])).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_have_a_section_for_each() {
+    let fleet = Fleet::start().await;
+    write_catalog(&fleet.catalog(), &api(2001..2003, &[]));
+    let output = fleet.command(&["plan", "--detailed-exitcode"]).await;
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}{}", stderr(&output));
+    for name in NAMES {
+        assert!(text.contains(&format!("# HAProxy {name}\n")), "{text}");
+    }
+    let output = fleet.command(&["plan", "--output", "json"]).await;
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((json["changes"].clone(), json["errors"].clone()), (true.into(), false.into()));
+    assert_eq!(json["haproxys"]["edge-b"]["backends"][0]["name"], "api");
+
+    // One is applied, reviewed with the others before.
+    let file = fleet.folder.path().join("plan");
+    let kept = fleet.command(&["plan", "--out", file.to_str().unwrap()]).await;
+    assert!(kept.status.success(), "{}", stderr(&kept));
+    let output = fleet.command(&["apply", "--haproxy", "edge-b"]).await;
+    assert!(output.status.success() && stdout(&output).contains("# HAProxy edge-b"), "{}", stdout(&output));
+    let has: Vec<bool> = fleet.rigs.iter().map(|rig| has_backend(&rig.haproxy.text(), "api")).collect();
+    assert_eq!(has, [false, true, false]);
+
+    // Each accepts or refuses what was reviewed by itself.
+    let output = fleet.command(&["apply", "--plan", file.to_str().unwrap()]).await;
+    let text = stdout(&output);
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("# HAProxy edge-b\n") && text.contains("the plan is not applied"), "{text}");
+    assert!(stderr(&output).contains("not all was done on the HAProxy edge-b of 3"), "{}", stderr(&output));
+    fleet.agree().await;
+    let output = fleet.command(&["apply"]).await;
+    assert_eq!(stdout(&output).matches("Nothing to do").count(), 3, "{}", stdout(&output));
+
+    let output = fleet.command(&["plan", "--haproxy", "edge-d"]).await;
+    let said = stderr(&output);
+    assert!(said.contains("no HAProxy is called \"edge-d\"") && said.contains("edge-a, edge-b, edge-c"), "{said}");
+    // One that does not answer costs its own section alone.
+    fleet.gates[0].interfere(Some(Box::new(|_, _| Some((500, "out of order".to_owned())))));
+    write_catalog(&fleet.catalog(), &api(2001..2004, &[]));
+    let output = fleet.command(&["plan", "--detailed-exitcode"]).await;
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("# HAProxy edge-a\nerror: "), "{text}");
+    assert_eq!(text.matches("+  server api_3 127.0.0.1:2003 ").count(), 2, "{text}");
+    let output = fleet.command(&["plan", "--output", "json"]).await;
+    let json: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert!(json["errors"] == true && json["haproxys"]["edge-a"]["error"].is_string(), "{json}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_and_metrics_name_each() {
+    let fleet = Fleet::start().await;
+    write_catalog(&fleet.catalog(), &api(2001..2003, &[]));
+    fleet.gates[1].interfere(Some(Box::new(|_, _| Some((500, "out of order".to_owned())))));
+    let controller = fleet.run(&[]);
+    for rig in [&fleet.rigs[0], &fleet.rigs[2]] {
+        serves(rig, 2001..2003).await;
+    }
+    let (status, text) = wait_for("a failed pass", Duration::from_secs(10), async || {
+        Some(controller.http("/readyz").await).filter(|(_, text)| text.contains("failed"))
+    })
+    .await;
+    assert!(status == 503 && text.starts_with("edge-b: not ready: ") && text.lines().count() == 1, "{status} {text}");
+    assert_eq!(controller.http("/readyz?haproxy=edge-a").await, (200, "ok\n".to_owned()));
+    assert_eq!(controller.http("/readyz?haproxy=edge-b").await.0, 503);
+    assert_eq!(controller.http("/readyz?haproxy=nope").await.0, 404);
+    assert_eq!(controller.http("/healthz").await.0, 200, "a lost edge never restarts the controller");
+    for (name, up) in NAMES.iter().zip([1.0, 0.0, 1.0]) {
+        let sample = format!("nomad_haproxy_haproxy_up{{haproxy=\"{name}\"}}");
+        assert!((controller.metric(&sample).await - up).abs() < 0.1, "{name}");
+    }
+    let failed = controller.events().into_iter().find(|event| event["message"] == "the pass failed").unwrap();
+    assert_eq!(failed["span"]["haproxy"], "edge-b");
+}
+
+/// How long it takes from a change of the catalog to the processes of two HAProxys: the median of several changes.
+async fn latency(fleet: &Fleet, healthy: [usize; 2]) -> Duration {
+    let mut times = Vec::new();
+    for change in 0..7_u16 {
+        let ports = 2001..2004 - change % 2;
+        write_catalog(&fleet.catalog(), &api(ports.clone(), &[]));
+        let changed = Instant::now();
+        for at in healthy {
+            serves(&fleet.rigs[at], ports.clone()).await;
+        }
+        times.push(changed.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// What is wrong with one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    ApiKilled,
+    ApiFrozen,
+    ApiFails,
+    CredentialsRefused,
+    DiskFull,
+    HaproxyKilled,
+}
+
+impl Fault {
+    const ALL: [Self; 6] = [
+        Self::ApiKilled,
+        Self::ApiFrozen,
+        Self::ApiFails,
+        Self::CredentialsRefused,
+        Self::DiskFull,
+        Self::HaproxyKilled,
+    ];
+
+    /// Which of the fleet has it.
+    fn at(self) -> usize {
+        if self == Self::DiskFull { 2 } else { 0 }
+    }
+
+    fn begin(self, fleet: &mut Fleet, disk: &FullDisk) {
+        let answer = |status: u16| {
+            move |_: &axum::http::Method, _: &axum::http::Uri| {
+                Some((status, "{\"message\": \"out of order\"}".to_owned()))
+            }
+        };
+        match self {
+            Self::ApiKilled => fleet.rigs[0].api.as_mut().unwrap().kill(),
+            Self::ApiFrozen => fleet.gates[0].freeze(true),
+            Self::ApiFails => fleet.gates[0].interfere(Some(Box::new(answer(500)))),
+            Self::CredentialsRefused => fleet.gates[0].interfere(Some(Box::new(answer(401)))),
+            Self::DiskFull => disk.fill(),
+            Self::HaproxyKilled => fleet.rigs[0].haproxy.kill(),
+        }
+    }
+
+    async fn end(self, fleet: &mut Fleet, disk: &FullDisk) {
+        match self {
+            Self::ApiKilled => fleet.rigs[0].api.as_mut().unwrap().launch().await,
+            Self::ApiFrozen => fleet.gates[0].freeze(false),
+            Self::ApiFails | Self::CredentialsRefused => fleet.gates[0].interfere(None),
+            Self::DiskFull => disk.clear(),
+            Self::HaproxyKilled => fleet.rigs[0].haproxy.launch().await,
+        }
+    }
+}
+
+fn on_disk(disk: &Path) -> Haproxy {
+    let mut haproxy = Haproxy::prepare(support::haproxy::binary("3.2").unwrap());
+    haproxy.config_file = disk.join("haproxy.cfg");
+    haproxy.arguments = vec!["-f".into(), haproxy.config_file.display().to_string()];
+    std::fs::write(&haproxy.config_file, hand_written(haproxy.folder(), haproxy.port)).unwrap();
+    haproxy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_haproxys_trouble_is_its_own() {
+    let Some(disk) = FullDisk::mount() else {
+        eprintln!("NOT TESTED: this user may not mount a tmpfs");
+        return;
+    };
+    let mut local = on_disk(disk.path());
+    local.launch().await;
+    let mut fleet = Fleet::with(Rig::with(Way::Local, "3.2", local).await).await;
+    write_catalog(&fleet.catalog(), &api(2001..2003, &[]));
+    let controller = fleet.run(&[]);
+    controller.wait_until_ready().await;
+    for fault in Fault::ALL {
+        let troubled = fault.at();
+        let healthy = [[1, 2], [0, 2], [0, 1]][troubled];
+        let before = latency(&fleet, healthy).await;
+        let reloads = fleet.rigs[troubled].haproxy.reloads().await;
+        fault.begin(&mut fleet, &disk);
+        let during = latency(&fleet, healthy).await;
+        let ratio = during.as_secs_f64() / before.as_secs_f64();
+        eprintln!("{fault:?}: {ratio:.2} times the untroubled latency ({during:?} after {before:?})");
+        // A busy machine makes a factor of 2 by itself; a target that waited for the troubled one would take as long as
+        // the fault lasts.
+        assert!(ratio < 4.0, "{fault:?}: {during:?}, {before:?} without it");
+        fault.end(&mut fleet, &disk).await;
+        // After a long outage the next attempt comes within 30 s.
+        wait_for("all to be ready", Duration::from_secs(60), async || {
+            (controller.http("/readyz").await.0 == 200).then_some(())
+        })
+        .await;
+        serves(&fleet.rigs[troubled], 2001..2004).await;
+        fleet.agree().await;
+        let restarted = fault == Fault::HaproxyKilled;
+        let reloaded = fleet.rigs[troubled].haproxy.reloads().await - if restarted { 0 } else { reloads };
+        assert!(reloaded <= 1, "{fault:?}: {reloaded} reloads");
+    }
+}
