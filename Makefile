@@ -45,6 +45,7 @@ bench: ## Benchmarks of the pure parts, as ratios to their baselines
 bench-e2e: system tools ## What changes cost on a real HAProxy: reloads, API calls, times as ratios
 	$(CARGO) build --quiet --release --locked --bins --examples
 	target/release/examples/bench_e2e
+	target/release/examples/bench_fleet
 
 fuzz: system ## Generated catalogs over generated configurations (FUZZ_CASES, FUZZ_HAPROXY, FUZZ_JOBS)
 	FUZZ_CASES=$${FUZZ_CASES:-1000000} $(CARGO) test --profile fuzz --locked --test fuzz -- --nocapture

@@ -4,88 +4,18 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use support::api::{Rig, Way};
-use support::controller::{Controller, Env, registration, run, stderr, stdout, write_catalog};
+use support::controller::{Controller, registration, stderr, stdout, write_catalog};
 use support::disk::FullDisk;
+use support::fleet::{Fleet, NAMES, memory, reads, services_of_five};
 use support::gate::Gate;
 use support::haproxy::{Haproxy, hand_written, has_backend};
-use support::nomad::{Nomad, job};
+use support::nomad::Nomad;
 use support::wait_for;
-
-/// HAProxy 3.0 and 3.4 behind their APIs, and 3.2 on the local plane.
-const NAMES: [&str; 3] = ["edge-a", "edge-b", "edge-c"];
-
-struct Fleet {
-    rigs: Vec<Rig>,
-    /// In front of the APIs of the first two.
-    gates: Vec<Arc<Gate>>,
-    folder: tempfile::TempDir,
-}
-
-impl Fleet {
-    async fn start() -> Self {
-        Self::with(Rig::start(Way::Local, "3.2").await).await
-    }
-
-    async fn with(local: Rig) -> Self {
-        let apis = [Rig::start(Way::Api, "3.0").await, Rig::start(Way::Api, "3.4").await];
-        let (mut gates, mut entries) = (Vec::new(), Vec::new());
-        for (rig, name) in apis.iter().zip(NAMES) {
-            let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
-            gates.push(gate);
-            entries.push(json!({"name": name, "address": url}));
-        }
-        entries.push(json!({
-            "name": NAMES[2], "config_file": local.haproxy.config(), "master_socket": local.haproxy.master(),
-            "binary": local.haproxy.binary,
-        }));
-        let fleet =
-            Self { rigs: apis.into_iter().chain([local]).collect(), gates, folder: tempfile::tempdir().unwrap() };
-        std::fs::write(fleet.settings(), json!({"haproxy": entries}).to_string()).unwrap();
-        std::fs::write(fleet.settings_of_one(), json!({"haproxy": entries[2]}).to_string()).unwrap();
-        fleet
-    }
-
-    fn settings(&self) -> PathBuf {
-        self.folder.path().join("settings.json")
-    }
-
-    /// Of the local one alone.
-    fn settings_of_one(&self) -> PathBuf {
-        self.folder.path().join("one.json")
-    }
-
-    fn catalog(&self) -> PathBuf {
-        self.folder.path().join("catalog.json")
-    }
-
-    fn env(more: &[(&str, &str)]) -> Env {
-        let common = [("HAPROXY_USERNAME", "admin"), ("HAPROXY_PASSWORD", "secret")];
-        common.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-    }
-
-    fn run(&self, more: &[(&str, &str)]) -> Controller {
-        let (settings, catalog) = (self.settings().display().to_string(), self.catalog().display().to_string());
-        Controller::start(&Self::env(more), &["--config", &settings, "--catalog", &catalog])
-    }
-
-    /// A command over all of them.
-    async fn command(&self, arguments: &[&str]) -> std::process::Output {
-        let (settings, catalog) = (self.settings().display().to_string(), self.catalog().display().to_string());
-        run(&Self::env(&[]), &[arguments, &["--config", &settings, "--catalog", &catalog]].concat()).await
-    }
-
-    async fn agree(&self) {
-        for rig in &self.rigs {
-            rig.agrees().await;
-        }
-    }
-}
 
 fn api(ports: std::ops::Range<u16>, tags: &[&str]) -> Vec<Value> {
     let tags = [&["enable=true", "check.disabled"], tags].concat();
@@ -104,45 +34,17 @@ async fn serves(rig: &Rig, ports: std::ops::Range<u16>) {
     .await;
 }
 
-/// What Nomad was asked: its lists of services and its services, the blocking query apart.
-fn reads(gate: &Gate) -> usize {
-    let calls = gate.calls();
-    calls.iter().filter(|call| call.contains("/v1/service") && !call.contains("wait=")).count()
-}
-
-/// Peak resident memory of a process, in kB.
-fn memory(pid: i32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-/// 200 services of 5, in one job without processes.
-fn two_hundred() -> Value {
-    let mut wide = job("wide", 5, &[], None);
-    let service = |n: u32| {
-        json!({
-            "Name": format!("wide-{n:03}"), "Provider": "nomad", "PortLabel": (8000 + n).to_string(),
-            "Address": format!("127.1.${{NOMAD_ALLOC_INDEX}}.{}", 1 + n),
-            "Tags": ["haproxy.enable=true", "haproxy.check.disabled"],
-        })
-    };
-    wide["TaskGroups"][0]["Services"] = (0..200).map(service).collect();
-    wide["TaskGroups"][0]["Networks"] = json!([]);
-    wide
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn three_take_as_many_reads_of_nomad_as_one() {
     let nomad = Nomad::start().await;
-    nomad.submit(two_hundred()).await;
+    nomad.submit(services_of_five(200)).await;
     nomad.wait_for_instances("wide-199", 5).await;
     let fleet = Fleet::start().await;
     let (gate, url) = Gate::start(&nomad.address).await;
     // Only the start and the first answer of the blocking query make passes.
     let env = Fleet::env(&[("NOMAD_ADDR", &url), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h")]);
     let mut costs = Vec::new();
-    for settings in [fleet.settings_of_one(), fleet.settings()] {
+    for settings in [fleet.settings_of(2), fleet.settings()] {
         gate.hold(None);
         let started = Instant::now();
         let mut controller = Controller::start(&env, &["--config", &settings.display().to_string()]);

@@ -31,6 +31,7 @@ pub mod api;
 pub mod controller;
 pub mod disk;
 pub mod fake_api;
+pub mod fleet;
 pub mod gate;
 pub mod haproxy;
 pub mod load;
