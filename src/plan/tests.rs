@@ -485,6 +485,24 @@ fn a_line_of_0_1_is_of_the_only_service_of_its_backend_which_is_written_out_with
     assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
 }
 
+/// Of two services that shared a backend under 0.1 one is left: a line that names neither is not taken for that one's.
+#[test]
+fn a_line_of_0_1_in_a_shared_backend_stays_while_anything_is_held_though_one_service_is_left() {
+    let before = observed(
+        "backend api\n  description nomad-haproxy:nomad default/api default/shop\n  mode http\n  \
+         server api_1 10.0.0.1:1000 weight 1 # {\"alloc\":\"0a-1\",\"id\":\"i0\",\"owner\":\"nomad\"}\n",
+    );
+    // The second has no name that a backend could have, so it is held.
+    let services: [(&str, &[&str]); 2] = [("api", &["enable"]), (" /api", &["enable"])];
+    let pass = |before: &Observed| {
+        plan(&built_over(&before.present(), &services), before, Strategy::UseExisting).expect("no conflict").plan
+    };
+    let after = applied(&pass(&before), &before);
+    assert!(after.text.to_string().contains("server api_1 10.0.0.1:1000 "), "{}", after.text);
+    assert_eq!(after.backends["api"].ownership.services().len(), 1, "{}", after.text);
+    assert!(pass(&after).is_empty(), "{:?}", pass(&after));
+}
+
 /// Whether a plan that was reviewed at one time is let through at another.
 fn permitted(reviewed: (&Planned, &Observed), now: (&Planned, &Observed)) -> Result<(), String> {
     let review = Review::new(&reviewed.0.plan, reviewed.1, &owner(), Duration::from_secs(100));
