@@ -43,6 +43,8 @@ pub struct Built {
     pub held: Held,
     /// Instances that are registered, and whose own tags say that they are not to be routed.
     pub declined: BTreeSet<InstanceId>,
+    /// Backends that are kept for a service that is gone or held, while others ask for their names.
+    pub awaited: BTreeSet<BackendName>,
     /// Sorted, each once.
     pub notes: Vec<Note>,
     /// What there is to say about namespaces as a whole, by name.

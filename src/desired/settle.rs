@@ -61,10 +61,12 @@ pub(super) fn names(
     let nothing = Place::default();
     for (name, candidates) in by_name {
         let place = present.backends.get(&name).unwrap_or(&nothing);
+        let (held, notes) = (&built.held, Vec::new());
         let mut claim =
-            Claim { name: &name, place, catalog, options, held: &built.held, derived: &derived, notes: Vec::new() };
+            Claim { name: &name, place, catalog, options, held, derived: &derived, is_awaited: false, notes };
         let backend = claim.settle(candidates);
         built.notes.append(&mut claim.notes);
+        built.awaited.extend(claim.is_awaited.then(|| name.clone()));
         built.desired.backends.extend(backend.map(|backend| (name, backend)));
     }
 }
@@ -88,6 +90,8 @@ struct Claim<'a> {
     options: &'a Options,
     held: &'a Held,
     derived: &'a DerivedNames,
+    /// Whether it is kept for a service that is not among the candidates, and none of them shares it with that one.
+    is_awaited: bool,
     notes: Vec<Note>,
 }
 
@@ -119,6 +123,7 @@ impl Claim<'_> {
                 None => members.push(candidate),
             }
         }
+        self.is_awaited = members.is_empty();
         self.merged(members, &first)
     }
 

@@ -280,6 +280,26 @@ fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
 }
 
 #[test]
+fn a_reload_gives_nobody_the_name_of_a_backend_that_lingers() {
+    let full = after(&[("web-app", &["enable"])], THEIRS);
+    let at = Duration::from_secs;
+    let services: [(&str, &[&str]); 2] = [("web_app", &["enable"]), ("new", &["enable"])];
+    let of = |before: &Observed, services: &[(&str, &[&str])], now: Duration| {
+        plan_at(&built_over(&before.present(), services), before, Strategy::UseExisting, now).expect("no conflict")
+    };
+    let empty = applied(&of(&full, &services[..1], at(1000)).plan, &full);
+    let joined = of(&empty, &services, at(1001));
+    assert!(!joined.plan.is_live(), "`new` takes a reload");
+    assert_eq!(joined.next, Some(at(1060)));
+    let joined = applied(&joined.plan, &empty);
+    assert_eq!(joined.present().backends[&name("web_app")].holders[0].name, "web-app");
+    assert!(of(&joined, &services, at(1001)).plan.is_empty());
+    let over = applied(&of(&joined, &services, at(1060)).plan, &joined);
+    let free = of(&over, &services, at(1060)).plan;
+    assert!(!over.backends.contains_key("web_app") && matches!(free.edits[&name("web_app")], Edit::Create { .. }));
+}
+
+#[test]
 fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let before = after(&[("api", &["enable"])], THEIRS);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
