@@ -45,6 +45,18 @@ struct First {
     absent: &'static str,
 }
 
+impl First {
+    fn new(candidate: &Candidate) -> Self {
+        Self {
+            service: candidate.service.clone(),
+            explicit: candidate.explicit,
+            kind: candidate.backend.kind,
+            settings: Some(candidate.backend.settings.clone()),
+            absent: "",
+        }
+    }
+}
+
 /// Settles who gets which name, and puts the backends into what is built.
 pub(super) fn names(
     candidates: Vec<Candidate>,
@@ -124,6 +136,9 @@ impl Claim<'_> {
             }
         }
         self.is_awaited = members.is_empty();
+        // A service that is gone is not in the description any more: whoever shares its backend has it from now on.
+        let is_gone = !first.absent.is_empty() && !self.held.holds(&first.service);
+        let first = members.first().filter(|_| is_gone).map_or(first, First::new);
         self.merged(members, &first)
     }
 
@@ -182,16 +197,9 @@ impl Claim<'_> {
     /// without its service, that one; else the first candidate.
     fn first(&self, candidates: &[Candidate]) -> Option<First> {
         let candidate = candidates.first()?;
-        let of_candidate = First {
-            service: candidate.service.clone(),
-            explicit: candidate.explicit,
-            kind: candidate.backend.kind,
-            settings: Some(candidate.backend.settings.clone()),
-            absent: "",
-        };
         // A service that only has servers in somebody's backend does not hold its name.
         if self.place.is_theirs {
-            return Some(of_candidate);
+            return Some(First::new(candidate));
         }
         let absent = |service: &ServiceKey, absent| First {
             service: service.clone(),
@@ -212,7 +220,7 @@ impl Claim<'_> {
             Some(holder) if rank == usize::MAX => {
                 Some(absent(holder, ", which is gone, and keeps it until `backend.linger` is over"))
             }
-            _ => Some(of_candidate),
+            _ => Some(First::new(candidate)),
         }
     }
 

@@ -300,6 +300,20 @@ fn a_reload_gives_nobody_the_name_of_a_backend_that_lingers() {
 }
 
 #[test]
+fn who_may_share_the_backend_of_a_service_that_is_gone_sets_it_up_at_once() {
+    let before = after(&[("api", &["enable"])], THEIRS);
+    let services: [(&str, &[&str]); 1] = [("web", &["enable", "backend.name=api", "balance=first"])];
+    let of = |before: &Observed| {
+        let built = built_over(&before.present(), &services);
+        assert_eq!(built.notes, []);
+        plan_at(&built, before, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict").plan
+    };
+    let after = applied(&of(&before), &before);
+    assert_eq!(after.backends["api"].balance, "first");
+    assert!(of(&after).is_empty(), "{:?}", of(&after));
+}
+
+#[test]
 fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let before = after(&[("api", &["enable"])], THEIRS);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
