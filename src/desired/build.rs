@@ -679,6 +679,9 @@ mod tests {
         assert_eq!(members(&built), ["a_b"]);
         assert_eq!(concerned(&built), [("a-b", Code::BadPort)]);
         assert_eq!(names(&built_over(&Present::default(), vec![portless.clone()])), Vec::<&str>::new());
+        let mut joined = held_by("a_b", &["a-b"]);
+        joined.backends.values_mut().next().expect("one").is_theirs = true;
+        assert_eq!(names(&built_over(&joined, vec![portless.clone()])), Vec::<&str>::new(), "spares go with the last");
         let kept = built_over(&held_by("a_b", &["a-b"]), vec![portless]);
         assert_eq!(
             (names(&kept), kept.desired.backends.values().next().expect("one").instances.len()),

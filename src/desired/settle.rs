@@ -109,8 +109,10 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     fn settle(&mut self, candidates: Vec<Candidate>) -> Option<Backend> {
-        // An empty backend is kept, but not made.
-        let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || self.holds(&candidate.service);
+        // An empty backend of ours is kept, but not made. In somebody's nothing is kept for a service without
+        // instances: the next pass could not tell who held it.
+        let keeps = |service: &ServiceKey| !self.place.is_theirs && self.holds(service);
+        let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || keeps(&candidate.service);
         let asking: Vec<_> = candidates.into_iter().filter(asks).collect();
         let mut candidates = Vec::new();
         for candidate in asking {
