@@ -3,8 +3,9 @@
 //!
 //! A case is any configuration file, any settings, and up to five steps: somebody edits the file, the clock
 //! moves, Nomad reports any catalog, a pass runs. What must hold is in [`check`]: nothing panics, no foreign
-//! byte changes, a second pass has nothing to do, what needs no reload is told apart from what does, HAProxy
-//! takes the result where it took the original, and what was written is read back.
+//! byte changes, a second pass has nothing to do, what needs no reload is told apart from what does, who is gone
+//! goes without one, who is held stays, HAProxy takes the result where it took the original, and what was written
+//! is read back.
 //!
 //! `FUZZ_CASES`: how many cases. `FUZZ_HAPROXY`: HAProxy is asked about one case in so many; 0: never.
 //! `FUZZ_JOBS`: how many at a time. A case that fails is printed as small as it can be made, and its seed is
