@@ -241,7 +241,7 @@ impl ObservedBackend {
             true => seated.into_iter().cloned().collect(),
             false => self.ownership.services().to_vec(),
         };
-        Some(Place { is_theirs, holders, settings: self.settings.clone() })
+        Some(Place { is_theirs, mode: self.mode.clone(), holders, settings: self.settings.clone() })
     }
 
     /// Lines of 0.1 do not say which service they are of; in a backend of one service, as 0.1 described it, it is

@@ -18,8 +18,10 @@ pub struct Present {
 pub struct Place {
     /// Whether it is a person's, or another controller's.
     pub is_theirs: bool,
-    /// The services that have it, whoever holds the name first: in a backend of ours as its description lists
-    /// them, in somebody's those with servers in it.
+    /// Its mode, stated or inherited.
+    pub mode: String,
+    /// The services that have it: in a backend of ours as its description lists them, whoever holds the name first;
+    /// in somebody's those with servers in it, in no order.
     pub holders: Vec<ServiceKey>,
     /// Its settings, where it is ours and says only what we would write.
     pub settings: Option<BackendSettings>,

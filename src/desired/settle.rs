@@ -125,7 +125,7 @@ impl Claim<'_> {
             let order = |candidate: &Candidate| {
                 // Only a backend that is there can be given servers.
                 let adds_to_nothing = candidate.backend.kind == BackendKind::Custom && !self.place.is_theirs;
-                (self.rank(&candidate.service), adds_to_nothing, candidate.since)
+                (self.priority(candidate), adds_to_nothing, candidate.since)
             };
             (order(a), &a.service).cmp(&(order(b), &b.service))
         });
@@ -189,6 +189,17 @@ impl Claim<'_> {
     /// The place of a service among those that hold the name, and behind them.
     fn rank(&self, service: &ServiceKey) -> usize {
         self.place.holders.iter().position(|holder| holder == service).unwrap_or(usize::MAX)
+    }
+
+    /// Who comes first. Nothing in somebody's backend says who came first there: whoever has servers in it goes
+    /// before the others, and of these whoever speaks its protocol.
+    fn priority(&self, candidate: &Candidate) -> (usize, bool) {
+        if !self.place.is_theirs {
+            return (self.rank(&candidate.service), false);
+        }
+        let is_dynamic = candidate.backend.kind == BackendKind::Dynamic;
+        let speaks_another = is_dynamic && candidate.backend.settings.mode.as_str() != self.place.mode;
+        (usize::from(!self.holds(&candidate.service)), speaks_another)
     }
 
     fn holds(&self, service: &ServiceKey) -> bool {

@@ -104,6 +104,21 @@ fn an_existing_backend_is_used_if_it_is_compatible() {
     }
 }
 
+/// Their order there is not written down: it is the same with servers there and without.
+#[test]
+fn services_that_share_a_persons_backend_stay_in_it() {
+    for services in [
+        [("stream", &["enable", "mode=tcp"][..]), ("api", &["enable", "backend.name=stream"])],
+        [("plain", &["enable"]), ("api", &["enable", "backend.name=plain", "slots=0"])],
+    ] {
+        let after = after(&services, THEIRS);
+        let seated = after.backends[services[0].0].servers.iter().filter(|server| server.is_enabled()).count();
+        assert_eq!(seated, 2, "{}", after.text);
+        let again = plan(&built_over(&after.present(), &services), &after, Strategy::UseExisting).expect("no conflict");
+        assert!(again.plan.is_empty(), "{:?}", again.plan);
+    }
+}
+
 #[test]
 fn tags_of_the_section_are_ignored_where_it_is_not_ours() {
     let said = |tags: &[&str]| {
