@@ -141,9 +141,11 @@ impl<'a> Run<'a> {
     fn is_taken(&mut self, plan: &Plan) -> Result<(), Broken> {
         let Some(haproxy) = self.haproxy.as_ref().filter(|_| self.taken) else { return Ok(()) };
         let Some(refusal) = haproxy.refusal(&self.file) else { return Ok(()) };
-        // HAProxy 3.3 and newer refuse a backend that is called like a frontend or a `defaults` section. The plan
-        // does not know of versions; the pass finds the backend, and leaves it out.
-        if refusal.contains("has the same name as") {
+        // HAProxy 3.3 and newer refuse a backend that is called like a frontend or a `defaults` section, and all refuse
+        // one below a `defaults` section with rules that a frontend has, too. The plan does not know of versions nor
+        // of rules; the pass finds the backend, and leaves it out.
+        let is_known = |words: &&str| refusal.contains(words);
+        if ["has the same name as", "cannot inherit from the same defaults section"].iter().any(is_known) {
             self.taken = false;
             return Ok(());
         }
