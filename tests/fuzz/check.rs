@@ -96,8 +96,7 @@ impl<'a> Run<'a> {
             resolvable(&mut built);
         }
         let held = guarded(&mut built, &before, settings, &BTreeMap::new());
-        let is_edited = self.is_edited;
-        let pass = Pass { built: &built, is_edited, options: settings.plan(now), refused: step.refused() };
+        let pass = Pass { is_edited: self.is_edited, ..Pass::new(&built, step, settings, now) };
         let planned = match pass.plan(&before) {
             Ok(planned) => planned,
             Err(conflict) => {
@@ -109,23 +108,8 @@ impl<'a> Run<'a> {
         let after = pass.applied(&planned.plan, &before);
         pass.holds(&planned, &before, &after)
             .map_err(|broken| format!("{broken}\nfrom\n{}to\n{}", shown(&self.file), shown(&after.text.to_bytes())))?;
-        let mut next = build(&step.catalog(), &after.present(), &settings.build());
-        if self.haproxy.is_some() {
-            resolvable(&mut next);
-        }
-        guarded(&mut next, &after, settings, &held);
-        // A backend whose time is over goes before somebody else has its name.
-        let frees = built.awaited.iter().any(|name| planned.plan.edits.get(name) == Some(&plan::Edit::Delete));
-        if is_certain(&before) && !frees {
-            let again = Pass { built: &next, refused: step.refused(), ..pass }.plan(&after);
-            let again = again.map_err(|conflict| format!("the next pass has a conflict: {conflict}"))?.plan;
-            hold!(
-                again.is_empty(),
-                "the next pass has more to do: {again:?}\nafter\n{:?}\nfrom\n{}to\n{}",
-                planned.plan,
-                shown(&self.file),
-                shown(&after.text.to_bytes())
-            );
+        if is_certain(&before) && !frees(&built, &planned.plan) {
+            self.goes_on(step, settings, now, (&planned.plan, &built, &held), (&before, &after))?;
         }
         if !planned.plan.is_empty() {
             self.file = after.text.clone().with_version(before.text.version().unwrap_or(0) + 1).to_bytes();
@@ -135,6 +119,57 @@ impl<'a> Run<'a> {
             let (was, is) = (foreign::body(self.original), foreign::body(&self.file));
             hold!(foreign::is_within(&was, &is), "a line is lost:\n{}instead of\n{}", shown(&is), shown(&was));
         }
+        Ok(())
+    }
+
+    /// The passes after this one, each with a desired state of its own: there is nothing more to do, and where the
+    /// reload had to wait, it comes to the end that it would have come to.
+    fn goes_on(
+        &self,
+        step: &Step,
+        settings: &Settings,
+        now: Duration,
+        (plan, built, held): (&Plan, &Built, &BTreeMap<InstanceId, Fate>),
+        (before, after): (&Observed, &Observed),
+    ) -> Result<(), Broken> {
+        let next = |observed: &Observed| {
+            let mut next = build(&step.catalog(), &observed.present(), &settings.build());
+            if self.haproxy.is_some() {
+                resolvable(&mut next);
+            }
+            guarded(&mut next, observed, settings, held);
+            next
+        };
+        let planned = |built: &Built, observed: &Observed| {
+            let planned = Pass::new(built, step, settings, now).plan(observed);
+            planned.map_err(|conflict| format!("the next pass has a conflict: {conflict}"))
+        };
+        let (was, is) = (shown(&before.text.to_bytes()), shown(&after.text.to_bytes()));
+        let again = planned(&next(after), after)?.plan;
+        hold!(again.is_empty(), "the next pass has more to do: {again:?}\nafter\n{plan:?}\nfrom\n{was}to\n{is}");
+        if plan.is_live() {
+            return Ok(());
+        }
+        let (live, _) = plan.clone().split(Plan::gone(built, before, now));
+        let between = Pass::new(built, step, settings, now).applied(&live, before);
+        let then = next(&between);
+        let second = planned(&then, &between)?;
+        let pass = Pass::new(&then, step, settings, now);
+        let end = pass.applied(&second.plan, &between);
+        let text = |observed: &Observed| shown(&observed.text.to_bytes());
+        pass.reads_back(&second, &between, &end)
+            .map_err(|broken| format!("after a reload that waited, {broken}\nfrom\n{was}by\n{}", text(&between)))?;
+        if frees(&then, &second.plan) {
+            return Ok(());
+        }
+        let third = planned(&next(&end), &end)?.plan;
+        hold!(
+            third.is_empty(),
+            "after a reload that waited, there is more to do: {third:?}\nafter\n{:?}\nfrom\n{was}by\n{}to\n{}",
+            second.plan,
+            text(&between),
+            text(&end)
+        );
         Ok(())
     }
 
@@ -199,6 +234,11 @@ fn guarded(
     fates.map(|(id, fate)| (id.clone(), fate.clone())).collect()
 }
 
+/// Whether a backend whose time is over goes, whose name somebody else has by the next pass.
+fn frees(built: &Built, plan: &Plan) -> bool {
+    built.awaited.iter().any(|name| plan.edits.get(name) == Some(&plan::Edit::Delete))
+}
+
 /// One pass over one state.
 struct Pass<'a> {
     built: &'a Built,
@@ -208,7 +248,11 @@ struct Pass<'a> {
     refused: LeftOut,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(built: &'a Built, step: &Step, settings: &Settings, now: Duration) -> Self {
+        Self { built, is_edited: true, options: settings.plan(now), refused: step.refused() }
+    }
+
     fn plan(&self, observed: &Observed) -> Result<Planned, Conflict> {
         Plan::new(self.built, observed, &self.options, &self.refused)
     }
