@@ -57,6 +57,8 @@ pub struct ObservedBackend {
     pub default_weight: u16,
     /// Whether an agent may set the states and weights of its servers (`agent-check`, stated or inherited).
     pub agent_check: bool,
+    /// The same once it is written again: in a backend of ours only what it inherits is left.
+    pub keeps_agent_check: bool,
     /// The servers of ours.
     pub servers: Vec<Server>,
     /// Servers of ours whose line was changed or copied by somebody.
@@ -120,7 +122,7 @@ impl Observed {
                 }
                 "backend" | "listen" => {
                     let above = above.unwrap_or_else(|| last.clone());
-                    let inherited_weight = above.weight;
+                    let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
                     if unclear {
@@ -130,8 +132,9 @@ impl Observed {
                         backend.disown();
                     }
                     if backend.is_ours() {
-                        // A `default-server` that gives a weight is not ours, and goes with the next write.
+                        // A `default-server` that gives a weight or an agent is not ours, and goes with the next write.
                         backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
+                        backend.keeps_agent_check = inherits_agent_check;
                     }
                     backends.insert(backend.section.name.clone(), backend);
                 }
@@ -352,6 +355,7 @@ fn observed_backend(
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
         agent_check: effective.agent_check,
+        keeps_agent_check: effective.agent_check,
         servers: Vec::new(),
         drifted: BTreeSet::new(),
         unnamed: BTreeSet::new(),

@@ -505,7 +505,7 @@ impl Planner<'_> {
     /// An agent is asked in maintenance, too, and its `up` and `ready` end that (seen on 3.0, 3.2 and 3.4). A spare
     /// server has the agent of whoever listens at its address, so there must be none.
     fn has_agents(&self, observed: Option<&ObservedBackend>) -> bool {
-        observed.map_or(self.observed.default_agent_check, |observed| observed.agent_check)
+        observed.map_or(self.observed.default_agent_check, |observed| observed.keeps_agent_check)
     }
 
     fn say_what_agents_cost(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {

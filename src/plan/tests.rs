@@ -437,6 +437,25 @@ fn a_static_algorithm_takes_no_weight_at_run_time() {
 }
 
 #[test]
+fn an_agent_that_somebody_put_into_our_backend_goes_and_keeps_no_spares_away() {
+    let services: [(&str, &[&str]); 1] = [("api", &["enable"])];
+    let with_agent = |servers: &str| {
+        let header = "backend api\n  description nomad-haproxy:nomad api default/api\n  mode http\n";
+        observed(&format!("{header}  default-server agent-check agent-port 1\n{servers}"))
+    };
+    let before = with_agent("");
+    let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
+    let after = applied(&planned.plan, &before);
+    assert!(!after.text.to_string().contains("agent-check"), "{}", after.text);
+    assert_eq!((after.backends["api"].servers.len(), planned.notes), (2, vec![]));
+    // Until the file is written, the agent may put a server into service that waits for nobody.
+    let spare =
+        with_agent("  server api_1 127.0.0.1:1 disabled weight 1 # {\"owner\":\"nomad\",\"freed\":\"999000\"}\n");
+    let planned = plan_at(&built(&[]), &spare, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict");
+    assert_eq!(planned.plan.edits[&name("api")], Edit::Delete);
+}
+
+#[test]
 fn what_the_process_does_by_itself_is_left_alone() {
     let text = "backend shop\n  default-server agent-check agent-port 1\n  server shop_1 10.0.0.1:1 weight 5 # {\"owner\":\"nomad\",\"id\":\"x\",\"alloc\":\"y\"}\n";
     let told_by_its_agent = |text: &str| {
