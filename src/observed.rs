@@ -57,6 +57,8 @@ pub struct ObservedBackend {
     pub default_weight: u16,
     /// Whether an agent may set the states and weights of its servers (`agent-check`, stated or inherited).
     pub agent_check: bool,
+    /// The same once it is written again: in a backend of ours only what it inherits is left.
+    pub keeps_agent_check: bool,
     /// The servers of ours.
     pub servers: Vec<Server>,
     /// Servers of ours whose line was changed or copied by a person.
@@ -120,7 +122,7 @@ impl Observed {
                 }
                 "backend" | "listen" => {
                     let above = above.unwrap_or_else(|| last.clone());
-                    let inherited_weight = above.weight;
+                    let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
                     if unclear {
@@ -130,8 +132,9 @@ impl Observed {
                         backend.disown();
                     }
                     if backend.is_ours() {
-                        // A `default-server` with a weight is not ours, and is removed by the next write.
+                        // A `default-server` with a weight or an agent is not ours, and is removed by the next write.
                         backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
+                        backend.keeps_agent_check = inherits_agent_check;
                     }
                     backends.insert(backend.section.name.clone(), backend);
                 }
@@ -241,7 +244,7 @@ impl ObservedBackend {
             true => seated.into_iter().cloned().collect(),
             false => self.ownership.services().to_vec(),
         };
-        Some(Place { is_foreign, holders, settings: self.settings.clone() })
+        Some(Place { is_foreign, mode: self.mode.clone(), holders, settings: self.settings.clone() })
     }
 
     /// Lines of 0.1 do not name their service; in a backend of one service, as 0.1 described it, it is that one. It is
@@ -352,6 +355,7 @@ fn observed_backend(
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
         agent_check: effective.agent_check,
+        keeps_agent_check: effective.agent_check,
         servers: Vec::new(),
         drifted: BTreeSet::new(),
         unnamed: BTreeSet::new(),

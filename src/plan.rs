@@ -161,7 +161,7 @@ impl Plan {
     /// Computes the difference. What is `left_out` stays as it is, except for instances that are gone.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
         let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new() };
-        let (mut plan, mut next) = (Plan::default(), None);
+        let mut plan = Plan::default();
         for (name, backend) in &built.desired.backends {
             let edit = if left_out.has_backend(name) {
                 observed
@@ -172,7 +172,7 @@ impl Plan {
             };
             plan.edits.extend(edit.map(|edit| (name.clone(), edit)));
         }
-        let mut idle = BTreeMap::new();
+        let mut idle = Vec::new();
         for (name, backend) in observed.managed() {
             if built.desired.backends.contains_key(&name) {
                 continue;
@@ -180,16 +180,16 @@ impl Plan {
             let stays = left_out.has_backend(&name) || is_held(backend, &built.held);
             let removal = removal(backend, &built.held, options, stays);
             plan.edits.extend(removal.now.map(|edit| (name.clone(), edit)));
-            if let Some(until) = removal.lingers_until {
-                next = next.into_iter().chain([until]).min();
-                idle.insert(name, Edit::Delete);
-            }
+            idle.extend(removal.lingers_until.map(|until| (name, until)));
         }
-        // There is a reload anyway: it also removes the idle backends.
+        // There is a reload anyway: it also removes the idle backends, except those whose name another service would get
+        // before the time of their own service is over.
         if !plan.is_live() {
-            plan.edits.extend(idle);
-            next = None;
+            let (stay, go): (Vec<_>, Vec<_>) = idle.into_iter().partition(|(name, _)| built.awaited.contains(name));
+            plan.edits.extend(go.into_iter().map(|(name, _)| (name, Edit::Delete)));
+            idle = stay;
         }
+        let next = idle.into_iter().map(|(_, until)| until).min();
         Ok(Planned { plan, notes: planner.notes, next })
     }
 
@@ -504,7 +504,7 @@ impl Planner<'_> {
     /// Agents are also queried in maintenance, and their `up` and `ready` end it (seen on 3.0, 3.2 and 3.4). A spare
     /// server would be controlled by any agent at its address, so there must be none.
     fn has_agents(&self, observed: Option<&ObservedBackend>) -> bool {
-        observed.map_or(self.observed.default_agent_check, |observed| observed.agent_check)
+        observed.map_or(self.observed.default_agent_check, |observed| observed.keeps_agent_check)
     }
 
     fn note_agent_check(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {

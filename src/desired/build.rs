@@ -79,6 +79,8 @@ pub struct Built {
     pub held: Held,
     /// Registered instances whose own tags turn routing off.
     pub declined: BTreeSet<InstanceId>,
+    /// Backends that are kept for a service that is gone or held, while other services ask for their names.
+    pub awaited: BTreeSet<BackendName>,
     /// Sorted, without duplicates.
     pub notes: Vec<Note>,
     /// Notes about whole namespaces, by name.
@@ -544,8 +546,9 @@ mod tests {
     fn a_service_of_an_unwatched_namespace_gets_a_note_and_holds_nothing() {
         let service = ServiceKey { namespace: "team-a".into(), name: "api".into() };
         let catalog = Catalog { unwatched: [service.clone()].into(), ..Catalog::default() };
-        let Built { desired, held, declined, notes, namespaces } = build(&catalog, &Present::default(), &options());
-        assert_eq!((desired, held, declined, namespaces), Default::default());
+        let Built { desired, held, declined, awaited, notes, namespaces } =
+            build(&catalog, &Present::default(), &options());
+        assert_eq!((desired, held, declined, awaited, namespaces), Default::default());
         let [Note { severity, service: about, code, text }] = &notes[..] else { panic!("{notes:?}") };
         assert_eq!((severity, about, code), (&Severity::Warning, &service, &Code::UnwatchedNamespace));
         assert!(text.contains("add team-a to nomad.namespace (NOMAD_NAMESPACE)"), "{text}");
@@ -763,6 +766,9 @@ mod tests {
         assert_eq!(members(&built), ["a_b"]);
         assert_eq!(concerned(&built), [("a-b", Code::BadPort)]);
         assert_eq!(names(&built_over(&Present::default(), vec![portless.clone()])), Vec::<&str>::new());
+        let mut joined = held_by("a_b", &["a-b"]);
+        joined.backends.values_mut().next().expect("one").is_foreign = true;
+        assert_eq!(names(&built_over(&joined, vec![portless.clone()])), Vec::<&str>::new(), "spares go with the last");
         let kept = built_over(&held_by("a_b", &["a-b"]), vec![portless]);
         assert_eq!(
             (names(&kept), kept.desired.backends.values().next().expect("one").instances.len()),

@@ -18,6 +18,8 @@ pub struct Present {
 pub struct Place {
     /// Whether it belongs to a person, or to another controller.
     pub is_foreign: bool,
+    /// Its mode, stated or inherited.
+    pub mode: String,
     /// The services that have it, the one that holds the name first at the front: in a backend of ours as its
     /// description lists them, in any other those with servers in it.
     pub holders: Vec<ServiceKey>,

@@ -45,6 +45,18 @@ struct First {
     absent: &'static str,
 }
 
+impl First {
+    fn new(candidate: &Candidate) -> Self {
+        Self {
+            service: candidate.service.clone(),
+            explicit: candidate.explicit,
+            kind: candidate.backend.kind,
+            settings: Some(candidate.backend.settings.clone()),
+            absent: "",
+        }
+    }
+}
+
 /// Decides which service gets which name, and adds the backends to what is built.
 pub(super) fn names(
     candidates: Vec<Candidate>,
@@ -61,10 +73,12 @@ pub(super) fn names(
     let nothing = Place::default();
     for (name, candidates) in by_name {
         let place = present.backends.get(&name).unwrap_or(&nothing);
+        let (held, notes) = (&built.held, Vec::new());
         let mut claim =
-            Claim { name: &name, place, catalog, options, held: &built.held, derived: &derived, notes: Vec::new() };
+            Claim { name: &name, place, catalog, options, held, derived: &derived, is_awaited: false, notes };
         let backend = claim.settle(candidates);
         built.notes.append(&mut claim.notes);
+        built.awaited.extend(claim.is_awaited.then(|| name.clone()));
         built.desired.backends.extend(backend.map(|backend| (name, backend)));
     }
 }
@@ -88,13 +102,17 @@ struct Claim<'a> {
     options: &'a Options,
     held: &'a Held,
     derived: &'a DerivedNames,
+    /// Whether it is kept for a service that is not among the candidates, and none of them shares it with that one.
+    is_awaited: bool,
     notes: Vec<Note>,
 }
 
 impl Claim<'_> {
     fn settle(&mut self, candidates: Vec<Candidate>) -> Option<Backend> {
-        // An empty backend is kept, but not made.
-        let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || self.holds(&candidate.service);
+        // An empty backend of ours is kept, but not made. In somebody's nothing is kept for a service without
+        // instances: the next pass could not tell who held it.
+        let keeps = |service: &ServiceKey| !self.place.is_foreign && self.holds(service);
+        let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || keeps(&candidate.service);
         let asking: Vec<_> = candidates.into_iter().filter(asks).collect();
         let mut candidates = Vec::new();
         for candidate in asking {
@@ -107,7 +125,7 @@ impl Claim<'_> {
             let order = |candidate: &Candidate| {
                 // Only a backend that exists can be given servers.
                 let adds_to_nothing = candidate.backend.kind == BackendKind::Custom && !self.place.is_foreign;
-                (self.rank(&candidate.service), adds_to_nothing, candidate.since)
+                (self.priority(candidate), adds_to_nothing, candidate.since)
             };
             (order(a), &a.service).cmp(&(order(b), &b.service))
         });
@@ -119,6 +137,10 @@ impl Claim<'_> {
                 None => members.push(candidate),
             }
         }
+        self.is_awaited = members.is_empty();
+        // A service that is gone is not in the description any more: whoever shares its backend has it from now on.
+        let is_gone = !first.absent.is_empty() && !self.held.holds(&first.service);
+        let first = members.first().filter(|_| is_gone).map_or(first, First::new);
         self.merged(members, &first)
     }
 
@@ -169,6 +191,17 @@ impl Claim<'_> {
         self.place.holders.iter().position(|holder| holder == service).unwrap_or(usize::MAX)
     }
 
+    /// Who comes first. Nothing in somebody's backend says who came first there: whoever has servers in it goes
+    /// before the others, and of these whoever speaks its protocol.
+    fn priority(&self, candidate: &Candidate) -> (usize, bool) {
+        if !self.place.is_foreign {
+            return (self.rank(&candidate.service), false);
+        }
+        let is_dynamic = candidate.backend.kind == BackendKind::Dynamic;
+        let speaks_another = is_dynamic && candidate.backend.settings.mode.as_str() != self.place.mode;
+        (usize::from(!self.holds(&candidate.service)), speaks_another)
+    }
+
     fn holds(&self, service: &ServiceKey) -> bool {
         self.place.holders.contains(service)
     }
@@ -177,16 +210,9 @@ impl Claim<'_> {
     /// without its service, that service; else the first candidate.
     fn first(&self, candidates: &[Candidate]) -> Option<First> {
         let candidate = candidates.first()?;
-        let of_candidate = First {
-            service: candidate.service.clone(),
-            explicit: candidate.explicit,
-            kind: candidate.backend.kind,
-            settings: Some(candidate.backend.settings.clone()),
-            absent: "",
-        };
         // A service that only has servers in an existing backend does not hold its name.
         if self.place.is_foreign {
-            return Some(of_candidate);
+            return Some(First::new(candidate));
         }
         let absent = |service: &ServiceKey, absent| First {
             service: service.clone(),
@@ -207,7 +233,7 @@ impl Claim<'_> {
             Some(holder) if rank == usize::MAX => {
                 Some(absent(holder, ", which is gone, and keeps it until `backend.linger` is over"))
             }
-            _ => Some(of_candidate),
+            _ => Some(First::new(candidate)),
         }
     }
 

@@ -116,6 +116,21 @@ fn an_existing_backend_is_used_if_it_is_compatible() {
     }
 }
 
+/// Their order there is not written down: it is the same with servers there and without.
+#[test]
+fn services_that_share_a_persons_backend_stay_in_it() {
+    for services in [
+        [("stream", &["enable", "mode=tcp"][..]), ("api", &["enable", "backend.name=stream"])],
+        [("plain", &["enable"]), ("api", &["enable", "backend.name=plain", "slots=0"])],
+    ] {
+        let after = after(&services, FOREIGN);
+        let seated = after.backends[services[0].0].servers.iter().filter(|server| server.is_enabled()).count();
+        assert_eq!(seated, 2, "{}", after.text);
+        let again = plan(&built_over(&after.present(), &services), &after, Strategy::UseExisting).expect("no conflict");
+        assert!(again.plan.is_empty(), "{:?}", again.plan);
+    }
+}
+
 #[test]
 fn tags_of_the_section_are_ignored_where_it_is_not_ours() {
     let said = |tags: &[&str]| {
@@ -298,6 +313,40 @@ fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
 }
 
 #[test]
+fn a_reload_gives_nobody_the_name_of_a_backend_that_lingers() {
+    let full = after(&[("web-app", &["enable"])], FOREIGN);
+    let at = Duration::from_secs;
+    let services: [(&str, &[&str]); 2] = [("web_app", &["enable"]), ("new", &["enable"])];
+    let of = |before: &Observed, services: &[(&str, &[&str])], now: Duration| {
+        plan_at(&built_over(&before.present(), services), before, Strategy::UseExisting, now).expect("no conflict")
+    };
+    let empty = applied(&of(&full, &services[..1], at(1000)).plan, &full);
+    let joined = of(&empty, &services, at(1001));
+    assert!(!joined.plan.is_live(), "`new` takes a reload");
+    assert_eq!(joined.next, Some(at(1060)));
+    let joined = applied(&joined.plan, &empty);
+    assert_eq!(joined.present().backends[&name("web_app")].holders[0].name, "web-app");
+    assert!(of(&joined, &services, at(1001)).plan.is_empty());
+    let over = applied(&of(&joined, &services, at(1060)).plan, &joined);
+    let free = of(&over, &services, at(1060)).plan;
+    assert!(!over.backends.contains_key("web_app") && matches!(free.edits[&name("web_app")], Edit::Create { .. }));
+}
+
+#[test]
+fn who_may_share_the_backend_of_a_service_that_is_gone_sets_it_up_at_once() {
+    let before = after(&[("api", &["enable"])], FOREIGN);
+    let services: [(&str, &[&str]); 1] = [("web", &["enable", "backend.name=api", "balance=first"])];
+    let of = |before: &Observed| {
+        let built = built_over(&before.present(), &services);
+        assert_eq!(built.notes, []);
+        plan_at(&built, before, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict").plan
+    };
+    let after = applied(&of(&before), &before);
+    assert_eq!(after.backends["api"].balance, "first");
+    assert!(of(&after).is_empty(), "{:?}", of(&after));
+}
+
+#[test]
 fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let before = after(&[("api", &["enable"])], FOREIGN);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
@@ -409,6 +458,25 @@ fn a_static_algorithm_takes_no_weight_at_run_time() {
 }
 
 #[test]
+fn an_agent_that_somebody_put_into_our_backend_goes_and_keeps_no_spares_away() {
+    let services: [(&str, &[&str]); 1] = [("api", &["enable"])];
+    let with_agent = |servers: &str| {
+        let header = "backend api\n  description nomad-haproxy:nomad api default/api\n  mode http\n";
+        observed(&format!("{header}  default-server agent-check agent-port 1\n{servers}"))
+    };
+    let before = with_agent("");
+    let planned = plan(&built_over(&before.present(), &services), &before, Strategy::UseExisting).expect("no conflict");
+    let after = applied(&planned.plan, &before);
+    assert!(!after.text.to_string().contains("agent-check"), "{}", after.text);
+    assert_eq!((after.backends["api"].servers.len(), planned.notes), (2, vec![]));
+    // Until the file is written, the agent may put a server into service that waits for nobody.
+    let spare =
+        with_agent("  server api_1 127.0.0.1:1 disabled weight 1 # {\"owner\":\"nomad\",\"freed\":\"999000\"}\n");
+    let planned = plan_at(&built(&[]), &spare, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict");
+    assert_eq!(planned.plan.edits[&name("api")], Edit::Delete);
+}
+
+#[test]
 fn what_the_process_does_by_itself_is_left_alone() {
     let text = "backend shop\n  default-server agent-check agent-port 1\n  server shop_1 10.0.0.1:1 weight 5 # {\"owner\":\"nomad\",\"id\":\"x\",\"alloc\":\"y\"}\n";
     let changes_by_agent = |text: &str| {
@@ -504,6 +572,24 @@ fn a_line_of_0_1_is_of_the_only_service_of_its_backend_which_is_written_out_with
     empty.held.services.insert(ServiceKey { namespace: "x".into(), name: "y".into() });
     let planned = plan(&empty, &old, Strategy::UseExisting).expect("no conflict").plan;
     assert!(!planned.edits.contains_key(&name("plain")), "{planned:?}");
+}
+
+/// Of two services that shared a backend under 0.1 one is left: a line that names neither is not assigned to that one.
+#[test]
+fn a_line_of_0_1_in_a_shared_backend_stays_while_anything_is_held_though_one_service_is_left() {
+    let before = observed(
+        "backend api\n  description nomad-haproxy:nomad default/api default/shop\n  mode http\n  \
+         server api_1 10.0.0.1:1000 weight 1 # {\"alloc\":\"0a-1\",\"id\":\"i0\",\"owner\":\"nomad\"}\n",
+    );
+    // The second has no name that a backend could have, so it is held.
+    let services: [(&str, &[&str]); 2] = [("api", &["enable"]), (" /api", &["enable"])];
+    let pass = |before: &Observed| {
+        plan(&built_over(&before.present(), &services), before, Strategy::UseExisting).expect("no conflict").plan
+    };
+    let after = applied(&pass(&before), &before);
+    assert!(after.text.to_string().contains("server api_1 10.0.0.1:1000 "), "{}", after.text);
+    assert_eq!(after.backends["api"].ownership.services().len(), 1, "{}", after.text);
+    assert!(pass(&after).is_empty(), "{:?}", pass(&after));
 }
 
 /// Whether a plan that was reviewed at one time is allowed at another.

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use nomad_haproxy::catalog::{Catalog, Registration};
+use nomad_haproxy::catalog::{Catalog, Registration, Unread};
 use nomad_haproxy::desired::build;
-use nomad_haproxy::desired::{BackendName, Grant, Grants, Owner, ServiceKey, SlotPolicy};
+use nomad_haproxy::desired::{BackendName, Grant, Grants, InstanceId, Owner, ServiceKey, SlotPolicy};
+use nomad_haproxy::plan::guard::{self, Policy, Share};
 use nomad_haproxy::plan::{self, LeftOut, Part, Strategy as Taken};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -25,14 +26,18 @@ pub struct Case {
     pub haproxy: Option<usize>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     pub taken: Taken,
     pub linger: Duration,
     pub slots: SlotPolicy,
     pub init_state: bool,
     /// The grants of each namespace: its backends, and whether it may join existing ones.
+    pub namespaces: Vec<(&'static str, Vec<&'static str>, bool)>,
+    /// The same.
     pub grants: Grants,
+    /// What may not be missing from the catalog without proof.
+    pub guard: guard::Options,
 }
 
 /// One pass, and what a person did before it.
@@ -43,32 +48,37 @@ pub struct Step {
     pub milliseconds: i64,
     pub registrations: Vec<Registration>,
     pub unreadable: Vec<ServiceKey>,
-    /// A backend that HAProxy refuses.
-    pub refused: Vec<BackendName>,
+    /// Namespaces without a list, and whether that is since they do not exist.
+    pub unread: Vec<(&'static str, bool)>,
+    /// What HAProxy refuses.
+    pub refused: Vec<Part>,
 }
 
 impl Step {
     pub fn catalog(&self) -> Catalog {
-        catalog_of(self.registrations.iter(), &self.unreadable)
+        self.catalog_of(self.registrations.iter())
     }
 
     /// The same in another order, as another answer from Nomad may list it.
     pub fn reversed(&self) -> Catalog {
-        catalog_of(self.registrations.iter().rev(), &self.unreadable)
+        self.catalog_of(self.registrations.iter().rev())
     }
 
     pub fn refused(&self) -> LeftOut {
-        self.refused.iter().cloned().map(Part::Backend).collect()
+        self.refused.iter().cloned().collect()
     }
-}
 
-fn catalog_of<'a>(list: impl Iterator<Item = &'a Registration>, unreadable: &[ServiceKey]) -> Catalog {
-    let unreadable = unreadable.iter().map(|service| (service.clone(), "no such URL".to_owned())).collect();
-    let mut catalog = Catalog { index: 1, unreadable, ..Catalog::default() };
-    for one in list {
-        catalog.services.entry(one.service()).or_default().push(one.clone());
+    fn catalog_of<'a>(&self, list: impl Iterator<Item = &'a Registration>) -> Catalog {
+        let unreadable = self.unreadable.iter().map(|service| (service.clone(), "no such URL".to_owned())).collect();
+        let why = |is_missing| if is_missing { Unread::Missing } else { Unread::Failed("403".to_owned()) };
+        let namespaces = self.unread.iter().map(|(name, is_missing)| ((*name).to_owned(), why(*is_missing))).collect();
+        let mut catalog = Catalog { index: 1, unreadable, namespaces, ..Catalog::default() };
+        // Of a namespace without a list there are no registrations.
+        for one in list.filter(|one| self.unread.iter().all(|(name, _)| *name != one.namespace)) {
+            catalog.services.entry(one.service()).or_default().push(one.clone());
+        }
+        catalog
     }
-    catalog
 }
 
 impl Settings {
@@ -121,13 +131,21 @@ fn settings() -> impl Strategy<Value = Settings> {
         2 => Just(vec![("*", vec!["*"], true)]),
         1 => prop::collection::vec(entry, 1..3),
     ];
-    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>(), namespaces).prop_map(
-        |(taken, linger, min_free, max, init_state, namespaces)| Settings {
+    let defaults = guard::Options { share: Share::DEFAULT, min: 5, policy: Policy::Sync };
+    let guard = prop_oneof![
+        6 => Just(guard::Options::OFF),
+        1 => Just(defaults),
+        1 => Just(guard::Options { policy: Policy::UpsertOnly, ..defaults }),
+    ];
+    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>(), namespaces, guard).prop_map(
+        |(taken, linger, min_free, max, init_state, namespaces, guard)| Settings {
             taken,
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
             grants: grants(&namespaces),
+            namespaces,
+            guard,
         },
     )
 }
@@ -139,16 +157,24 @@ fn step() -> impl Strategy<Value = Step> {
         1 => select(&["api", "shop", "a/b"][..])
             .prop_map(|name| vec![ServiceKey { namespace: "default".to_owned(), name: name.to_owned() }]),
     ];
+    let unread = prop_oneof![
+        20 => Just(Vec::new()),
+        1 => (select(&["default", "team-a"][..]), any::<bool>()).prop_map(|one| vec![one]),
+    ];
+    let backend = || select(&["api", "shop", "theirs"][..]).prop_map(|name| name.parse().expect("a name"));
+    let instance = (backend(), select(&["i0", "i1"][..]));
     let refused = prop_oneof![
         20 => Just(Vec::new()),
-        1 => select(&["api", "shop", "theirs"][..]).prop_map(|name| vec![name.parse().expect("a name")]),
+        1 => backend().prop_map(|name| vec![Part::Backend(name)]),
+        1 => instance.prop_map(|(name, id): (BackendName, _)| vec![Part::Instance(name, InstanceId::new(id))]),
     ];
-    (hand::edits(), select(times), catalog::registrations(), unreadable, refused).prop_map(
-        |(hand, milliseconds, registrations, unreadable, refused)| Step {
+    (hand::edits(), select(times), catalog::registrations(), unreadable, unread, refused).prop_map(
+        |(hand, milliseconds, registrations, unreadable, unread, refused)| Step {
             hand,
             milliseconds,
             registrations,
             unreadable,
+            unread,
             refused,
         },
     )
@@ -190,15 +216,23 @@ impl fmt::Debug for Case {
     }
 }
 
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { taken, linger, slots, init_state, namespaces, grants: _, guard } = self;
+        write!(f, "{taken:?}, linger {linger:?}, {slots:?}, init-state {init_state}, {namespaces:?}, {guard:?}")
+    }
+}
+
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hand, milliseconds, registrations, unreadable, refused } = self;
+        let Self { hand, milliseconds, registrations, unreadable, unread, refused } = self;
         write!(f, "{milliseconds} ms later")?;
         let mut list = |what: &str, text: String, is_empty: bool| {
             if is_empty { Ok(()) } else { write!(f, "; {what} {text}") }
         };
         list("by hand", format!("{hand:?}"), hand.is_empty())?;
         list("unreadable", format!("{unreadable:?}"), unreadable.is_empty())?;
+        list("unread", format!("{unread:?}"), unread.is_empty())?;
         list("refused", format!("{refused:?}"), refused.is_empty())?;
         for Registration { id, service_name, namespace, alloc_id, tags, address, port, create_index, .. } in
             registrations

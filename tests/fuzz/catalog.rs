@@ -300,4 +300,18 @@ pub fn registrations() -> impl Strategy<Value = Vec<Registration>> {
             (0..count).map(copy).collect()
         }),
     ]
+    .prop_map(of_one_service_each)
+}
+
+/// An ID names its service and cannot be chosen (`_nomad-task-<allocation>-<task>-<service>-<port>`), so no two
+/// services have one in common: the one that is listed first keeps it.
+fn of_one_service_each(mut list: Vec<Registration>) -> Vec<Registration> {
+    for at in 0..list.len() {
+        let (before, rest) = list.split_at_mut(at);
+        let one = &mut rest[0];
+        while before.iter().any(|other| other.id == one.id && other.service() != one.service()) {
+            one.id.push('x');
+        }
+    }
+    list
 }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use nomad_haproxy::desired::build::{Built, build};
 use nomad_haproxy::desired::{
-    Address, Backend, BackendKind, BackendName, Held, Instance, InstanceId, Occupant, Severity,
+    Address, Backend, BackendKind, BackendName, Instance, InstanceId, Occupant, ServerName, Severity,
 };
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
 use nomad_haproxy::plan::display::Summary;
+use nomad_haproxy::plan::guard::{self, Fate, Holding, Missing, Past};
 use nomad_haproxy::plan::{self, Changes, Conflict, LeftOut, Plan, Planned, text};
 use nomad_haproxy::plane::Runtime;
 
@@ -39,7 +40,7 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
         run.step(step, &case.settings, now.unwrap_or_default())?;
     }
     // Nothing is left when no service is registered. Drains end first, the longest after a day.
-    let settings = Settings { linger: Duration::ZERO, ..case.settings.clone() };
+    let settings = Settings { linger: Duration::ZERO, guard: guard::Options::OFF, ..case.settings.clone() };
     for _ in 0..2 {
         now = Some(moved(now, 100_000_000));
         let nothing = Step {
@@ -47,6 +48,7 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
             milliseconds: 0,
             registrations: Vec::new(),
             unreadable: Vec::new(),
+            unread: Vec::new(),
             refused: Vec::new(),
         };
         run.step(&nothing, &settings, now.unwrap_or_default())?;
@@ -93,8 +95,8 @@ impl<'a> Run<'a> {
         if self.haproxy.is_some() {
             resolvable(&mut built);
         }
-        let is_edited = self.is_edited;
-        let pass = Pass { built: &built, is_edited, options: settings.plan(now), refused: step.refused() };
+        let held = guarded(&mut built, &before, settings, &BTreeMap::new());
+        let pass = Pass { is_edited: self.is_edited, ..Pass::new(&built, step, settings, now) };
         let planned = match pass.plan(&before) {
             Ok(planned) => planned,
             Err(conflict) => {
@@ -106,6 +108,9 @@ impl<'a> Run<'a> {
         let after = pass.applied(&planned.plan, &before);
         pass.holds(&planned, &before, &after)
             .map_err(|broken| format!("{broken}\nfrom\n{}to\n{}", shown(&self.file), shown(&after.text.to_bytes())))?;
+        if is_certain(&before) && !frees(&built, &planned.plan) {
+            self.goes_on(step, settings, now, (&planned.plan, &built, &held), (&before, &after))?;
+        }
         if !planned.plan.is_empty() {
             self.file = after.text.clone().with_version(before.text.version().unwrap_or(0) + 1).to_bytes();
             self.is_taken(&planned.plan)?;
@@ -117,12 +122,65 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// The passes after this one, each with a desired state of its own: there is nothing more to do, and where the
+    /// reload had to wait, it comes to the end that it would have come to.
+    fn goes_on(
+        &self,
+        step: &Step,
+        settings: &Settings,
+        now: Duration,
+        (plan, built, held): (&Plan, &Built, &BTreeMap<InstanceId, Fate>),
+        (before, after): (&Observed, &Observed),
+    ) -> Result<(), Broken> {
+        let next = |observed: &Observed| {
+            let mut next = build(&step.catalog(), &observed.present(), &settings.build());
+            if self.haproxy.is_some() {
+                resolvable(&mut next);
+            }
+            guarded(&mut next, observed, settings, held);
+            next
+        };
+        let planned = |built: &Built, observed: &Observed| {
+            let planned = Pass::new(built, step, settings, now).plan(observed);
+            planned.map_err(|conflict| format!("the next pass has a conflict: {conflict}"))
+        };
+        let (was, is) = (shown(&before.text.to_bytes()), shown(&after.text.to_bytes()));
+        let again = planned(&next(after), after)?.plan;
+        hold!(again.is_empty(), "the next pass has more to do: {again:?}\nafter\n{plan:?}\nfrom\n{was}to\n{is}");
+        if plan.is_live() {
+            return Ok(());
+        }
+        let (live, _) = plan.clone().split(Plan::gone(built, before, now));
+        let between = Pass::new(built, step, settings, now).applied(&live, before);
+        let then = next(&between);
+        let second = planned(&then, &between)?;
+        let pass = Pass::new(&then, step, settings, now);
+        let end = pass.applied(&second.plan, &between);
+        let text = |observed: &Observed| shown(&observed.text.to_bytes());
+        pass.reads_back(&second, &between, &end)
+            .map_err(|broken| format!("after a reload that waited, {broken}\nfrom\n{was}by\n{}", text(&between)))?;
+        if frees(&then, &second.plan) {
+            return Ok(());
+        }
+        let third = planned(&next(&end), &end)?.plan;
+        hold!(
+            third.is_empty(),
+            "after a reload that waited, there is more to do: {third:?}\nafter\n{:?}\nfrom\n{was}by\n{}to\n{}",
+            second.plan,
+            text(&between),
+            text(&end)
+        );
+        Ok(())
+    }
+
     fn is_taken(&mut self, plan: &Plan) -> Result<(), Broken> {
         let Some(haproxy) = self.haproxy.as_ref().filter(|_| self.taken) else { return Ok(()) };
         let Some(refusal) = haproxy.refusal(&self.file) else { return Ok(()) };
-        // HAProxy 3.3 and newer refuse a backend with the name of a frontend or a `defaults` section. The plan does not
-        // know about versions; the pass finds the backend, and leaves it out.
-        if refusal.contains("has the same name as") {
+        // HAProxy 3.3 and newer refuse a backend that has the name of a frontend or a `defaults` section, and all refuse
+        // one below a `defaults` section with rules that a frontend has, too. The plan does not know of versions nor
+        // of rules; the pass finds the backend, and leaves it out.
+        let is_known = |words: &&str| refusal.contains(words);
+        if ["has the same name as", "cannot inherit from the same defaults section"].iter().any(is_known) {
             self.taken = false;
             return Ok(());
         }
@@ -160,6 +218,27 @@ fn resolvable(built: &mut Built) {
     }
 }
 
+/// Has the desired state hold what the guard holds, where nobody can be asked.
+fn guarded(
+    built: &mut Built,
+    observed: &Observed,
+    settings: &Settings,
+    held: &BTreeMap<InstanceId, Fate>,
+) -> BTreeMap<InstanceId, Fate> {
+    let past = Past { held, index_went_back: false };
+    let holding = Missing::new(built, observed, &settings.guard, past).verdict(&BTreeMap::new());
+    if let Some(holding) = &holding {
+        holding.hold(built);
+    }
+    let fates = holding.iter().flat_map(Holding::fates);
+    fates.map(|(id, fate)| (id.clone(), fate.clone())).collect()
+}
+
+/// Whether a backend whose time is over goes, whose name somebody else has by the next pass.
+fn frees(built: &Built, plan: &Plan) -> bool {
+    built.awaited.iter().any(|name| plan.edits.get(name) == Some(&plan::Edit::Delete))
+}
+
 /// One pass over one state.
 struct Pass<'a> {
     built: &'a Built,
@@ -169,7 +248,11 @@ struct Pass<'a> {
     refused: LeftOut,
 }
 
-impl Pass<'_> {
+impl<'a> Pass<'a> {
+    fn new(built: &'a Built, step: &Step, settings: &Settings, now: Duration) -> Self {
+        Self { built, is_edited: true, options: settings.plan(now), refused: step.refused() }
+    }
+
     fn plan(&self, observed: &Observed) -> Result<Planned, Conflict> {
         Plan::new(self.built, observed, &self.options, &self.refused)
     }
@@ -235,6 +318,7 @@ impl Pass<'_> {
         let (live, waiting) = plan.clone().split(Plan::default());
         hold!(live.is_live(), "the live part takes a reload: {live:?}");
         hold!(plan.is_live() == waiting.is_empty(), "what waits is not what takes a reload: {waiting:?} of {plan:?}");
+        self.takes_out_gone_instances(plan, before)?;
         if self.keeps_gone_instances(&live, before) || !is_certain(before) {
             return Ok(());
         }
@@ -245,6 +329,23 @@ impl Pass<'_> {
         hold!(left == waiting, "what is left is {left:?}\ninstead of\n{waiting:?}\nof\n{plan:?}");
         let (one, two) = (after.text.to_bytes(), self.applied(&then, &between).text.to_bytes());
         hold!(one == two, "in two steps it comes to\n{}instead of\n{}", shown(&two), shown(&one));
+        Ok(())
+    }
+
+    /// Without a reload, instances that are gone are taken out, and the passes after that converge.
+    fn takes_out_gone_instances(&self, plan: &Plan, before: &Observed) -> Result<(), Broken> {
+        let gone = Plan::gone(self.built, before, self.options.now);
+        hold!(gone.is_live(), "to free slots takes a reload: {gone:?}");
+        let (live, _) = plan.clone().split(gone);
+        hold!(live.is_live(), "with who is gone the live part takes a reload: {live:?}");
+        if !is_certain(before) {
+            return Ok(());
+        }
+        hold!(!self.keeps_gone_instances(&live, before), "who is gone waits for a reload: {live:?}\nof\n{plan:?}");
+        let between = self.applied(&live, before);
+        let then = self.plan(&between).map_err(|conflict| conflict.to_string())?.plan;
+        let again = self.plan(&self.applied(&then, &between)).map_err(|conflict| conflict.to_string())?.plan;
+        hold!(again.is_empty(), "there is more to do: {again:?}\nafter\n{then:?}\nafter\n{live:?}");
         Ok(())
     }
 
@@ -281,7 +382,12 @@ impl Pass<'_> {
             if planned.notes.iter().any(is_concerned) || self.refused.has_backend(name) {
                 continue;
             }
-            let Some(found) = after.backend(name) else { return Err(format!("{name} is not there")) };
+            let is_refused = |id: &InstanceId| self.refused.has_instance(name, id);
+            let Some(found) = after.backend(name) else {
+                let nobody = !desired.instances.is_empty() && desired.instances.iter().all(|one| is_refused(&one.id));
+                hold!(nobody, "{name} is not there");
+                continue;
+            };
             if desired.kind == BackendKind::Dynamic && found.is_ours() {
                 hold!(
                     found.settings.as_ref() == Some(&desired.settings),
@@ -291,7 +397,7 @@ impl Pass<'_> {
                 );
             }
             let weight = before.backend(name).map_or(before.default_weight, |backend| backend.default_weight);
-            has_instances(name, desired, found, &self.built.held, weight)?;
+            has_instances(name, desired, found, self, weight)?;
         }
         for (name, found) in after.managed() {
             let desired = self.built.desired.backends.get(&name);
@@ -301,6 +407,33 @@ impl Pass<'_> {
             let gone: Vec<_> = seated.filter(|id| !wanted.contains(id)).collect();
             hold!(gone.is_empty(), "{gone:?} are gone, and in service in {name}");
         }
+        self.keeps_the_held(before, after)
+    }
+
+    /// Whoever is held stays where it is, whatever else changes.
+    fn keeps_the_held(&self, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        for (name, was) in before.managed() {
+            let mut seats: BTreeMap<&InstanceId, u32> = BTreeMap::new();
+            for id in was.servers.iter().filter_map(|server| server.occupant.id()) {
+                *seats.entry(id).or_default() += 1;
+            }
+            // Of two servers that a person gave one instance or one number one goes, and so does one whose name
+            // somebody changed.
+            let is_slot =
+                |server: &ServerName| name.slot_number(server).is_some_and(|n| n > 0 && name.slot(n) == *server);
+            let numbers = |server: &ServerName| {
+                was.servers.iter().filter(|other| name.slot_number(&other.name) == name.slot_number(server)).count()
+            };
+            for server in was.servers.iter().filter(|server| self.built.held.keeps(&server.occupant)) {
+                let is_clear = server.occupant.id().is_some_and(|id| seats.get(id) == Some(&1));
+                if !is_clear || !is_slot(&server.name) || numbers(&server.name) > 1 {
+                    continue;
+                }
+                let found = after.backend(&name).into_iter().flat_map(|backend| &backend.servers);
+                let found = found.filter(|found| found.name == server.name).map(|found| found.occupant.id());
+                hold!(found.eq([server.occupant.id()]), "{server:?} is held, and not in {name} any more");
+            }
+        }
         Ok(())
     }
 }
@@ -309,15 +442,19 @@ fn has_instances(
     name: &BackendName,
     desired: &Backend,
     found: &ObservedBackend,
-    held: &Held,
+    pass: &Pass<'_>,
     weight: u16,
 ) -> Result<(), Broken> {
+    let Pass { built: Built { held, .. }, refused, .. } = pass;
     let mut wanted: BTreeMap<&InstanceId, Vec<&Instance>> = BTreeMap::new();
     for instance in &desired.instances {
         wanted.entry(&instance.id).or_default().push(instance);
     }
     for server in &found.servers {
         let Occupant::Instance { id, alloc, service, drain } = &server.occupant else { continue };
+        if refused.has_instance(name, id) {
+            continue;
+        }
         let Some(instances) = wanted.remove(id) else {
             hold!(held.keeps(&server.occupant), "{id:?} is twice in {name}");
             continue;
@@ -331,6 +468,7 @@ fn has_instances(
         });
         hold!(is_as_asked, "{server:?} is none of {instances:?}");
     }
+    wanted.retain(|id, _| !refused.has_instance(name, id));
     hold!(wanted.is_empty(), "{name} lacks {wanted:?}");
     Ok(())
 }

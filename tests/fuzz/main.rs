@@ -3,8 +3,9 @@
 //!
 //! A case is any configuration file, any settings, and up to five steps: a person edits the file, the clock moves,
 //! Nomad reports any catalog, a pass runs. The properties are in [`check`]: nothing panics, no foreign byte changes, a
-//! second pass has nothing to do, the plan is split correctly into live and structural, HAProxy accepts the result if
-//! it accepted the original, and what was written is read back.
+//! second pass has nothing to do, the plan is split correctly into live and structural, instances that are gone need no
+//! reload, what is held stays, HAProxy accepts the result if it accepted the original, and what was written is read
+//! back.
 //!
 //! `FUZZ_CASES`: how many cases. `FUZZ_HAPROXY`: HAProxy validates one case in so many; 0: none. `FUZZ_JOBS`: how many
 //! in parallel. A failing case is printed as small as it can be made, and its seed is kept in
