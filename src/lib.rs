@@ -24,13 +24,14 @@
 //!    siblings.
 //! 7. An instance that is gone is out of service at once: the process is changed before, and independently
 //!    of, any write of the file.
+//! 8. One HAProxy's trouble is its own: they share the catalog, and nothing else.
 //!
 //! In reading order:
 //!
 //! - [`desired`]: the types in which desired and observed state are expressed; [`desired::tags`] parses
 //!   tags, [`desired::build`] builds the desired state from a catalog.
-//! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`nomad`] is the
-//!   HTTP client.
+//! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
+//!   for all HAProxys, [`catalog::watch`] wakes them; [`nomad`] is the HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
@@ -39,7 +40,8 @@
 //!   a file for review.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: the
-//!   log of passes. [`health`]: whether the loop is alive, and HAProxy in line with the catalog.
+//!   log of passes. [`health`]: whether the loops are alive, and each HAProxy in line with the catalog.
+//! - [`target`]: one HAProxy from the settings. [`fleet`]: the loops of all. [`discovery`]: those that Nomad lists.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
 //! - [`config`], [`cli`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: the interface for people and
 //!   programs.

@@ -115,8 +115,7 @@ impl Controller {
         .await;
     }
 
-    /// The value of a metric without labels, or with exactly these.
-    /// A sample by its name and, in braces, some of its labels: the only HAProxy need not be named.
+    /// The value of a sample by its name and, in braces, some of its labels: the only HAProxy need not be named.
     pub async fn metric(&self, sample: &str) -> f64 {
         let text = self.http("/metrics").await.1;
         let (name, wanted) = sample.trim_end_matches('}').split_once('{').unwrap_or((sample, ""));
