@@ -1,4 +1,4 @@
-//! When the catalog changes. A change is a hint: whoever waits for it reads the whole catalog.
+//! When the catalog changes. A change is a hint: the pass that it starts reads the whole catalog.
 
 use std::path::PathBuf;
 use std::sync::Arc;

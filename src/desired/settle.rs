@@ -109,8 +109,8 @@ struct Claim<'a> {
 
 impl Claim<'_> {
     fn settle(&mut self, candidates: Vec<Candidate>) -> Option<Backend> {
-        // An empty backend of ours is kept, but not made. In somebody's nothing is kept for a service without
-        // instances: the next pass could not tell who held it.
+        // An empty backend of ours is kept, but not made. In an existing one nothing is kept for a service
+        // without instances: the next pass could not find out which service held it.
         let keeps = |service: &ServiceKey| !self.place.is_foreign && self.holds(service);
         let asks = |candidate: &Candidate| !candidate.backend.instances.is_empty() || keeps(&candidate.service);
         let asking: Vec<_> = candidates.into_iter().filter(asks).collect();
@@ -138,7 +138,7 @@ impl Claim<'_> {
             }
         }
         self.is_awaited = members.is_empty();
-        // A service that is gone is not in the description any more: whoever shares its backend has it from now on.
+        // A service that is gone is not in the description any more: the services that share its backend have it from now on.
         let is_gone = !first.absent.is_empty() && !self.held.holds(&first.service);
         let first = members.first().filter(|_| is_gone).map_or(first, First::new);
         self.merged(members, &first)
@@ -191,8 +191,8 @@ impl Claim<'_> {
         self.place.holders.iter().position(|holder| holder == service).unwrap_or(usize::MAX)
     }
 
-    /// Who comes first. Nothing in somebody's backend says who came first there: whoever has servers in it goes
-    /// before the others, and of these whoever speaks its protocol.
+    /// The order of the candidates. An existing backend does not record which service came first: those with servers in
+    /// it go before the others, and among these those of its mode.
     fn priority(&self, candidate: &Candidate) -> (usize, bool) {
         if !self.place.is_foreign {
             return (self.rank(&candidate.service), false);

@@ -469,7 +469,7 @@ fn an_agent_that_somebody_put_into_our_backend_goes_and_keeps_no_spares_away() {
     let after = applied(&planned.plan, &before);
     assert!(!after.text.to_string().contains("agent-check"), "{}", after.text);
     assert_eq!((after.backends["api"].servers.len(), planned.notes), (2, vec![]));
-    // Until the file is written, the agent may put a server into service that waits for nobody.
+    // Until the file is written, the agent may put a spare server into service.
     let spare =
         with_agent("  server api_1 127.0.0.1:1 disabled weight 1 # {\"owner\":\"nomad\",\"freed\":\"999000\"}\n");
     let planned = plan_at(&built(&[]), &spare, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict");
