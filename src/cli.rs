@@ -5,6 +5,7 @@ mod plan;
 mod print;
 mod serve;
 mod targets;
+mod uninstall;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -32,7 +33,7 @@ pub struct Cli {
     /// JSON file with settings; flags and environment go over it
     #[arg(long, short, global = true, env = "NOMAD_HAPROXY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only this one of several HAProxys (plan, apply)
+    /// Only this one of several HAProxys (plan, apply, uninstall)
     #[arg(long = "haproxy", global = true, value_name = "NAME")]
     pub haproxy: Option<String>,
     /// Settings
@@ -115,6 +116,12 @@ pub enum Command {
         #[arg(long)]
         allow_removals: bool,
     },
+    /// Remove everything of ours from HAProxy, after showing it: end the controller first
+    Uninstall {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
 }
@@ -161,6 +168,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let missing: Vec<String> = read.gaps().collect();
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Uninstall { yes } => {
+            uninstall::uninstall(targets::removers(&config, haproxy.as_deref()).await?, yes).await
         }
         Command::Run { catalog } => serve::serve(&config, catalog).await,
         Command::Plan {

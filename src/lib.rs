@@ -36,7 +36,7 @@
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference; [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
-//!   a file for review.
+//!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: the
 //!   log of passes. [`health`]: whether the loop is alive, and HAProxy in line with the catalog.

@@ -190,6 +190,13 @@ impl Observed {
             Some((name.parse().ok()?, backend))
         })
     }
+
+    /// The same, and backends of ours whose end is unclear.
+    pub fn marked(&self) -> impl Iterator<Item = (BackendName, &ObservedBackend)> {
+        let is_marked = |backend: &ObservedBackend| backend.is_managed() || backend.ownership != Ownership::Foreign;
+        let marked = self.backends.iter().filter(move |(_, backend)| is_marked(backend));
+        marked.filter_map(|(name, backend)| Some((name.parse().ok()?, backend)))
+    }
 }
 
 impl ObservedBackend {

@@ -121,10 +121,19 @@ pub struct TargetConfig {
 impl TargetConfig {
     /// The way to it; nothing is sent yet.
     pub fn connect(&self) -> Result<Box<dyn Plane>, AccessError> {
+        self.plane(|local| local)
+    }
+
+    /// The same, for `uninstall`.
+    pub fn connect_to_uninstall(&self) -> Result<Box<dyn Plane>, AccessError> {
+        self.plane(Local::without_version)
+    }
+
+    fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Box<dyn Plane>, AccessError> {
         let Self { name: _, plane, options: TargetOptions { owner, validation_timeout, .. } } = self;
         Ok(match plane.clone() {
             PlaneSettings::Local(settings) => {
-                Box::new(Local::new(settings, owner.clone()).validating_within(*validation_timeout))
+                Box::new(local(Local::new(settings, owner.clone()).validating_within(*validation_timeout)))
             }
             PlaneSettings::Dataplane(settings, write) => {
                 Box::new(Dataplane::new(settings, owner.clone(), write)?.validating_within(*validation_timeout))
