@@ -18,6 +18,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::catalog;
 use crate::config::{Config, Settings};
+use crate::desired::Owner;
 use crate::haproxy::version::Version;
 use crate::plan::guard;
 use crate::telemetry;
@@ -100,6 +101,9 @@ pub enum Command {
         /// Plan to remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
+        /// Plan to take over what another owner marked: what `haproxy.owner` was before
+        #[arg(long, value_name = "OWNER")]
+        adopt: Option<Owner>,
     },
     /// Run one pass
     Apply {
@@ -115,6 +119,9 @@ pub enum Command {
         /// Remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
+        /// Take over what another owner marked: what `haproxy.owner` was before
+        #[arg(long, value_name = "OWNER")]
+        adopt: Option<Owner>,
     },
     /// Remove everything of ours from HAProxy, after showing it: end the controller first
     Uninstall {
@@ -147,6 +154,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
         config.guard = guard::Options::OFF;
     }
+    if let Command::Plan { adopt: Some(other), .. } | Command::Apply { adopt: Some(other), .. } = &command {
+        config.targets.adopt(other)?;
+    }
     match command {
         Command::Plan {
             catalog: Some(catalog),
@@ -156,6 +166,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             output,
             out,
             allow_removals: _,
+            adopt: _,
         } => {
             let plans = Plans::offline(&config, haproxy.as_deref(), &catalog, &file, haproxy_version)?;
             plans.show(output, out.as_deref())?;
@@ -181,13 +192,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             output,
             out,
             allow_removals: _,
+            adopt: _,
         } => {
             let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
             let plans = Plans::of(controllers).await;
             plans.show(output, out.as_deref())?;
             plans.exit_code(detailed_exitcode)
         }
-        Command::Apply { catalog, plan, strict, allow_removals: _ } => {
+        Command::Apply { catalog, plan, strict, allow_removals: _, adopt: _ } => {
             let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
             apply::apply(controllers, plan.as_deref(), strict).await
         }

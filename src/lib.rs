@@ -32,7 +32,8 @@
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`nomad`] is the
 //!   HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
-//! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours.
+//! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
+//!   what other owners marked.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference; [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as

@@ -2,6 +2,7 @@
 //!
 //! It leaves no decision for when it is applied: both planes, both writers and the dry run act on the same edits.
 
+mod adopt;
 pub mod display;
 pub mod guard;
 mod part;
@@ -84,7 +85,7 @@ pub enum ServerEdit {
 pub enum Rewrite {
     /// Nothing: they are as they should be.
     Nothing,
-    /// The description, which the process does not need.
+    /// The description, which the process does not need. Nothing else of the settings is written.
     Description,
     /// All of them.
     Settings,
@@ -200,6 +201,8 @@ impl Plan {
             plan.edits.extend(idle);
             next = None;
         }
+        plan.adopt(observed);
+        planner.notes.extend(adopt::left_behind(&built.desired, observed));
         Ok(Planned { plan, notes: planner.notes, next, kept: Vec::new() })
     }
 
@@ -602,7 +605,7 @@ fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit
     let mut edits: Vec<ServerEdit> = servers
         .iter()
         .filter_map(|after| match before.get(&after.name) {
-            Some(before) if *before == after && !observed.unnamed.contains(&after.name) => None,
+            Some(before) if *before == after && !observed.outdated.contains(&after.name) => None,
             Some(before) => {
                 Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone(), fixed_weight })
             }

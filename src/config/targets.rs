@@ -247,6 +247,23 @@ impl Targets {
         Ok(())
     }
 
+    /// Has each take over what carries the mark of another owner. The error is that there is no other.
+    pub fn adopt(&mut self, other: &Owner) -> Result<(), ConfigError> {
+        let options = self.fixed.iter_mut().map(|target| &mut target.options);
+        let options = options.chain(self.services.iter_mut().map(|service| &mut service.options));
+        let mut is_other = false;
+        for TargetOptions { owner, .. } in options.chain([&mut self.common]) {
+            is_other |= owner.name() != other.name();
+            *owner = owner.clone().adopting(other);
+        }
+        if is_other {
+            return Ok(());
+        }
+        let why =
+            format!("{} is the owner in the settings: set the new one first, then take over the old one", other.name());
+        Err(wrong("--adopt", why))
+    }
+
     /// Whether there can be only one HAProxy, so that it needs no name.
     pub fn is_single(&self) -> bool {
         self.services.is_empty() && self.fixed.len() <= 1
