@@ -78,6 +78,7 @@ fn main() {
         targets: nomad_haproxy::desired::build::TargetNames::default(),
     };
     let plan_options = plan::Options {
+        uninstall: false,
         owner: owner.clone(),
         strategy: Strategy::UseExisting,
         linger: Duration::ZERO,

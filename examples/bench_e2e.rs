@@ -60,6 +60,7 @@ impl Bench {
             targets: nomad_haproxy::desired::build::TargetNames::default(),
         };
         let plan = plan::Options {
+            uninstall: false,
             owner: owner.clone(),
             strategy: plan::Strategy::UseExisting,
             linger: Duration::ZERO,

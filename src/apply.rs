@@ -27,7 +27,7 @@ use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
-use crate::plan::{self, Action, Changes, Conflict, Part, Waiting};
+use crate::plan::{self, Action, Changes, Conflict, Kept, Part, Waiting};
 use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
 use arrivals::Arrivals;
 use culprit::{Culprit, Found};
@@ -93,6 +93,8 @@ pub struct DryRun {
     pub version: u64,
     /// For [`Controller::pass`], once it has been reviewed.
     pub review: Review,
+    /// What `uninstall` does not remove.
+    pub kept: Vec<Kept>,
 }
 
 /// Runs passes on one HAProxy.
@@ -291,6 +293,7 @@ impl Controller {
             let late = changes.handed_over(&seen.process, &draft.after);
             status.stage = Stage::Apply;
             status.notes.clone_from(&draft.notes);
+            status.kept.clone_from(&draft.kept);
             let all_out = self.set_states(&changes.out, status).await;
             if draft.plan.is_empty() {
                 let all_out = self.set_states(&late, status).await && all_out;
@@ -353,6 +356,11 @@ impl Controller {
             draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
         }
         draft.guard.clone_from(holding);
+        for kept in &mut draft.kept {
+            if let Some(message) = self.memory.refusal(&kept.backend) {
+                kept.refused(message);
+            }
+        }
         let waiting = draft.plan.waiting();
         let waits = if waiting.is_empty() { None } else { self.reload_waits(&waiting, seen) };
         if waits.is_some() {
@@ -675,7 +683,8 @@ impl Controller {
         loop {
             let mut draft = self.draft(&seen, &mut status)?;
             let review = Review::new(&draft.plan, &seen.observed, &owner, moment.clock);
-            let done = |summary| Ok(DryRun { summary, version: seen.observed.version, review });
+            let kept = draft.kept.clone();
+            let done = |summary| Ok(DryRun { summary, version: seen.observed.version, review, kept });
             draft.notes.extend(self.memory.notes());
             draft.notes.sort();
             let offline = draft.summary(&seen.observed, &draft.after.text);

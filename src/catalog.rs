@@ -120,6 +120,8 @@ pub enum Source {
     Nomad(nomad::NomadCatalog),
     /// From a file, which each pass reads again.
     File(PathBuf),
+    /// There is none: to remove what is ours needs none.
+    Nothing,
 }
 
 /// Why there is no catalog.
@@ -139,6 +141,7 @@ impl Source {
         match self {
             Self::Nomad(nomad) => Ok(nomad.read(served).await?),
             Self::File(path) => Ok(file::read(path)?),
+            Self::Nothing => Ok(Catalog::default()),
         }
     }
 
@@ -146,7 +149,7 @@ impl Source {
     pub async fn unwatched(&self) -> Result<BTreeSet<ServiceKey>, SourceError> {
         match self {
             Self::Nomad(nomad) => Ok(nomad.unwatched().await?),
-            Self::File(_) => Ok(BTreeSet::new()),
+            Self::File(_) | Self::Nothing => Ok(BTreeSet::new()),
         }
     }
 
@@ -154,7 +157,7 @@ impl Source {
     pub async fn fates(&self, asked: Vec<fate::Question>) -> BTreeMap<InstanceId, Fate> {
         match self {
             Self::Nomad(nomad) => nomad.fates(asked).await,
-            Self::File(_) => BTreeMap::new(),
+            Self::File(_) | Self::Nothing => BTreeMap::new(),
         }
     }
 }

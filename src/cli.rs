@@ -5,6 +5,7 @@ mod plan;
 mod print;
 mod serve;
 mod targets;
+mod uninstall;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::catalog;
 use crate::config::{Config, Settings};
+use crate::desired::Owner;
 use crate::haproxy::version::Version;
 use crate::plan::guard;
 use crate::telemetry;
@@ -32,7 +34,7 @@ pub struct Cli {
     /// JSON file with settings; flags and environment go over it
     #[arg(long, short, global = true, env = "NOMAD_HAPROXY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only this one of several HAProxys (plan, apply)
+    /// Only this one of several HAProxys (plan, apply, uninstall)
     #[arg(long = "haproxy", global = true, value_name = "NAME")]
     pub haproxy: Option<String>,
     /// Settings
@@ -99,6 +101,9 @@ pub enum Command {
         /// Plan to remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
+        /// Plan to take over what another owner marked: what `haproxy.owner` was before
+        #[arg(long, value_name = "OWNER")]
+        adopt: Option<Owner>,
     },
     /// Run one pass
     Apply {
@@ -114,6 +119,15 @@ pub enum Command {
         /// Remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
+        /// Take over what another owner marked: what `haproxy.owner` was before
+        #[arg(long, value_name = "OWNER")]
+        adopt: Option<Owner>,
+    },
+    /// Remove everything of ours from HAProxy, after showing it: end the controller first
+    Uninstall {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
@@ -140,6 +154,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
         config.guard = guard::Options::OFF;
     }
+    if let Command::Plan { adopt: Some(other), .. } | Command::Apply { adopt: Some(other), .. } = &command {
+        config.targets.adopt(other)?;
+    }
     match command {
         Command::Plan {
             catalog: Some(catalog),
@@ -149,6 +166,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             output,
             out,
             allow_removals: _,
+            adopt: _,
         } => {
             let plans = Plans::offline(&config, haproxy.as_deref(), &catalog, &file, haproxy_version)?;
             plans.show(output, out.as_deref())?;
@@ -162,6 +180,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Uninstall { yes } => {
+            uninstall::uninstall(targets::removers(&config, haproxy.as_deref()).await?, yes).await
+        }
         Command::Run { catalog } => serve::serve(&config, catalog).await,
         Command::Plan {
             catalog,
@@ -171,13 +192,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             output,
             out,
             allow_removals: _,
+            adopt: _,
         } => {
             let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
             let plans = Plans::of(controllers).await;
             plans.show(output, out.as_deref())?;
             plans.exit_code(detailed_exitcode)
         }
-        Command::Apply { catalog, plan, strict, allow_removals: _ } => {
+        Command::Apply { catalog, plan, strict, allow_removals: _, adopt: _ } => {
             let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
             apply::apply(controllers, plan.as_deref(), strict).await
         }

@@ -33,11 +33,12 @@
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
 //!   for all HAProxys, [`catalog::watch`] wakes them; [`nomad`] is the HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
-//! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours.
+//! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
+//!   what other owners marked.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference; [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
-//!   a file for review.
+//!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: the
 //!   log of passes. [`health`]: whether the loops are alive, and each HAProxy in line with the catalog.

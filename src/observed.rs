@@ -4,6 +4,7 @@
 //! with its version in one answer, and what one plane has written the other can read.
 
 mod foreign;
+mod others;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,6 +16,7 @@ use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
 pub use foreign::{Foreign, harm, lost_comments};
+pub use others::{Other, Others};
 
 /// Who owns a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct ObservedBackend {
     pub is_repeated: bool,
     /// Its owner.
     pub ownership: Ownership,
+    /// Whether it is ours by the mark of the owner that is taken over.
+    pub is_adopted: bool,
     /// Its settings, if it is ours and contains only what we would write.
     pub settings: Option<BackendSettings>,
     /// Its mode, stated or inherited.
@@ -63,8 +67,9 @@ pub struct ObservedBackend {
     pub servers: Vec<Server>,
     /// Servers of ours whose line was changed or copied by a person.
     pub drifted: BTreeSet<ServerName>,
-    /// Servers of ours whose line does not name their service.
-    pub unnamed: BTreeSet<ServerName>,
+    /// Servers of ours whose comment is to be written again: it does not name their service, or has the owner that is
+    /// taken over.
+    pub outdated: BTreeSet<ServerName>,
     /// The names of the servers that are not ours.
     pub foreign: BTreeSet<String>,
     /// The lines of the servers of ours.
@@ -78,6 +83,10 @@ pub struct ObservedBackend {
 pub struct Observed {
     /// The version that a write must name.
     pub version: u64,
+    /// The owner of what is ours.
+    pub owner: Owner,
+    /// What carries another owner's mark.
+    pub others: Others,
     /// The whole text.
     pub text: ConfigText,
     /// Every backend and listen section.
@@ -102,7 +111,7 @@ struct Inherited {
 impl Observed {
     /// Reads a text.
     pub fn new(version: u64, text: ConfigText, owner: &Owner) -> Self {
-        let mut backends = BTreeMap::new();
+        let (mut backends, mut others) = (BTreeMap::new(), Others::default());
         let mut named: BTreeMap<String, Inherited> = BTreeMap::new();
         let mut last = Inherited::default();
         let (mut defaults, mut explicit) = (None, false);
@@ -131,6 +140,10 @@ impl Observed {
                     if backends.contains_key(&backend.section.name) {
                         backend.disown();
                     }
+                    let not_ours = |(line, _): &(&usize, &Directive)| !backend.is_our_server(**line);
+                    for (_, directive) in lines[1..].iter().zip(&directives[1..]).filter(not_ours) {
+                        others.read(&backend.section.name, directive, owner);
+                    }
                     if backend.is_ours() {
                         // A `default-server` with a weight or an agent is not ours, and is removed by the next write.
                         backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
@@ -143,7 +156,8 @@ impl Observed {
         }
         let default_weight = last.weight.unwrap_or(DEFAULT_WEIGHT);
         let defaults = defaults.filter(|_| explicit);
-        Self { version, text, backends, defaults, default_weight, default_agent_check: last.agent_check }
+        let (owner, default_agent_check) = (owner.clone(), last.agent_check);
+        Self { version, owner, others, text, backends, defaults, default_weight, default_agent_check }
     }
 
     /// The namespaces of the services that HAProxy serves through us: a list from Nomad that lacks one may have been
@@ -192,6 +206,13 @@ impl Observed {
             // HAProxy accepts names that our own rule does not; none of those is ours.
             Some((name.parse().ok()?, backend))
         })
+    }
+
+    /// The same, and backends of ours whose end is unclear.
+    pub fn marked(&self) -> impl Iterator<Item = (BackendName, &ObservedBackend)> {
+        let is_marked = |backend: &ObservedBackend| backend.is_managed() || backend.ownership != Ownership::Foreign;
+        let marked = self.backends.iter().filter(move |(_, backend)| is_marked(backend));
+        marked.filter_map(|(name, backend)| Some((name.parse().ok()?, backend)))
     }
 }
 
@@ -255,7 +276,7 @@ impl ObservedBackend {
         for server in &mut self.servers {
             if let Occupant::Instance { service: service @ None, .. } = &mut server.occupant {
                 *service = Some(only.clone());
-                self.unnamed.insert(server.name.clone());
+                self.outdated.insert(server.name.clone());
             }
         }
     }
@@ -350,6 +371,7 @@ fn observed_backend(
         section,
         is_repeated: false,
         ownership,
+        is_adopted: false,
         settings: None,
         mode: effective.mode.unwrap_or_else(|| "tcp".to_owned()),
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
@@ -358,7 +380,7 @@ fn observed_backend(
         keeps_agent_check: effective.agent_check,
         servers: Vec::new(),
         drifted: BTreeSet::new(),
-        unnamed: BTreeSet::new(),
+        outdated: BTreeSet::new(),
         foreign: BTreeSet::new(),
         our_lines: BTreeMap::new(),
         description: None,
@@ -372,7 +394,14 @@ fn observed_backend(
                 ServerLine::Ours(name, server) => {
                     backend.our_lines.insert(*line, name.clone());
                     match server.filter(|_| !blocks.is_inside()) {
-                        Some(server) => backend.servers.push(server),
+                        Some(server) => {
+                            if owner.is_adopting()
+                                && parse::mark(directive).is_some_and(|mark| owner.adopts(&mark.owner))
+                            {
+                                backend.outdated.insert(name);
+                            }
+                            backend.servers.push(server);
+                        }
                         None => drop(backend.drifted.insert(name)),
                     }
                 }
@@ -392,6 +421,8 @@ fn observed_backend(
     backend.disown_a_copy(named.as_deref());
     if backend.is_ours() {
         backend.description = description.map(|at| lines[at]);
+        let mark = description.and_then(|at| Owner::read(&directives[at].words[1..].join(" ")));
+        backend.is_adopted = mark.is_some_and(|(name, _)| owner.adopts(&name));
     }
     if backend.is_ours() && all_unconditional {
         backend.settings = parse::settings(unconditional);

@@ -2,6 +2,7 @@
 //!
 //! It leaves no decision for when it is applied: both planes, both writers and the dry run act on the same edits.
 
+mod adopt;
 pub mod display;
 pub mod guard;
 mod part;
@@ -10,6 +11,7 @@ pub mod review;
 pub mod servers;
 pub mod slots;
 pub mod text;
+mod uninstall;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ use crate::observed::{Observed, ObservedBackend};
 pub use part::{LeftOut, Part};
 pub use process::{Changes, unresolved};
 use slots::Seating;
+pub use uninstall::Kept;
 
 /// What to do when a service's backend exists and is not ours (`haproxy.backend_strategy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
@@ -55,6 +58,8 @@ pub struct Options {
     pub linger: Duration,
     /// The time of this pass, since 1970: for drains that end, and for the order in which slots are freed.
     pub now: Duration,
+    /// Whether everything of ours is removed, whatever the desired state has.
+    pub uninstall: bool,
 }
 
 /// A change of one server line.
@@ -80,7 +85,7 @@ pub enum ServerEdit {
 pub enum Rewrite {
     /// Nothing: they are as they should be.
     Nothing,
-    /// The description, which the process does not need.
+    /// The description, which the process does not need. Nothing else of the settings is written.
     Description,
     /// All of them.
     Settings,
@@ -149,6 +154,8 @@ pub struct Planned {
     pub notes: Vec<Note>,
     /// When the next pass is due although nothing changes, since 1970: a lingering backend is to be deleted.
     pub next: Option<Duration>,
+    /// What `uninstall` does not remove.
+    pub kept: Vec<Kept>,
 }
 
 /// Why there is no plan (`fail_on_conflict`).
@@ -160,6 +167,10 @@ impl Plan {
     #[allow(clippy::new_ret_no_self, reason = "a plan never comes without what there is to say about it")]
     /// Computes the difference. What is `left_out` stays as it is, except for instances that are gone.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
+        if options.uninstall {
+            let (plan, kept) = Self::uninstall(observed, options.now, |name| left_out.has_backend(name));
+            return Ok(Planned { plan, kept, ..Planned::default() });
+        }
         let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new() };
         let mut plan = Plan::default();
         for (name, backend) in &built.desired.backends {
@@ -190,7 +201,9 @@ impl Plan {
             idle = stay;
         }
         let next = idle.into_iter().map(|(_, until)| until).min();
-        Ok(Planned { plan, notes: planner.notes, next })
+        plan.adopt(observed);
+        planner.notes.extend(adopt::left_behind(&built.desired, observed));
+        Ok(Planned { plan, notes: planner.notes, next, kept: Vec::new() })
     }
 
     /// The slots of the instances that are gone are freed, and nothing else changes. It needs no reload, so it can be
@@ -592,7 +605,7 @@ fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit
     let mut edits: Vec<ServerEdit> = servers
         .iter()
         .filter_map(|after| match before.get(&after.name) {
-            Some(before) if *before == after && !observed.unnamed.contains(&after.name) => None,
+            Some(before) if *before == after && !observed.outdated.contains(&after.name) => None,
             Some(before) => {
                 Some(ServerEdit::Set { before: Some((*before).clone()), after: after.clone(), fixed_weight })
             }

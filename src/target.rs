@@ -1,11 +1,15 @@
 //! One HAProxy: its controller, from the settings.
 
+use std::time::Duration;
+
 use crate::apply::{Controller, Moment, Options};
+use crate::catalog::Source;
 use crate::catalog::shared::SharedCatalog;
 use crate::config::{Config, TargetConfig, TargetOptions};
 use crate::desired::build;
 use crate::fleet::Names;
 use crate::plan;
+use crate::plan::guard;
 use crate::plane::AccessError;
 
 /// The controller of one HAProxy; nothing is sent yet.
@@ -17,6 +21,15 @@ pub fn controller(
 ) -> Result<Controller, AccessError> {
     let options = options(config, &target.options);
     Ok(Controller::new(target.connect()?, catalog.clone(), options).named(target.name.clone(), names))
+}
+
+/// A controller that removes everything of ours from one HAProxy, and needs no catalog for that; nothing is sent yet.
+pub fn remover(config: &Config, target: &TargetConfig) -> Result<Controller, AccessError> {
+    let mut options = options(config, &target.options);
+    options.plan.uninstall = true;
+    options.plan.linger = Duration::ZERO;
+    options.guard = guard::Options::OFF;
+    Ok(Controller::new(target.connect_to_uninstall()?, SharedCatalog::new(Source::Nothing), options))
 }
 
 /// How a controller plans and writes.
@@ -38,6 +51,7 @@ pub fn options(config: &Config, target: &TargetOptions) -> Options {
             owner: owner.clone(),
             strategy: *strategy,
             linger: *linger,
+            uninstall: false,
             now: Moment::now(true).clock,
         },
         guard: *guard,

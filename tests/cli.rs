@@ -350,3 +350,13 @@ async fn a_password_file_is_read_again() {
     assert!(!controller.log().contains("from before"));
     controller.stop().await;
 }
+
+#[test]
+fn to_take_over_ones_own_marks_is_refused() {
+    let env = [("HAPROXY_DATAPLANE_URL", "http://127.0.0.1:1"), ("HAPROXY_PASSWORD", "secret")];
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_nomad-haproxy"));
+    let output = command.args(["plan", "--adopt", "nomad"]).env_clear().envs(env).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("--adopt: nomad is the owner in the settings: set the new one first"), "{said}");
+}

@@ -347,7 +347,13 @@ fn controller(rig: &Rig) -> Controller {
             grants: nomad_haproxy::desired::Grants::default(),
             targets: nomad_haproxy::desired::build::TargetNames::default(),
         },
-        plan: plan::Options { owner, strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO },
+        plan: plan::Options {
+            owner,
+            strategy: Strategy::UseExisting,
+            linger: Duration::ZERO,
+            now: Duration::ZERO,
+            uninstall: false,
+        },
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,
     };

@@ -302,6 +302,7 @@ fn controller(rig: &Rig, plane: Box<dyn Plane>) -> (Controller, Moment) {
             owner: owner(),
             strategy: Strategy::UseExisting,
             linger: Duration::ZERO,
+            uninstall: false,
             now: Duration::ZERO,
         },
         reload_min_interval: Duration::ZERO,

@@ -79,6 +79,7 @@ fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
         owner: owner(),
         strategy: plan::Strategy::UseExisting,
         linger: Duration::ZERO,
+        uninstall: false,
         now: Duration::ZERO,
     };
     let built = build(catalog, &observed.present(), &build_options());

@@ -8,7 +8,7 @@ use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
-use crate::plan::{self, Conflict, LeftOut, Options, Plan, Waiting};
+use crate::plan::{self, Conflict, Kept, LeftOut, Options, Plan, Waiting};
 
 /// A plan, and the configuration that results from it.
 #[derive(Debug)]
@@ -27,17 +27,19 @@ pub struct Draft {
     pub guard: Option<Holding>,
     /// When the next pass is due although nothing changes, since 1970.
     pub next: Option<Duration>,
+    /// What `uninstall` does not remove.
+    pub kept: Vec<Kept>,
 }
 
 impl Draft {
     /// Computes it; `left_out` is what HAProxy refuses.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Self, Conflict> {
-        let plan::Planned { plan, notes, next } = Plan::new(built, observed, options, left_out)?;
+        let plan::Planned { plan, notes, next, kept } = Plan::new(built, observed, options, left_out)?;
         let after = after(&plan, observed, options);
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();
         notes.sort();
         let namespaces = built.namespaces.clone();
-        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next })
+        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next, kept })
     }
 
     /// The part that needs no reload; the rest waits.

@@ -282,6 +282,11 @@ impl Memory {
         true
     }
 
+    /// HAProxy's message about a backend that it refuses to lose.
+    pub(super) fn refusal(&self, backend: &BackendName) -> Option<&str> {
+        self.refused.get(&Part::Backend(backend.clone())).map(|refusal| refusal.message.as_str())
+    }
+
     /// Whether a search for what cannot be loaded is running.
     pub(super) fn is_searching(&self) -> bool {
         self.search.is_some()

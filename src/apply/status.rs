@@ -11,10 +11,10 @@ use crate::catalog::SourceError;
 use crate::desired::{BackendName, NamespaceNote, Note, Server};
 use crate::errors::chain;
 use crate::observed::Observed;
-use crate::plan::Conflict;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::Difference;
+use crate::plan::{Conflict, Kept};
 use crate::plane::{AccessError, Harm, WriteError};
 
 /// The stages of a pass, in their order.
@@ -195,6 +195,8 @@ pub struct PassStatus {
     pub notes: Vec<Note>,
     /// Notes about whole namespaces, by name.
     pub namespaces: Vec<NamespaceNote>,
+    /// What `uninstall` does not remove.
+    pub kept: Vec<Kept>,
     /// What the guard holds.
     pub guard: Option<Holding>,
     /// The catalog's index; 0 before it was read.

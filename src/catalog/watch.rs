@@ -25,6 +25,7 @@ pub async fn watch(source: Source, changed: watch::Sender<Instant>, metrics: Arc
     match source {
         Source::Nomad(nomad) => watch_nomad(nomad, changed, &metrics).await,
         Source::File(path) => watch_file(path, changed).await,
+        Source::Nothing => {}
     }
 }
 

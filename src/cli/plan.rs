@@ -65,6 +65,7 @@ impl Plans {
             summary: draft.summary(&observed, &draft.after.text),
             version: observed.version,
             review: Review::new(&draft.plan, &observed, &target.owner, plan.now),
+            kept: Vec::new(),
         };
         Ok(Self { all: vec![(build.targets.own, Ok(plan))], are_named: false })
     }
@@ -104,7 +105,7 @@ impl Plans {
     fn json(&self) -> anyhow::Result<Value> {
         let one = |plan: &Result<DryRun, PassError>| {
             anyhow::Ok(match plan {
-                Ok(DryRun { summary, version, review: _ }) => {
+                Ok(DryRun { summary, version, review: _, kept: _ }) => {
                     let mut json = serde_json::to_value(summary)?;
                     json["version"] = (*version).into();
                     json

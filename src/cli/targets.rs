@@ -45,6 +45,9 @@ pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<
 
 /// Those that Nomad services list; nothing is read yet.
 pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
+    if config.targets.services.is_empty() {
+        return Ok(Vec::new());
+    }
     let nomad = Nomad::new(config.nomad.clone())?;
     Ok(config.targets.services.iter().map(|service| Discovery::new(nomad.clone(), service.clone())).collect())
 }
@@ -55,13 +58,7 @@ pub(super) async fn controllers(
     only: Option<&str>,
     file: Option<PathBuf>,
 ) -> anyhow::Result<Controllers> {
-    ensure!(!config.targets.is_empty(), NONE);
-    let mut targets = config.targets.fixed.clone();
-    for mut discovery in discoveries(config)? {
-        let taken: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
-        targets.extend(discovery.list(&taken).await.context("the HAProxys of haproxy.service cannot be read")?);
-    }
-    targets.sort_by(|a, b| a.name.cmp(&b.name));
+    let targets = all(config).await?;
     let all: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
     let chosen = select(targets, only)?;
     let (catalog, names) = (catalog(config, file)?, names(all));
@@ -73,6 +70,32 @@ pub(super) async fn controllers(
         all: chosen.into_iter().map(one).collect::<anyhow::Result<_>>()?,
         are_named: !config.targets.is_single(),
     })
+}
+
+/// The same, to remove what is ours. Nomad is only asked for HAProxys that the settings do not have themselves.
+pub(super) async fn removers(config: &Config, only: Option<&str>) -> anyhow::Result<Controllers> {
+    let is_asked_for = |target: &&TargetConfig| only == Some(target.name.as_str());
+    let targets = match config.targets.fixed.iter().find(is_asked_for) {
+        Some(target) => vec![target.clone()],
+        None => select(all(config).await?, only)?,
+    };
+    let one = |target: TargetConfig| anyhow::Ok((target.name.clone(), target::remover(config, &target)?));
+    Ok(Controllers {
+        all: targets.into_iter().map(one).collect::<anyhow::Result<_>>()?,
+        are_named: !config.targets.is_single(),
+    })
+}
+
+/// All HAProxys, by name.
+async fn all(config: &Config) -> anyhow::Result<Vec<TargetConfig>> {
+    ensure!(!config.targets.is_empty(), NONE);
+    let mut targets = config.targets.fixed.clone();
+    for mut discovery in discoveries(config)? {
+        let taken: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
+        targets.extend(discovery.list(&taken).await.context("the HAProxys of haproxy.service cannot be read")?);
+    }
+    targets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(targets)
 }
 
 /// The names for an offline plan: without `--haproxy`, tags that choose are not obeyed.

@@ -121,10 +121,19 @@ pub struct TargetConfig {
 impl TargetConfig {
     /// The way to it; nothing is sent yet.
     pub fn connect(&self) -> Result<Box<dyn Plane>, AccessError> {
+        self.plane(|local| local)
+    }
+
+    /// The same, for `uninstall`.
+    pub fn connect_to_uninstall(&self) -> Result<Box<dyn Plane>, AccessError> {
+        self.plane(Local::without_version)
+    }
+
+    fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Box<dyn Plane>, AccessError> {
         let Self { name: _, plane, options: TargetOptions { owner, validation_timeout, .. } } = self;
         Ok(match plane.clone() {
             PlaneSettings::Local(settings) => {
-                Box::new(Local::new(settings, owner.clone()).validating_within(*validation_timeout))
+                Box::new(local(Local::new(settings, owner.clone()).validating_within(*validation_timeout)))
             }
             PlaneSettings::Dataplane(settings, write) => {
                 Box::new(Dataplane::new(settings, owner.clone(), write)?.validating_within(*validation_timeout))
@@ -236,6 +245,23 @@ impl Targets {
             }
         }
         Ok(())
+    }
+
+    /// Has each take over what carries the mark of another owner. The error is that there is no other.
+    pub fn adopt(&mut self, other: &Owner) -> Result<(), ConfigError> {
+        let options = self.fixed.iter_mut().map(|target| &mut target.options);
+        let options = options.chain(self.services.iter_mut().map(|service| &mut service.options));
+        let mut is_other = false;
+        for TargetOptions { owner, .. } in options.chain([&mut self.common]) {
+            is_other |= owner.name() != other.name();
+            *owner = owner.clone().adopting(other);
+        }
+        if is_other {
+            return Ok(());
+        }
+        let why =
+            format!("{} is the owner in the settings: set the new one first, then take over the old one", other.name());
+        Err(wrong("--adopt", why))
     }
 
     /// Whether there can be only one HAProxy, so that it needs no name.

@@ -69,6 +69,8 @@ pub enum Code {
     UnsupportedByHaproxy,
     /// A backend that should exist does not.
     MissingBackend,
+    /// Backends of another owner have instances of the service.
+    LeftBehind,
     /// A backend that exists cannot be used.
     BackendInTheWay,
     /// `agent-check` leaves no room for spare servers.

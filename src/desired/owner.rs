@@ -8,7 +8,11 @@ use super::{BackendName, Invalid, ServiceKey};
 
 /// The `owner` setting of the controller that wrote a backend or a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner(String);
+pub struct Owner {
+    name: String,
+    /// The owner whose marks are read as ours, and replaced by ours (`--adopt`).
+    adopted: Option<String>,
+}
 
 impl FromStr for Owner {
     type Err = Invalid;
@@ -17,7 +21,8 @@ impl FromStr for Owner {
         let ok = !value.is_empty()
             && value.len() <= 64
             && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        valid("owner", "letters, digits and - _ . only, 64 at the most", value, ok).map(Self)
+        valid("owner", "letters, digits and - _ . only, 64 at the most", value, ok)
+            .map(|name| Self { name, adopted: None })
     }
 }
 
@@ -30,13 +35,34 @@ impl Owner {
 
     /// The owner's name.
     pub fn name(&self) -> &str {
-        &self.0
+        &self.name
+    }
+
+    /// The same, taking over what carries the mark of another owner.
+    #[must_use]
+    pub fn adopting(self, other: &Self) -> Self {
+        Self { adopted: (other.name != self.name).then(|| other.name.clone()), ..self }
+    }
+
+    /// Whether it takes over another owner's marks.
+    pub fn is_adopting(&self) -> bool {
+        self.adopted.is_some()
+    }
+
+    /// Whether the mark with this name is ours, or is taken over.
+    pub fn has(&self, name: &str) -> bool {
+        name == self.name || self.adopts(name)
+    }
+
+    /// Whether the mark with this name is taken over.
+    pub fn adopts(&self, name: &str) -> bool {
+        self.adopted.as_deref() == Some(name)
     }
 
     /// The description of a backend that we make: the mark, the backend's name (so that a copy made by hand can be
     /// recognised), then its services.
     pub fn describe<'a>(&self, backend: &BackendName, services: impl IntoIterator<Item = &'a ServiceKey>) -> String {
-        let mut text = format!("{}{} {backend}", Self::PREFIX, self.0);
+        let mut text = format!("{}{} {backend}", Self::PREFIX, self.name);
         for (number, service) in services.into_iter().enumerate() {
             text.push(if number < Self::WORDS { ' ' } else { ',' });
             text.push_str(&service.to_word());
@@ -44,16 +70,19 @@ impl Owner {
         text
     }
 
-    /// Parses a description with this mark; `None`: it has another one, or none.
+    /// Parses a description with this mark, or the one that is taken over; `None`: it has another one, or none.
     pub fn described(&self, description: &str) -> Option<Described> {
+        Self::read(description).filter(|(name, _)| self.has(name)).map(|(_, described)| described)
+    }
+
+    /// Parses a description with the mark of any owner, whose name is returned with it.
+    pub fn read(description: &str) -> Option<(String, Described)> {
         let mut words = description.split([' ', ',']).filter(|word| !word.is_empty()).peekable();
-        if words.next()?.strip_prefix(Self::PREFIX)? != self.0 {
-            return None;
-        }
+        let name = words.next()?.strip_prefix(Self::PREFIX)?.to_owned();
         let backend = words.next_if(|word| !word.contains('/')).map(str::to_owned);
         let mut seen = BTreeSet::new();
         let services = words.filter_map(ServiceKey::from_word).filter(|service| seen.insert(service.clone())).collect();
-        Some(Described { backend, services })
+        Some((name, Described { backend, services }))
     }
 }
 
@@ -98,6 +127,17 @@ mod tests {
         assert!("nomad2".parse::<Owner>().expect("an owner").described(&text).is_none());
         assert!(owner().described("my own words").is_none());
         assert!(owner().described("").is_none());
+    }
+
+    #[test]
+    fn a_mark_that_is_taken_over_is_read_as_ours_and_written_as_ours() {
+        let (blue, green): (Owner, Owner) = ("blue".parse().expect("an owner"), "green".parse().expect("an owner"));
+        let text = blue.describe(&shop(), []);
+        assert!(green.described(&text).is_none());
+        let adopting = green.clone().adopting(&blue);
+        assert_eq!((adopting.described(&text).is_some(), adopting.name()), (true, "green"));
+        assert_eq!(adopting.describe(&shop(), []), green.describe(&shop(), []));
+        assert_eq!(green.clone().adopting(&green), green);
     }
 
     #[test]

@@ -29,11 +29,35 @@ pub enum ServerLine {
 /// Reads the words after `server`, and the comment.
 pub fn server(directive: &Directive, owner: &Owner) -> ServerLine {
     let name = directive.words.get(1).cloned().unwrap_or_default();
-    let ours = metadata(directive).filter(|data| data.get("owner").and_then(|o| o.as_str()) == Some(owner.name()));
+    let is_ours =
+        |data: &serde_json::Value| data.get("owner").and_then(|name| name.as_str()).is_some_and(|name| owner.has(name));
+    let ours = metadata(directive).filter(is_ours);
     let (Some(data), Ok(parsed)) = (ours, name.parse::<ServerName>()) else {
         return ServerLine::Foreign(name);
     };
     ServerLine::Ours(parsed.clone(), our_server(parsed, &directive.words[2..], &data))
+}
+
+/// Who wrote a server, as its comment says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The name of the owner.
+    pub owner: String,
+    /// Its instance, if it has one.
+    pub instance: Option<InstanceId>,
+    /// The service of the instance.
+    pub service: Option<ServiceKey>,
+}
+
+/// Reads the mark of a server line, of any owner.
+pub fn mark(directive: &Directive) -> Option<Mark> {
+    let data = metadata(directive)?;
+    let field = |key: &str| data.get(key).and_then(|value| value.as_str());
+    Some(Mark {
+        owner: field("owner")?.to_owned(),
+        instance: field("id").map(InstanceId::from_metadata),
+        service: field("service").and_then(ServiceKey::from_word),
+    })
 }
 
 fn metadata(directive: &Directive) -> Option<serde_json::Value> {

@@ -180,6 +180,20 @@ impl ConfigText {
         self
     }
 
+    /// Removes the version.
+    #[must_use]
+    pub fn without_version(mut self) -> Self {
+        if let Some(at) = self.header_line("# _version=") {
+            self.lines.remove(at);
+        }
+        self
+    }
+
+    /// Whether the Data Plane API has written it: with the first write of 3.0, 3.2 and 3.4 it adds this comment.
+    pub fn is_the_apis(&self) -> bool {
+        self.header_line("# Dataplaneapi managed File").is_some()
+    }
+
     /// The lines (from 0) of the header that the Data Plane API and the local plane keep: version and hash.
     pub fn api_header(&self) -> impl Iterator<Item = usize> + '_ {
         ["# _version=", "# _md5hash="].into_iter().filter_map(|prefix| self.header_line(prefix))

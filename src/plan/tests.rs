@@ -79,7 +79,12 @@ fn plan(built: &Built, observed: &Observed, strategy: Strategy) -> Result<Planne
 /// With a clock, and a minute of lingering.
 fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration) -> Result<Planned, Conflict> {
     let linger = if now.is_zero() { Duration::ZERO } else { Duration::from_secs(60) };
-    Plan::new(built, observed, &Options { owner: owner(), strategy, linger, now }, &LeftOut::default())
+    Plan::new(
+        built,
+        observed,
+        &Options { owner: owner(), strategy, linger, now, uninstall: false },
+        &LeftOut::default(),
+    )
 }
 
 /// The configuration after a plan.
@@ -351,8 +356,13 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let before = after(&[("api", &["enable"])], FOREIGN);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
     next.desired.backends.get_mut(&name("api")).expect("api").instances.clear();
-    let options =
-        Options { owner: owner(), strategy: Strategy::UseExisting, linger: Duration::ZERO, now: Duration::ZERO };
+    let options = Options {
+        owner: owner(),
+        strategy: Strategy::UseExisting,
+        linger: Duration::ZERO,
+        now: Duration::ZERO,
+        uninstall: false,
+    };
     let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
         .expect("no conflict")
         .plan;

@@ -57,12 +57,35 @@ pub struct Local {
     settings: LocalConfig,
     owner: Owner,
     validation_timeout: Duration,
+    /// Whether the version is removed from a file in which nothing is ours any more.
+    without_version: bool,
 }
 
 impl Local {
     /// Accepts the settings as they are; the first call shows whether they are correct.
     pub fn new(settings: LocalConfig, owner: Owner) -> Self {
-        Self { settings, owner, validation_timeout: VALIDATION_TIMEOUT }
+        Self { settings, owner, validation_timeout: VALIDATION_TIMEOUT, without_version: false }
+    }
+
+    /// Leaves a file in which nothing is ours as it was before the first write: without the version that this plane
+    /// added. The Data Plane API needs its own, and has a comment in the files that it writes.
+    #[must_use]
+    pub fn without_version(self) -> Self {
+        Self { without_version: true, ..self }
+    }
+
+    /// What is written: the text at the next version.
+    fn versioned(&self, observed: &Observed, text: &ConfigText) -> ConfigText {
+        let is_ours_alone = || {
+            let after = Observed::new(observed.version, text.clone(), &self.owner);
+            !text.is_the_apis() && after.marked().next().is_none()
+        };
+        let text = text.clone();
+        if self.without_version && is_ours_alone() {
+            text.without_version()
+        } else {
+            text.with_version(observed.version + 1)
+        }
     }
 
     /// Sets how long one validation may take.
@@ -142,7 +165,7 @@ impl Local {
         if self.read()? != observed.text {
             return Err(WriteError::Conflict(format!("another program wrote {}", path.display())));
         }
-        let bytes = text.clone().with_version(observed.version + 1).to_bytes();
+        let bytes = self.versioned(observed, text).to_bytes();
         let new = write_beside(&path, &bytes)?;
         let unfinished = load.then(|| Unfinished::begin(&path, &observed.text.to_bytes(), &bytes)).transpose()?;
         let renamed = rename(new, &path);

@@ -101,7 +101,7 @@ impl Settings {
     }
 
     pub fn plan(&self, now: Duration) -> plan::Options {
-        plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now }
+        plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now, uninstall: false }
     }
 }
 

@@ -1,0 +1,154 @@
+//! Settings that change under a running installation, on real HAProxy: `plan` says what it costs, `apply` does just
+//! that, and a second one does nothing.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+#[macro_use]
+mod support;
+
+use serde_json::Value;
+use support::api::{Rig, Way};
+use support::controller::{Env, apply, registration, run, stderr, stdout, write_catalog};
+use support::haproxy::{foreign_meaning, has_backend};
+
+everywhere!(another_owner_takes_over_without_a_reload, owner::adopted);
+everywhere!(what_another_owner_leaves_behind_has_one_note, owner::left_behind);
+everywhere!(a_backend_that_nobody_needs_is_taken_over_too, owner::idle);
+
+fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
+    let tags: Vec<&str> = ["enable=true"].iter().chain(tags).copied().collect();
+    registration(service, &port.to_string(), u64::from(port), port, &tags)
+}
+
+fn catalog() -> Vec<Value> {
+    vec![
+        instance("api", 2001, &["balance=leastconn"]),
+        instance("api", 2002, &["balance=leastconn"]),
+        instance("pages", 2003, &["check.path=/health"]),
+        instance("shop", 2004, &["backend=custom"]),
+    ]
+}
+
+fn owned_by(rig: &Rig, owner: &str) -> Env {
+    rig.env_with(&[("HAPROXY_OWNER", owner), ("NOMAD_HAPROXY_BACKEND_LINGER", "1h")])
+}
+
+/// A command that must succeed, with the catalog.
+async fn succeeds(rig: &Rig, env: &Env, arguments: &[&str]) -> String {
+    let catalog = rig.catalog().display().to_string();
+    let output = run(env, &[arguments, &["--catalog", &catalog]].concat()).await;
+    assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+/// A converged system: no write, and `plan` says so.
+async fn is_done(rig: &Rig, env: &Env) {
+    let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
+    let said = succeeds(rig, env, &["plan"]).await;
+    assert!(said.ends_with("No changes: HAProxy is in line with the catalog.\n"), "{said}");
+    apply(env, &rig.catalog()).await;
+    assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), (text, reloads));
+}
+
+mod owner {
+    use super::*;
+
+    fn has_old_mark(rig: &Rig) -> bool {
+        let text = rig.haproxy.text();
+        text.contains("nomad-haproxy:nomad ") || text.contains("\"owner\":\"nomad\"")
+    }
+
+    pub async fn adopted(rig: Rig, way: Way) {
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        let (before, reloads, worker) = (rig.haproxy.text(), rig.haproxy.reloads().await, rig.haproxy.worker().await);
+        let running = |all: std::collections::BTreeMap<String, support::haproxy::Running>| {
+            all.into_iter().map(|(name, server)| (name, server.state(), server.address)).collect::<Vec<_>>()
+        };
+        let servers = running(rig.haproxy.running().await);
+        let green = owned_by(&rig, "green");
+        let plan = succeeds(&rig, &green, &["plan", "--adopt", "nomad"]).await;
+        assert!(plan.contains("0 backends to create, 3 to change, 0 to delete; instances +0 -0"), "{plan}");
+        assert!(plan.contains("no reload.") && plan.contains("+  description nomad-haproxy:green api"), "{plan}");
+        assert!(!plan.contains("warning:") && !plan.contains("error:"), "{plan}");
+        assert_eq!(rig.haproxy.text(), before);
+
+        let said = succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(said.contains("Applied: no reload"), "{said}");
+        assert_eq!((rig.haproxy.reloads().await, rig.haproxy.worker().await), (reloads, worker));
+        assert_eq!(running(rig.haproxy.running().await), servers);
+        assert!(!has_old_mark(&rig), "{}", rig.haproxy.text());
+        // Only the marks differ. The API also writes `enabled` or not, which is the same.
+        let after = rig.haproxy.text().replace("green", "nomad");
+        let body = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+        match way {
+            Way::Local => assert_eq!(body(&after), body(&before)),
+            Way::Api => assert_eq!(foreign_meaning(&after), foreign_meaning(&before)),
+        }
+        is_done(&rig, &green).await;
+        // A second `--adopt` finds nothing.
+        let said = succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(said.contains("Nothing to do"), "{said}");
+        // It is ours from now on: what has no service goes.
+        write_catalog(&rig.catalog(), &catalog()[3..]);
+        apply(&rig.env_with(&[("HAPROXY_OWNER", "green")]), &rig.catalog()).await;
+        assert!(!has_backend(&rig.haproxy.text(), "api"));
+    }
+
+    pub async fn left_behind(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        let green = owned_by(&rig, "green");
+        let plan = succeeds(&rig, &green, &["plan"]).await;
+        assert_eq!(plan.matches("--adopt").count(), 1, "{plan}");
+        let note = "warning: service api: 3 backends of the owner nomad have instances of ours, too";
+        assert!(plan.contains(note) && plan.contains("`nomad-haproxy apply --adopt nomad`"), "{plan}");
+        let json: Value = serde_json::from_str(&succeeds(&rig, &green, &["plan", "--output", "json"]).await).unwrap();
+        let codes = || json["notes"].as_array().unwrap().iter().map(|note| note["code"].as_str().unwrap());
+        assert_eq!(codes().filter(|code| *code == "left-behind").count(), 1, "{json}");
+
+        // The new owner's servers join the backends that it can join; then the old owner's come over.
+        let said = succeeds(&rig, &green, &["apply"]).await;
+        assert!(said.contains("--adopt nomad"), "{said}");
+        assert!(has_old_mark(&rig));
+        let twice = rig.haproxy.running().await.values().filter(|one| one.address == "127.0.0.1:2003").count();
+        assert_eq!(twice, 2, "pages has balance roundrobin");
+        succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(!has_old_mark(&rig), "{}", rig.haproxy.text());
+        let running = rig.haproxy.running().await;
+        for port in [2001, 2002, 2003, 2004] {
+            let address = format!("127.0.0.1:{port}");
+            let ready = running.values().filter(|one| one.address == address && one.state() == "ready").count();
+            assert_eq!(ready, 1, "{address}: {running:?}");
+        }
+        is_done(&rig, &green).await;
+        // Another cluster's controller has other instances, and is not mentioned.
+        write_catalog(&rig.catalog(), &[instance("other", 3001, &[])]);
+        let plan = succeeds(&rig, &owned_by(&rig, "blue"), &["plan"]).await;
+        assert!(!plan.contains("--adopt"), "{plan}");
+    }
+
+    pub async fn idle(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        // `api` lingers, and `pages` has a line of a person when its service goes.
+        write_catalog(&rig.catalog(), &catalog()[2..]);
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        rig.edit(|text| text.replace("option httpchk", "http-request deny if FALSE\n  option httpchk")).await;
+        write_catalog(&rig.catalog(), &catalog()[3..]);
+        let green = owned_by(&rig, "green");
+        let reloads = rig.haproxy.reloads().await;
+        let said = succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(said.contains("Applied: no reload"), "{said}");
+        assert_eq!(rig.haproxy.reloads().await, reloads);
+        let text = rig.haproxy.text();
+        assert!(!has_old_mark(&rig), "{text}");
+        assert!(has_backend(&text, "api") && text.contains("http-request deny if FALSE"), "{text}");
+        assert_eq!(rig.haproxy.state("pages/pages_1").await, "maint");
+        is_done(&rig, &green).await;
+        let now = rig.env_with(&[("HAPROXY_OWNER", "green"), ("NOMAD_HAPROXY_BACKEND_LINGER", "0s")]);
+        apply(&now, &rig.catalog()).await;
+        let text = rig.haproxy.text();
+        assert!(!has_backend(&text, "api") && !has_backend(&text, "pages"), "{text}");
+    }
+}
