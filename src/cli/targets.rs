@@ -11,7 +11,7 @@ use crate::apply::Controller;
 use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
 use crate::catalog::shared::SharedCatalog;
-use crate::config::{Config, TargetConfig, TargetOptions};
+use crate::config::{Config, ServiceConfig, TargetConfig, TargetOptions};
 use crate::desired::build::TargetNames;
 use crate::discovery::Discovery;
 use crate::fleet::Names;
@@ -46,7 +46,8 @@ pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<
 /// Those that Nomad services list; nothing is read yet.
 pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
     let nomad = Nomad::new(config.nomad.clone())?;
-    Ok(config.targets.services.iter().map(|service| Discovery::new(nomad.clone(), service.clone())).collect())
+    let discovery = |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone())?);
+    config.targets.services.iter().map(discovery).collect()
 }
 
 /// All HAProxys, or the one of this name.
@@ -59,8 +60,11 @@ pub(super) async fn controllers(
     let mut targets = config.targets.fixed.clone();
     for mut discovery in discoveries(config)? {
         let taken: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
-        targets.extend(discovery.list(&taken).await.context("the HAProxys of haproxy.service cannot be read")?);
+        let found = discovery.list(&taken).await;
+        targets
+            .extend(found.with_context(|| format!("cannot read the HAProxys of the service {}", discovery.service()))?);
     }
+    ensure!(!targets.is_empty(), "no HAProxy is registered under the service of haproxy.service (HAPROXY_SERVICE)");
     targets.sort_by(|a, b| a.name.cmp(&b.name));
     let all: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
     let chosen = select(targets, only)?;
