@@ -148,3 +148,56 @@ impl Fleet {
         tracing::info!("stopped; HAProxy keeps what it has");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Source;
+    use crate::config::{Config, Settings};
+    use crate::metrics::Format;
+    use crate::target;
+
+    /// A HAProxy that was found, and whose API does not listen.
+    fn found(fleet: &Fleet, catalog: &SharedCatalog, name: &str) -> (String, Controller) {
+        let settings = r#"{"haproxy": {"service": "edges", "password": "p"}}"#;
+        let settings: Settings = serde_json::from_str(settings).expect("settings");
+        let config = Config::try_from(settings).expect("good settings");
+        let target = config.targets.services[0].target(name.to_owned(), "127.0.0.1", 1);
+        (name.to_owned(), target::controller(&config, &target, catalog, fleet.names()).expect("nothing is sent"))
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_reported_if_the_haproxy_is_still_registered() {
+        let catalog = SharedCatalog::new(Source::File("/none".into()));
+        let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(health::Fleet::default()));
+        let timings = Timings {
+            resync_interval: std::time::Duration::from_secs(3600),
+            quiet_period: std::time::Duration::ZERO,
+            max_wait: std::time::Duration::ZERO,
+        };
+        let stop = CancellationToken::new();
+        let mut fleet = Fleet::start(&catalog, timings, true, metrics.clone(), health.clone(), stop);
+        let failures = |name: &str| {
+            let text = metrics.render(Format::Text);
+            let wanted = format!("nomad_haproxy_pass_failures_total{{haproxy=\"{name}\",stage=\"observe\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&wanted).map(str::to_owned))
+        };
+
+        fleet.add_found(vec![found(&fleet, &catalog, "leaves")]);
+        fleet.asked().await;
+        fleet.forget("leaves").await;
+        assert_eq!((failures("leaves"), health.is_empty(), fleet.names().borrow().len()), (None, true, 0));
+
+        fleet.add_found(vec![found(&fleet, &catalog, "stays")]);
+        fleet.asked().await;
+        assert_eq!(failures("stays").as_deref(), Some("0"), "not before the registrations are read");
+        fleet.was_read(Instant::now(), true);
+        let reported = async {
+            while failures("stays").as_deref() != Some("1") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), reported).await.expect("it is reported");
+        assert_eq!(health.not_ready(None).map(|all| all.len()), Ok(1));
+    }
+}

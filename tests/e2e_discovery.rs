@@ -418,7 +418,7 @@ async fn the_edges_of_a_system_job_follow_the_nodes() {
         wait_for_route(&nomad, node, "new").await;
         let seated = format!("nomad_haproxy_slots{{haproxy=\"{node}\",state=\"seated\"}}");
         wait_for(&format!("six instances on {node}"), Duration::from_secs(20), async || {
-            (controller.metric(&seated).await == 6.0).then_some(())
+            (format!("{:.0}", controller.metric(&seated).await) == "6").then_some(())
         })
         .await;
     }
