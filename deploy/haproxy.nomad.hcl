@@ -187,9 +187,11 @@ job "haproxy" {
 
       config {
         command = "/bin/sh"
+        # The API writes its own settings when it starts, and the template belongs to root.
         args = ["-c", <<-EOT
           cd "$NOMAD_ALLOC_DIR/data" && mkdir -p transactions maps ssl general storage spoe spoe-transactions || exit 1
-          exec ${var.dataplaneapi} -f "$NOMAD_SECRETS_DIR/dataplaneapi.yml"
+          umask 077 && cp "$NOMAD_SECRETS_DIR/dataplaneapi.yml" "$NOMAD_SECRETS_DIR/own.yml" || exit 1
+          exec ${var.dataplaneapi} -f "$NOMAD_SECRETS_DIR/own.yml"
         EOT
         ]
       }
