@@ -5,6 +5,8 @@
 #   nomad job run -var haproxy_address=http://10.0.0.5:5555 -var haproxy_password_file=/etc/haproxy/password \
 #     deploy/nomad-haproxy.nomad.hcl
 #
+# For HAProxys that run as a Nomad job, see haproxy.nomad.hcl: `-var haproxy_service=haproxy-api`, and no address.
+#
 # It talks to Nomad through the Task API with its own workload identity, so it needs no token of yours.
 
 variable "binary" {
@@ -15,7 +17,14 @@ variable "binary" {
 
 variable "haproxy_address" {
   type        = string
-  description = "The Data Plane API of the HAProxy to drive"
+  default     = ""
+  description = "The Data Plane API of the HAProxy to drive; or haproxy_service"
+}
+
+variable "haproxy_service" {
+  type        = string
+  default     = ""
+  description = "The Nomad service whose registrations are Data Plane APIs, as in haproxy.nomad.hcl"
 }
 
 variable "haproxy_username" {
@@ -25,7 +34,7 @@ variable "haproxy_username" {
 
 variable "haproxy_password_file" {
   type        = string
-  description = "A file on the node with the password of the Data Plane API"
+  description = "A file on the node with the password of the Data Plane APIs"
 }
 
 variable "datacenters" {
@@ -111,6 +120,7 @@ job "nomad-haproxy" {
 
       env {
         HAPROXY_DATAPLANE_URL = var.haproxy_address
+        HAPROXY_SERVICE       = var.haproxy_service
         HAPROXY_USERNAME      = var.haproxy_username
         HAPROXY_PASSWORD_FILE = var.haproxy_password_file
       }

@@ -24,7 +24,9 @@ use crate::plan::Strategy;
 use crate::plan::guard::{self, Policy, Share};
 use crate::plane::dataplane::Write;
 
-pub use targets::{PlaneSettings, ServiceConfig, TargetConfig, TargetList, TargetOptions, TargetSettings, Targets};
+pub use targets::{
+    PlaneSettings, ServiceConfig, TargetConfig, TargetList, TargetOptions, TargetSettings, Targets, is_name,
+};
 
 /// Where Nomad listens by default.
 pub const NOMAD_ADDRESS: &str = "http://127.0.0.1:4646";

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,10 @@ use crate::health;
 use crate::metrics::Metrics;
 use crate::reconcile::{Loop, Outlets};
 use crate::report::{Notes, Reporter};
+
+pub mod membership;
+
+use membership::Register;
 
 /// The names of the HAProxys, for tags that choose between them. They change as HAProxys come and go.
 pub type Names = watch::Receiver<Arc<BTreeSet<String>>>;
@@ -34,8 +39,9 @@ pub struct Fleet {
     health: Arc<health::Fleet>,
     notes: Notes,
     names: watch::Sender<Arc<BTreeSet<String>>>,
-    /// What ends each loop.
-    running: BTreeMap<String, CancellationToken>,
+    running: BTreeMap<String, JoinHandle<()>>,
+    /// For those that were found in Nomad.
+    register: Register,
     loops: TaskTracker,
     stop: CancellationToken,
 }
@@ -56,7 +62,8 @@ impl Fleet {
         let loops = TaskTracker::new();
         loops.spawn(async move { stopped.run_until_cancelled(watching).await });
         let (notes, names, running) = (Notes::default(), watch::Sender::default(), BTreeMap::new());
-        Self { timings, is_named, changed, metrics, health, notes, names, running, loops, stop }
+        let register = Register::default();
+        Self { timings, is_named, changed, metrics, health, notes, names, running, register, loops, stop }
     }
 
     /// The names, as they are at any time.
@@ -69,44 +76,48 @@ impl Fleet {
         self.changed.subscribe()
     }
 
-    /// Which ones there are.
+    /// Whether there is one of this name.
     pub fn has(&self, name: &str) -> bool {
         self.running.contains_key(name)
     }
 
-    /// Several HAProxys more. Each knows of all from its first pass on: tags choose between them.
-    pub fn add_all(&mut self, targets: Vec<(String, Controller)>) {
+    /// Adds HAProxys of the settings.
+    pub fn add_fixed(&mut self, targets: Vec<(String, Controller)>) {
+        self.add(targets, false);
+    }
+
+    /// Adds HAProxys that were found in Nomad; they stay until they are forgotten.
+    pub fn add_found(&mut self, targets: Vec<(String, Controller)>) {
+        self.add(targets, true);
+    }
+
+    /// Their loops start with a pass. Each knows the names of all from its first pass on: tags choose between them.
+    fn add(&mut self, targets: Vec<(String, Controller)>, found: bool) {
         self.names.send_modify(|names| {
             Arc::make_mut(names).extend(targets.iter().map(|(name, _)| name.clone()));
         });
         for (name, controller) in targets {
-            self.add(&name, controller);
+            self.metrics.add(&name);
+            let outlets = Outlets {
+                name: name.clone(),
+                is_named: self.is_named,
+                metrics: self.metrics.clone(),
+                health: self.health.add(&name),
+                reporter: Reporter::new(&name, self.notes.clone()),
+                membership: found.then(|| self.register.membership()),
+            };
+            let one = Loop { controller, timings: self.timings, changed: self.changed.subscribe(), outlets };
+            self.running.insert(name, self.loops.spawn(one.run(self.stop.clone())));
         }
     }
 
-    /// A HAProxy more: its loop starts with a pass.
-    pub fn add(&mut self, name: &str, controller: Controller) {
-        let stop = self.stop.child_token();
-        self.running.insert(name.to_owned(), stop.clone());
-        self.names.send_modify(|names| {
-            Arc::make_mut(names).insert(name.to_owned());
-        });
-        self.metrics.add(name);
-        let outlets = Outlets {
-            name: name.to_owned(),
-            is_named: self.is_named,
-            metrics: self.metrics.clone(),
-            health: self.health.add(name),
-            reporter: Reporter::new(name, self.notes.clone()),
-        };
-        let one = Loop { controller, timings: self.timings, changed: self.changed.subscribe(), outlets };
-        self.loops.spawn(one.run(stop));
-    }
-
-    /// One that has left: its loop ends at once, as there is nobody to write to.
-    pub fn forget(&mut self, name: &str) {
-        if let Some(stop) = self.running.remove(name) {
-            stop.cancel();
+    /// Removes one that has left. Its loop ends at once, in the middle of a pass, as nobody is there to be written to;
+    /// it reports nothing after this.
+    pub async fn forget(&mut self, name: &str) {
+        if let Some(running) = self.running.remove(name) {
+            running.abort();
+            // It is cancelled, which is no error here.
+            drop(running.await);
         }
         self.names.send_modify(|names| {
             Arc::make_mut(names).remove(name);
@@ -116,11 +127,77 @@ impl Fleet {
         self.notes.forget(name);
     }
 
+    /// Returns when a HAProxy that was found in Nomad asks for the registrations to be read.
+    pub async fn asked(&self) {
+        self.register.asked().await;
+    }
+
+    /// A read of all registrations, or an attempt at it, began then and has ended.
+    pub fn was_read(&self, began: Instant, is_complete: bool) {
+        if is_complete {
+            self.health.set_searching(false);
+        }
+        self.register.was_read(began);
+    }
+
     /// Waits for the signal to stop, and until all loops have ended.
     pub async fn join(self) {
         self.stop.cancelled().await;
         self.loops.close();
         self.loops.wait().await;
         tracing::info!("stopped; HAProxy keeps what it has");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Source;
+    use crate::config::{Config, Settings};
+    use crate::metrics::Format;
+    use crate::target;
+
+    /// A HAProxy that was found, and whose API does not listen.
+    fn found(fleet: &Fleet, catalog: &SharedCatalog, name: &str) -> (String, Controller) {
+        let settings = r#"{"haproxy": {"service": "edges", "password": "p"}}"#;
+        let settings: Settings = serde_json::from_str(settings).expect("settings");
+        let config = Config::try_from(settings).expect("good settings");
+        let target = config.targets.services[0].target(name.to_owned(), "127.0.0.1", 1);
+        (name.to_owned(), target::controller(&config, &target, catalog, fleet.names()).expect("nothing is sent"))
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_reported_if_the_haproxy_is_still_registered() {
+        let catalog = SharedCatalog::new(Source::File("/none".into()));
+        let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(health::Fleet::default()));
+        let timings = Timings {
+            resync_interval: std::time::Duration::from_secs(3600),
+            quiet_period: std::time::Duration::ZERO,
+            max_wait: std::time::Duration::ZERO,
+        };
+        let stop = CancellationToken::new();
+        let mut fleet = Fleet::start(&catalog, timings, true, metrics.clone(), health.clone(), stop);
+        let failures = |name: &str| {
+            let text = metrics.render(Format::Text);
+            let wanted = format!("nomad_haproxy_pass_failures_total{{haproxy=\"{name}\",stage=\"observe\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&wanted).map(str::to_owned))
+        };
+
+        fleet.add_found(vec![found(&fleet, &catalog, "leaves")]);
+        fleet.asked().await;
+        fleet.forget("leaves").await;
+        assert_eq!((failures("leaves"), health.is_empty(), fleet.names().borrow().len()), (None, true, 0));
+
+        fleet.add_found(vec![found(&fleet, &catalog, "stays")]);
+        fleet.asked().await;
+        assert_eq!(failures("stays").as_deref(), Some("0"), "not before the registrations are read");
+        fleet.was_read(Instant::now(), true);
+        let reported = async {
+            while failures("stays").as_deref() != Some("1") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), reported).await.expect("it is reported");
+        assert_eq!(health.not_ready(None).map(|all| all.len()), Ok(1));
     }
 }

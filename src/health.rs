@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -156,7 +157,10 @@ impl Health {
 
 /// Every HAProxy's health, by name.
 #[derive(Debug, Default)]
-pub struct Fleet(watch::Sender<BTreeMap<String, Arc<Health>>>);
+pub struct Fleet {
+    all: watch::Sender<BTreeMap<String, Arc<Health>>>,
+    is_searching: AtomicBool,
+}
 
 /// A request names a HAProxy that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -172,23 +176,23 @@ impl Fleet {
     /// Adds a HAProxy, before its first pass.
     pub fn add(&self, name: &str) -> Arc<Health> {
         let health = Arc::new(Health::default());
-        self.0.send_modify(|all| drop(all.insert(name.to_owned(), health.clone())));
+        self.all.send_modify(|all| drop(all.insert(name.to_owned(), health.clone())));
         health
     }
 
     /// Removes a HAProxy that is no longer registered.
     pub fn forget(&self, name: &str) {
-        self.0.send_modify(|all| drop(all.remove(name)));
+        self.all.send_modify(|all| drop(all.remove(name)));
     }
 
     /// Whether all loops are alive.
     pub fn is_live(&self) -> bool {
-        self.0.borrow().values().all(|health| health.is_live())
+        self.all.borrow().values().all(|health| health.is_live())
     }
 
     /// The HAProxys, or the one of this name, that are not in line with the catalog as far as is known, and why.
     pub fn not_ready(&self, only: Option<&str>) -> Result<Vec<(String, NotReady)>, UnknownName> {
-        let all = self.0.borrow();
+        let all = self.all.borrow();
         if let Some(asked) = only.filter(|name| !all.contains_key(*name)) {
             return Err(UnknownName { asked: asked.to_owned(), names: all.keys().cloned().collect() });
         }
@@ -196,9 +200,19 @@ impl Fleet {
         Ok(asked.filter_map(|(name, health)| Some((name.clone(), health.readiness().err()?))).collect())
     }
 
+    /// While this is set, it is unknown which HAProxys there are.
+    pub fn set_searching(&self, is_searching: bool) {
+        self.is_searching.store(is_searching, Ordering::Relaxed);
+    }
+
+    /// Whether it is unknown which HAProxys there are.
+    pub fn is_searching(&self) -> bool {
+        self.is_searching.load(Ordering::Relaxed)
+    }
+
     /// How many HAProxys there are.
     pub fn len(&self) -> usize {
-        self.0.borrow().len()
+        self.all.borrow().len()
     }
 
     /// Whether there is none.

@@ -95,6 +95,10 @@ struct Asked {
 }
 
 async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (StatusCode, String) {
+    if shared.fleet.is_searching() {
+        let why = "not ready: the registrations of haproxy.service have not been read yet\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
+    }
     match shared.fleet.not_ready(asked.haproxy.as_deref()) {
         Ok(not_ready) if not_ready.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
         Ok(not_ready) => {

@@ -42,7 +42,8 @@
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: the
 //!   log of passes. [`health`]: whether the loops are alive, and each HAProxy in line with the catalog.
-//! - [`target`]: one HAProxy from the settings. [`fleet`]: the loops of all. [`discovery`]: those that Nomad lists.
+//! - [`target`]: the controller of one HAProxy. [`fleet`]: the loops of all, over one catalog
+//!   ([`catalog::shared`]). [`discovery`]: HAProxys that register in Nomad, and come and go.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
 //! - [`config`], [`cli`], [`http`], [`metrics`], [`telemetry`], [`shutdown`]: the interface for people and
 //!   programs.

@@ -12,8 +12,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::apply::{Controller, Moment};
+use crate::apply::{Controller, Moment, Stage};
 use crate::config::Timings;
+use crate::fleet::membership::Membership;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::report::Reporter;
@@ -144,6 +145,8 @@ pub struct Outlets {
     pub health: Arc<Health>,
     /// Its part of the log.
     pub reporter: Reporter,
+    /// Of one that was found in Nomad: whether it still is there.
+    pub membership: Option<Membership>,
 }
 
 impl Loop {
@@ -228,7 +231,7 @@ enum Next {
 
 /// Runs one pass, and reports it to log, metrics and health.
 async fn pass(controller: &mut Controller, moment: Moment, reason: Wake, outlets: &mut Outlets) -> Next {
-    let Outlets { name, is_named, metrics, health, reporter } = outlets;
+    let Outlets { name, is_named, metrics, health, reporter, membership } = outlets;
     let span = tracing::info_span!("pass", reason = reason.as_str(), haproxy = tracing::field::Empty);
     if *is_named {
         span.record("haproxy", name.as_str());
@@ -238,6 +241,12 @@ async fn pass(controller: &mut Controller, moment: Moment, reason: Wake, outlets
         health.began();
         let status = controller.pass(moment, None).await;
         let took = started.elapsed();
+        if let Some(membership) = membership
+            && status.error.is_some()
+            && status.stage != Stage::Catalog
+        {
+            membership.confirm().await;
+        }
         metrics.pass(name, &status, took, reason);
         reporter.pass(&status, took, Instant::now());
         health.ended(&status);

@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
 use assert_cmd::Command;
@@ -12,8 +11,8 @@ use serde_json::{Value, json};
 use support::api::{Rig, WAYS};
 use support::controller::{Controller, Env, apply, registration, run, stderr, write_catalog};
 use support::haproxy::{Haproxy, binary};
-use support::process::Group;
-use support::{free_port, wait_for};
+use support::tls::{certificates, front};
+use support::wait_for;
 
 fn controller(arguments: &[&str], env: &[(&str, &str)]) -> assert_cmd::assert::Assert {
     let mut command = Command::cargo_bin("nomad-haproxy").unwrap();
@@ -244,50 +243,6 @@ async fn an_api_of_version_2_is_refused_and_a_wrong_password_is_reported() {
         let said = stderr(&run(&env(&rig.api.as_ref().unwrap().url, "s3cret"), &["plan"]).await);
         assert!(said.contains("haproxy.password") && !said.contains("s3cret"), "API {series}");
     }
-}
-
-/// Runs openssl.
-fn openssl(folder: &Path, arguments: &str) {
-    let mut command = std::process::Command::new("openssl");
-    let output =
-        command.args(arguments.split(' ')).current_dir(folder).output().expect("openssl, as `make tools` installs it");
-    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// A CA, a certificate of it for 127.0.0.1 and one for clients, and an unrelated CA.
-fn certificates(folder: &Path) {
-    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    for ca in ["ca", "other"] {
-        openssl(folder, &format!("{new} -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"));
-    }
-    for (name, extension) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")] {
-        let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE";
-        openssl(
-            folder,
-            &format!("{new} {signed} -subj /CN={name} -addext {extension} -keyout {name}.key -out {name}.pem"),
-        );
-        let both = ["pem", "key"].map(|part| std::fs::read_to_string(folder.join(format!("{name}.{part}"))).unwrap());
-        std::fs::write(folder.join(format!("{name}.both")), both.concat()).unwrap();
-    }
-}
-
-/// A second HAProxy in front of the API: with TLS, with TLS and client certificates, and on a unix socket.
-fn front(folder: &Path, api: &str) -> (Group, [String; 3]) {
-    let [tls, mutual] = [free_port(), free_port()];
-    let (path, api) = (folder.display(), api.strip_prefix("http://").unwrap());
-    let config = format!(
-        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-         frontend api\n  bind 127.0.0.1:{tls} ssl crt {path}/server.both\n\
-         \x20 bind 127.0.0.1:{mutual} ssl crt {path}/server.both ca-file {path}/ca.pem verify required ssl-max-ver TLSv1.2\n\
-         \x20 bind unix@{path}/api.sock\n  default_backend api\nbackend api\n  server api {api}\n",
-    );
-    std::fs::write(folder.join("front.cfg"), config).unwrap();
-    let log = std::fs::File::create(folder.join("front.log")).unwrap();
-    let mut command = std::process::Command::new(binary("3.2").unwrap());
-    command.arg("-db").arg("-f").arg(folder.join("front.cfg")).stdout(log.try_clone().unwrap()).stderr(log);
-    let group = Group::spawn(&mut command);
-    let https = |port| format!("https://127.0.0.1:{port}");
-    (group, [https(tls), https(mutual), format!("unix://{path}/api.sock")])
 }
 
 #[tokio::test(flavor = "multi_thread")]

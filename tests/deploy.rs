@@ -35,7 +35,9 @@ const VARIABLES: [&str; 4] =
 fn the_jobs_are_valid() {
     let file = root().join("deploy/nomad-haproxy.nomad.hcl");
     validate(&[&VARIABLES[..], &[file.to_str().unwrap()]].concat());
-    validate(&[root().join("deploy/compose/hello.nomad.hcl").to_str().unwrap()]);
+    for file in ["deploy/haproxy.nomad.hcl", "deploy/compose/hello.nomad.hcl"] {
+        validate(&[root().join(file).to_str().unwrap()]);
+    }
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let jobs: Vec<&str> = readme
         .split("```hcl\n")

@@ -44,11 +44,13 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Res
         fixed.push((target.name.clone(), connector.controller(target, &fleet)?));
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
+    health.set_searching(!discoveries.is_empty());
     let tasks = TaskTracker::new();
     let server = tasks.spawn(http::serve(listener, metrics, health, stop.clone()));
-    fleet.add_all(fixed);
+    fleet.add_fixed(fixed);
     if !discoveries.is_empty() {
-        stop.run_until_cancelled(follow(&mut fleet, discoveries, config.timings.resync_interval, connector)).await;
+        let following = follow(&mut fleet, discoveries, config.timings.resync_interval, connector);
+        stop.run_until_cancelled(following).await;
     }
     fleet.join().await;
     tasks.close();

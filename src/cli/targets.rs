@@ -11,7 +11,7 @@ use crate::apply::Controller;
 use crate::catalog::Source;
 use crate::catalog::nomad::NomadCatalog;
 use crate::catalog::shared::SharedCatalog;
-use crate::config::{Config, TargetConfig, TargetOptions};
+use crate::config::{Config, ServiceConfig, TargetConfig, TargetOptions};
 use crate::desired::build::TargetNames;
 use crate::discovery::Discovery;
 use crate::fleet::Names;
@@ -49,7 +49,8 @@ pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
         return Ok(Vec::new());
     }
     let nomad = Nomad::new(config.nomad.clone())?;
-    Ok(config.targets.services.iter().map(|service| Discovery::new(nomad.clone(), service.clone())).collect())
+    let discovery = |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone())?);
+    config.targets.services.iter().map(discovery).collect()
 }
 
 /// All HAProxys, or the one of this name.
@@ -92,13 +93,16 @@ async fn all(config: &Config) -> anyhow::Result<Vec<TargetConfig>> {
     let mut targets = config.targets.fixed.clone();
     for mut discovery in discoveries(config)? {
         let taken: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
-        targets.extend(discovery.list(&taken).await.context("the HAProxys of haproxy.service cannot be read")?);
+        let found = discovery.list(&taken).await;
+        targets
+            .extend(found.with_context(|| format!("cannot read the HAProxys of the service {}", discovery.service()))?);
     }
+    ensure!(!targets.is_empty(), "no HAProxy is registered under the service of haproxy.service (HAPROXY_SERVICE)");
     targets.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(targets)
 }
 
-/// The names for an offline plan: without `--haproxy`, tags that choose are not obeyed.
+/// The names for an offline plan; none, if the settings have no HAProxy.
 pub(super) fn names_offline(config: &Config, only: Option<&str>) -> TargetNames {
     let names = config.targets.fixed.iter().map(|target| target.name.clone());
     let own = only.map(str::to_owned).or_else(|| names.clone().next()).unwrap_or_default();

@@ -340,9 +340,14 @@ fn default_name(address: &str) -> String {
     name.unwrap_or_else(|| address.to_owned())
 }
 
-fn check_name(name: &str) -> Result<(), ConfigError> {
+/// Whether a HAProxy can be called this: names are in tags, in logs and in the labels of metrics.
+pub fn is_name(name: &str) -> bool {
     let is_bad = |c: char| c == ',' || c.is_whitespace() || c.is_control();
-    if name.is_empty() || name.contains(is_bad) || name.chars().count() > LONGEST_NAME {
+    !name.is_empty() && !name.contains(is_bad) && name.chars().count() <= LONGEST_NAME
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    if !is_name(name) {
         let why = format!("{name:?} is no name: use 1 to {LONGEST_NAME} characters without commas and spaces");
         return Err(wrong("haproxy.name (HAPROXY_NAME)", why));
     }

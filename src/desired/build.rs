@@ -36,7 +36,7 @@ pub struct Options {
 pub struct TargetNames {
     /// The one that the desired state is for.
     pub own: String,
-    /// All of them, this one included.
+    /// All of them, this one included; empty if they are not known, as for some offline plans: then tags do not choose.
     pub all: Arc<BTreeSet<String>>,
 }
 
@@ -54,7 +54,7 @@ enum Choice {
 impl TargetNames {
     fn choice(&self, intent: &Intent) -> Choice {
         let chosen = &intent.targets;
-        if chosen.is_empty() || chosen.contains(&self.own) {
+        if chosen.is_empty() || self.all.is_empty() || chosen.contains(&self.own) {
             Choice::Here
         } else if self.all.is_disjoint(chosen) {
             Choice::Unknown
@@ -223,7 +223,7 @@ impl Builder<'_> {
     fn note_unknown_targets(&mut self, intent: &Intent) {
         let all = &self.options.targets.all;
         let unknown: Vec<String> = intent.targets.difference(all).map(|name| format!("{:?}", shown(name))).collect();
-        if unknown.is_empty() {
+        if unknown.is_empty() || all.is_empty() {
             return;
         }
         let known: Vec<&str> = all.iter().map(String::as_str).collect();

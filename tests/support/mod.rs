@@ -40,6 +40,7 @@ pub mod nomad;
 pub mod playground;
 pub mod process;
 pub mod servers;
+pub mod tls;
 
 use std::future::Future;
 use std::net::TcpListener;

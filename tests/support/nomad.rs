@@ -37,6 +37,7 @@ enum Kind {
 }
 
 const CLIENT: &str = "client {\n enabled = true\n network_interface = \"lo\"\n options = {\n \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }\n";
+const RAW_EXEC: &str = "plugin \"raw_exec\" {\n config {\n enabled = true\n }\n}\n";
 const ON_LOOPBACK: &str =
     "bind_addr = \"127.0.0.1\"\nadvertise {\n http = \"127.0.0.1\"\n rpc = \"127.0.0.1\"\n serf = \"127.0.0.1\"\n}\n";
 
@@ -80,9 +81,7 @@ impl Nomad {
         let [http, rpc, serf] = self.ports;
         let ports = format!("ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n");
         let config = match self.kind {
-            Kind::Dev { acl } => format!(
-                "{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\nplugin \"raw_exec\" {{\n config {{\n enabled = true\n }}\n}}\n"
-            ),
+            Kind::Dev { acl } => format!("{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}"),
             Kind::Server => format!(
                 "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n \
                  heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n}}\n",
@@ -112,7 +111,7 @@ impl Nomad {
         let folder = self.folder.path().join(name).display().to_string();
         let config = format!(
             "name = \"{name}\"\nports {{\n http = {}\n rpc = {}\n serf = {}\n}}\nlog_level = \"WARN\"\n{ON_LOOPBACK}\
-             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\n",
+             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\n{RAW_EXEC}",
             free_port(),
             free_port(),
             free_port(),
@@ -138,6 +137,11 @@ impl Nomad {
     pub async fn restore(&self, snapshot: Vec<u8>) {
         let request = reqwest::Client::new().put(format!("{}/v1/operator/snapshot", self.address)).body(snapshot);
         request.send().await.unwrap().error_for_status().unwrap();
+    }
+
+    /// Ends the agent alone: of a server, its clients and their tasks go on.
+    pub fn crash(&mut self) {
+        self.group = None;
     }
 
     /// Ends the agent, and its tasks with it.

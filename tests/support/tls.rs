@@ -1,0 +1,51 @@
+//! Certificates, and an API behind TLS.
+
+use std::path::Path;
+
+use super::free_port;
+use super::haproxy::binary;
+use super::process::Group;
+
+/// Runs openssl.
+fn openssl(folder: &Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let output =
+        command.args(arguments.split(' ')).current_dir(folder).output().expect("openssl, as `make tools` installs it");
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A CA, a certificate of it for 127.0.0.1 and one for clients, and an unrelated CA.
+pub fn certificates(folder: &Path) {
+    let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    for ca in ["ca", "other"] {
+        openssl(folder, &format!("{new} -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"));
+    }
+    for (name, extension) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")] {
+        let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE";
+        openssl(
+            folder,
+            &format!("{new} {signed} -subj /CN={name} -addext {extension} -keyout {name}.key -out {name}.pem"),
+        );
+        let both = ["pem", "key"].map(|part| std::fs::read_to_string(folder.join(format!("{name}.{part}"))).unwrap());
+        std::fs::write(folder.join(format!("{name}.both")), both.concat()).unwrap();
+    }
+}
+
+/// A second HAProxy in front of the API: with TLS, with TLS and client certificates, and on a unix socket.
+pub fn front(folder: &Path, api: &str) -> (Group, [String; 3]) {
+    let [tls, mutual] = [free_port(), free_port()];
+    let (path, api) = (folder.display(), api.strip_prefix("http://").unwrap());
+    let config = format!(
+        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+         frontend api\n  bind 127.0.0.1:{tls} ssl crt {path}/server.both\n\
+         \x20 bind 127.0.0.1:{mutual} ssl crt {path}/server.both ca-file {path}/ca.pem verify required ssl-max-ver TLSv1.2\n\
+         \x20 bind unix@{path}/api.sock\n  default_backend api\nbackend api\n  server api {api}\n",
+    );
+    std::fs::write(folder.join("front.cfg"), config).unwrap();
+    let log = std::fs::File::create(folder.join("front.log")).unwrap();
+    let mut command = std::process::Command::new(binary("3.2").unwrap());
+    command.arg("-db").arg("-f").arg(folder.join("front.cfg")).stdout(log.try_clone().unwrap()).stderr(log);
+    let group = Group::spawn(&mut command);
+    let https = |port| format!("https://127.0.0.1:{port}");
+    (group, [https(tls), https(mutual), format!("unix://{path}/api.sock")])
+}
