@@ -39,6 +39,15 @@ impl Ownership {
     }
 }
 
+/// `agent-check`, stated or inherited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentCheck {
+    /// As the file is.
+    pub now: bool,
+    /// Once the backend is written again: in one of ours only what it inherits is left.
+    pub once_written: bool,
+}
+
 /// One backend of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedBackend {
@@ -59,10 +68,8 @@ pub struct ObservedBackend {
     pub balance: String,
     /// The weight of a server that does not state one: from `default-server`, stated or inherited, else 1.
     pub default_weight: u16,
-    /// Whether an agent may set the states and weights of its servers (`agent-check`, stated or inherited).
-    pub agent_check: bool,
-    /// The same once it is written again: in a backend of ours only what it inherits is left.
-    pub keeps_agent_check: bool,
+    /// Whether an agent may set the states and weights of its servers.
+    pub agent_check: AgentCheck,
     /// The servers of ours.
     pub servers: Vec<Server>,
     /// Servers of ours whose line was changed or copied by a person.
@@ -147,7 +154,7 @@ impl Observed {
                     if backend.is_ours() {
                         // A `default-server` with a weight or an agent is not ours, and is removed by the next write.
                         backend.default_weight = inherited_weight.unwrap_or(DEFAULT_WEIGHT);
-                        backend.keeps_agent_check = inherits_agent_check;
+                        backend.agent_check.once_written = inherits_agent_check;
                     }
                     backends.insert(backend.section.name.clone(), backend);
                 }
@@ -376,8 +383,7 @@ fn observed_backend(
         mode: effective.mode.unwrap_or_else(|| "tcp".to_owned()),
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
-        agent_check: effective.agent_check,
-        keeps_agent_check: effective.agent_check,
+        agent_check: AgentCheck { now: effective.agent_check, once_written: effective.agent_check },
         servers: Vec::new(),
         drifted: BTreeSet::new(),
         outdated: BTreeSet::new(),

@@ -517,7 +517,7 @@ impl Planner<'_> {
     /// Agents are also queried in maintenance, and their `up` and `ready` end it (seen on 3.0, 3.2 and 3.4). A spare
     /// server would be controlled by any agent at its address, so there must be none.
     fn has_agents(&self, observed: Option<&ObservedBackend>) -> bool {
-        observed.map_or(self.observed.default_agent_check, |observed| observed.keeps_agent_check)
+        observed.map_or(self.observed.default_agent_check, |observed| observed.agent_check.once_written)
     }
 
     fn note_agent_check(&mut self, name: &BackendName, desired: &Backend, observed: Option<&ObservedBackend>) {
@@ -567,7 +567,7 @@ fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bo
     let since = Duration::from_millis(freed.iter().filter_map(Server::freed).max().unwrap_or_default());
     let until = since.saturating_add(options.linger);
     // A server without an instance may be put into service by its agent.
-    if options.linger.is_zero() || until <= options.now || observed.agent_check {
+    if options.linger.is_zero() || until <= options.now || observed.agent_check.now {
         return Removal { now: Some(Edit::Delete), lingers_until: None };
     }
     Removal { now: emptied, lingers_until: Some(until) }

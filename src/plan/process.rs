@@ -137,7 +137,7 @@ impl Seat<'_> {
         let leaves = if wanted == State::Ready { State::Maint } else { wanted };
         let is_out = running.state == leaves || running.state == State::Maint;
         let name = || (backend.clone(), server.name.clone());
-        let is_drained_by_agent = section.agent_check && running.state == State::Drain;
+        let is_drained_by_agent = section.agent_check.now && running.state == State::Drain;
         let stays = wanted != State::Ready && running.state != wanted && !is_drained_by_agent;
         if (wanted == State::Ready && moved_in && !is_out) || stays {
             let (backend, server) = name();
@@ -163,7 +163,7 @@ impl Seat<'_> {
             (Address::Ip(_) | Address::Host(_), _) => {}
         }
         if let Some(weight) = server.options.weight.filter(|weight| self.has_other_weight(*weight))
-            && (!section.agent_check || moved_in)
+            && (!section.agent_check.now || moved_in)
         {
             let (backend, server) = name();
             changes.rest.push(Action::Weight(backend, server, weight));
@@ -177,7 +177,7 @@ impl Seat<'_> {
     /// The process may be right if it differs: an agent check sets states, and a host name that does not resolve puts
     /// its server in maintenance, which the Data Plane API reports like any other.
     fn belongs_to_process(&self) -> bool {
-        self.section.agent_check || matches!(self.server.address, Address::Host(_))
+        self.section.agent_check.now || matches!(self.server.address, Address::Host(_))
     }
 
     fn has_other_weight(&self, weight: u16) -> bool {
