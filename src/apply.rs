@@ -9,10 +9,10 @@ mod culprit;
 mod draft;
 mod guard;
 mod memory;
+mod repair;
 mod status;
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::catalog::shared::{Reading, SharedCatalog};
 use crate::desired::build::{self, Built, TargetNames};
-use crate::desired::{BackendName, ServerName, ServiceKey, State};
+use crate::desired::{BackendName, ServiceKey};
 use crate::errors::chain;
 use crate::fleet::Names;
 use crate::observed::Observed;
@@ -32,7 +32,7 @@ use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, Wr
 use arrivals::Arrivals;
 use culprit::{Culprit, Found};
 pub use draft::Draft;
-use memory::{Memory, Process, Unhelped};
+use memory::{Memory, Process};
 pub use status::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
 
 /// How many rounds one pass may take.
@@ -132,6 +132,14 @@ enum Round {
     Again(WriteError),
     /// The search for what HAProxy cannot load is running; it takes as many rounds as there are backends to halve.
     Search,
+}
+
+/// How one draft ended.
+enum Attempt {
+    /// The round ends with it.
+    Ended(Round),
+    /// HAProxy refuses a part of it, which is left out of the next one.
+    Refused(WriteError),
 }
 
 impl Controller {
@@ -289,60 +297,79 @@ impl Controller {
             if let Some(permit) = &mut permit {
                 permit.check(&draft.plan, &seen.observed)?;
             }
-            let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after);
-            let late = changes.handed_over(&seen.process, &draft.after);
             status.stage = Stage::Apply;
             status.notes.clone_from(&draft.notes);
             status.kept.clone_from(&draft.kept);
-            let all_out = self.set_states(&changes.out, status).await;
-            if draft.plan.is_empty() {
-                let all_out = self.set_states(&late, status).await && all_out;
-                return self.repair(&seen, changes, all_out, status).await;
-            }
-            match self.survey(&seen.observed).await {
-                Ok(None) => {}
-                Ok(Some(moved)) => return Ok(Round::Again(moved)),
-                Err(error) => {
-                    self.set_states(&late, status).await;
-                    return Err(error);
-                }
-            }
-            let leave = late
-                .iter()
-                .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
-            changes.rest.extend(leave);
-            let written = self.write(&seen, &draft, &changes, status).await;
-            if written.is_err() {
-                self.set_states(&late, status).await;
-            }
-            match written {
-                Ok(()) => {
-                    // What was due for a retry is now in effect, unless it still waits for its reload.
-                    if draft.waiting.is_empty() {
-                        self.memory.taken(seen.moment.instant);
-                    }
-                    let settled = self.settle(&seen, all_out, status).await?;
-                    return Ok(if self.memory.is_searching() { Round::Search } else { settled });
-                }
-                Err(error @ (WriteError::Invalid { .. } | WriteError::TooLong { .. })) => {
-                    self.leave_out(&seen, &draft, error).await?;
-                }
-                // Parts of the plan differ from what was reviewed.
-                Err(WriteError::ReloadFailed { message }) if permit.is_some() => {
-                    return Ok(Round::Again(self.not_loaded(&seen, draft.plan.waiting(), message, status)));
-                }
-                Err(WriteError::ReloadFailed { message }) => {
-                    return self.search(&seen, draft.plan.waiting(), message, status).await;
-                }
-                Err(error @ (WriteError::Conflict(_) | WriteError::HalfLive { .. })) => {
-                    self.memory.forget_process();
-                    return Ok(Round::Again(error));
-                }
-                // The time that it takes is recorded in the status.
-                Err(WriteError::NotLive(_)) => return Ok(Round::Done),
-                Err(error) => return Err(error.into()),
+            match self.attempt(&seen, &draft, permit.is_some(), status).await? {
+                Attempt::Ended(round) => return Ok(round),
+                Attempt::Refused(error) => self.leave_out(&seen, &draft, error).await?,
             }
         }
+    }
+
+    /// Carries out one draft: who is gone first, then the write, then what the process needs besides.
+    async fn attempt(
+        &mut self,
+        seen: &Seen,
+        draft: &Draft,
+        is_reviewed: bool,
+        status: &mut PassStatus,
+    ) -> Result<Attempt, PassError> {
+        let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after);
+        let late = changes.handed_over(&seen.process, &draft.after);
+        let all_out = self.set_states(&changes.out, status).await;
+        if draft.plan.is_empty() {
+            let all_out = self.set_states(&late, status).await && all_out;
+            return self.repair(seen, changes, all_out, status).await.map(Attempt::Ended);
+        }
+        match self.survey(&seen.observed).await {
+            Ok(None) => {}
+            Ok(Some(moved)) => return Ok(Attempt::Ended(Round::Again(moved))),
+            Err(error) => {
+                self.set_states(&late, status).await;
+                return Err(error);
+            }
+        }
+        let leave = late
+            .iter()
+            .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
+        changes.rest.extend(leave);
+        if let Err(error) = self.write(seen, draft, &changes, status).await {
+            self.set_states(&late, status).await;
+            return self.not_written(seen, draft, error, is_reviewed, status).await;
+        }
+        // What was due for a retry is now in effect, unless it still waits for its reload.
+        if draft.waiting.is_empty() {
+            self.memory.taken(seen.moment.instant);
+        }
+        let settled = self.settle(seen, all_out, status).await?;
+        Ok(Attempt::Ended(if self.memory.is_searching() { Round::Search } else { settled }))
+    }
+
+    /// What follows from a write that was not done as planned.
+    async fn not_written(
+        &mut self,
+        seen: &Seen,
+        draft: &Draft,
+        error: WriteError,
+        is_reviewed: bool,
+        status: &mut PassStatus,
+    ) -> Result<Attempt, PassError> {
+        Ok(Attempt::Ended(match error {
+            WriteError::Invalid { .. } | WriteError::TooLong { .. } => return Ok(Attempt::Refused(error)),
+            // Parts of the plan differ from what was reviewed.
+            WriteError::ReloadFailed { message } if is_reviewed => {
+                Round::Again(self.not_loaded(seen, draft.plan.waiting(), message, status))
+            }
+            WriteError::ReloadFailed { message } => self.search(seen, draft.plan.waiting(), message, status).await?,
+            WriteError::Conflict(_) | WriteError::HalfLive { .. } => {
+                self.memory.forget_process();
+                Round::Again(error)
+            }
+            // The time that it takes is recorded in the status.
+            WriteError::NotLive(_) => Round::Done,
+            WriteError::Access(_) | WriteError::Distorted(_) => return Err(error.into()),
+        }))
     }
 
     /// The plan for now: without what HAProxy refuses, and without what needs a reload if none may be made.
@@ -434,7 +461,8 @@ impl Controller {
         let Draft { plan, after, .. } = draft;
         let waits = self.reload_waits(&plan.waiting(), seen);
         // A server that the process lacks needs a reload in any case, so the plan is loaded with it.
-        let complete = changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], digest(observed));
+        let complete =
+            changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], repair::digest(observed));
         if plan.is_live() && (complete || waits.is_some()) {
             match self.plane.commit_live(observed, &after.text, &changes.rest).await {
                 Ok(()) => {
@@ -517,161 +545,6 @@ impl Controller {
         self.memory.forget_process();
         status.error = Some(WriteError::ReloadFailed { message: message.clone() }.into());
         WriteError::ReloadFailed { message }
-    }
-
-    /// After a write: reads the file again, and sets in the process what the reload did not.
-    async fn settle(&mut self, seen: &Seen, all_set: bool, status: &mut PassStatus) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
-        let observed = self.plane.observe().await?;
-        status.saw(&observed);
-        status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
-        self.memory.keep_unresolved(&observed);
-        if let Some(end) = observed.next_drain() {
-            status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
-        }
-        let (pid, all_set) = match self.memory.process(observed.version) {
-            Process::Loaded { pid } => {
-                // A name that does not resolve is not a failed reload.
-                if !plan::unresolved(&Runtime::loaded(&observed), &observed).is_empty() {
-                    let process = self.plane.runtime(&observed).await?;
-                    self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
-                }
-                // A server that drains is in maintenance in a process that has just started.
-                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
-                (Some(pid), self.set_states(&changes.out, status).await)
-            }
-            Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), all_set),
-            Process::Agrees { .. } | Process::Unknown => (None, all_set),
-        };
-        match pid {
-            Some(pid) if all_set => self.memory.agrees(pid, observed.version),
-            _ => self.memory.forget_process(),
-        }
-        Ok(Round::Done)
-    }
-
-    /// There is nothing to write: make the process agree with its file.
-    async fn repair(
-        &mut self,
-        seen: &Seen,
-        changes: Changes,
-        all_set: bool,
-        status: &mut PassStatus,
-    ) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
-        let Seen { observed, info, .. } = seen;
-        let Changes { out: _, rest, lacks } = changes;
-        let (alone, others) = states_alone(&rest);
-        let all_set = self.set_states(&alone, status).await && all_set;
-        if lacks.is_empty() && others.is_empty() && seen.looked {
-            self.memory.unhelped(None);
-        }
-        let unhelped = |lacks, actions| self.memory.is_unhelped(lacks, actions, digest(observed));
-        if !lacks.is_empty() && !unhelped(&lacks, &[]) {
-            return self.reload_for(seen, &lacking(&lacks), status).await;
-        }
-        if others.is_empty() || unhelped(&[], &others) {
-            if self.resolves_now(seen).await? {
-                return self.reload_for(seen, "names of servers resolve now", status).await;
-            }
-            if all_set {
-                self.memory.agrees(info.pid, observed.version);
-            } else {
-                self.memory.forget_process();
-            }
-            return Ok(Round::Done);
-        }
-        if let Some(moved) = self.survey(observed).await? {
-            return Ok(Round::Again(moved));
-        }
-        match self.plane.commit_live(observed, &observed.text, &others).await {
-            Ok(()) => {
-                status.run_time_changes += others.len();
-                self.settle(seen, all_set, status).await
-            }
-            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
-            Err(WriteError::HalfLive { message }) => self.reload_for(seen, &message, status).await,
-            Err(WriteError::NotLive(why)) => self.reload_for(seen, why, status).await,
-            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether a server's host name, which did not resolve when the process started, resolves now. HAProxy itself
-    /// answers: when it must not start without the address of such a server, it refuses the lines that it has no
-    /// address for.
-    async fn resolves_now(&mut self, seen: &Seen) -> Result<bool, PassError> {
-        let Seen { observed, moment, .. } = seen;
-        let servers = self.memory.take_unresolved(moment.instant);
-        if servers.is_empty() {
-            return Ok(false);
-        }
-        let must_resolve = culprit::with_addresses(observed, &servers);
-        Ok(match self.plane.validate(&must_resolve).await? {
-            Verdict::Valid => true,
-            Verdict::Refused(message) => {
-                (1..servers.len()).contains(&culprit::named_servers(&message, observed, &servers))
-            }
-            Verdict::TooLong(_) => false,
-        })
-    }
-
-    /// Loads the file as it is, since only a reload can fix how the process differs; then checks whether it did, so
-    /// that a reload that does not help is not repeated.
-    async fn reload_for(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
-        if let Some(at) = self.reload_waits(&Waiting::default(), seen) {
-            status.wake_at(at);
-            self.memory.forget_process();
-            return Ok(Round::Done);
-        }
-        tracing::warn!(finding, "the process differs from its file; reloading");
-        let observed = self.plane.observe().await?;
-        match self.plane.reload(&observed).await {
-            Ok(()) => {
-                self.reloaded(seen, status).await;
-                self.check_after_reload(seen, finding, status).await
-            }
-            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
-            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
-            Err(WriteError::ReloadFailed { message }) => {
-                Ok(Round::Again(self.not_loaded(seen, Waiting::default(), message, status)))
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// After a reload: sets the drains again, and remembers what the reload did not fix.
-    async fn check_after_reload(
-        &mut self,
-        seen: &Seen,
-        finding: &str,
-        status: &mut PassStatus,
-    ) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
-        let observed = self.plane.observe().await?;
-        status.saw(&observed);
-        let process = self.plane.runtime(&observed).await?;
-        self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
-        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
-        let (alone, actions) = states_alone(&rest);
-        let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
-        let left = !lacks.is_empty() || !actions.is_empty();
-        let unhelped = left.then(|| {
-            let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(|action| action.server().0));
-            Unhelped {
-                services: named.flat_map(|name| seen.concerned(name)).collect(),
-                finding: if lacks.is_empty() { finding.to_owned() } else { lacking(&lacks) },
-                digest: digest(&observed),
-                lacks,
-                actions,
-            }
-        });
-        self.memory.unhelped(unhelped);
-        match self.memory.process(observed.version) {
-            Process::Loaded { pid } if all_set => self.memory.agrees(pid, observed.version),
-            _ => self.memory.forget_process(),
-        }
-        Ok(Round::Done)
     }
 
     /// Plans, has HAProxy validate the plan, and discards it.
@@ -762,41 +635,4 @@ impl Seen {
         };
         services.iter().cloned().collect()
     }
-}
-
-/// Splits changes into states that can be set on their own, and changes that have to be made with the file: addresses,
-/// weights and ends of drains, and the states of the same servers after them.
-fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
-    let alone = |action: &&Action| matches!(action, Action::State(_, _, State::Ready | State::Drain));
-    let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).map(Action::server).collect();
-    let (with_others, alone): (Vec<_>, Vec<_>) =
-        actions.iter().cloned().partition(|action| others.contains(&action.server()));
-    let state = |action| match action {
-        Action::State(backend, server, state) => Some(StateChange { backend, server, state }),
-        Action::Address(..) | Action::Weight(..) => None,
-    };
-    (alone.into_iter().filter_map(state).collect(), with_others)
-}
-
-/// The servers that the process lacks, as text.
-fn lacking(servers: &[(BackendName, ServerName)]) -> String {
-    let more = match servers.len() {
-        0 | 1 => String::new(),
-        all => format!(", nor {} others", all - 1),
-    };
-    let first = servers.first().map(|(backend, server)| format!("{backend}/{server}")).unwrap_or_default();
-    format!("the process has no server {first}{more}, or no address for it")
-}
-
-/// A digest of the text without the lines of ours that change without a reload, and without the API's header, which
-/// changes with each write.
-fn digest(observed: &Observed) -> u64 {
-    let ours: BTreeSet<usize> = observed.live_lines().collect();
-    let mut hasher = DefaultHasher::new();
-    for (at, line) in observed.text.lines().iter().enumerate() {
-        if !line.starts_with("# _") && !ours.contains(&at) {
-            line.hash(&mut hasher);
-        }
-    }
-    hasher.finish()
 }
