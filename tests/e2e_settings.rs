@@ -14,6 +14,7 @@ use support::haproxy::{foreign_meaning, has_backend, matrix};
 everywhere!(another_owner_takes_over_without_a_reload, owner::adopted);
 everywhere!(what_another_owner_leaves_behind_has_one_note, owner::left_behind);
 everywhere!(a_backend_that_nobody_needs_is_taken_over_too, owner::idle);
+everywhere!(what_is_taken_over_beside_a_new_backend_is_one_write, owner::with_a_reload);
 everywhere!(fewer_slots_take_effect_with_the_next_reload, slots::fewer);
 everywhere!(services_without_the_new_prefix_are_held_until_a_person_says_so, prefix::changed);
 
@@ -128,6 +129,23 @@ mod owner {
         write_catalog(&rig.catalog(), &[instance("other", 3001, &[])]);
         let plan = succeeds(&rig, &owned_by(&rig, "blue"), &["plan"]).await;
         assert!(!plan.contains("--adopt"), "{plan}");
+    }
+
+    /// Through the API, in one transaction of structured edits.
+    pub async fn with_a_reload(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        let foreign = foreign_meaning(&rig.haproxy.text());
+        write_catalog(&rig.catalog(), &[catalog(), vec![instance("new", 3001, &[])]].concat());
+        let mut green = owned_by(&rig, "green");
+        green.push(("HAPROXY_WRITE".to_owned(), "transaction".to_owned()));
+        let reloads = rig.haproxy.reloads().await;
+        let said = succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(said.contains("1 backends to create, 3 to change") && said.contains("Applied: one reload"), "{said}");
+        assert_eq!(rig.haproxy.reloads().await, reloads + 1);
+        assert!(!has_old_mark(&rig), "{}", rig.haproxy.text());
+        assert_eq!(foreign_meaning(&rig.haproxy.text().replace("green", "nomad")), foreign);
+        is_done(&rig, &green).await;
     }
 
     pub async fn idle(rig: Rig, _way: Way) {
