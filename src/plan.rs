@@ -154,6 +154,8 @@ pub struct Planned {
     pub notes: Vec<Note>,
     /// When the next pass is due although nothing changes, since 1970: a lingering backend is to be deleted.
     pub next: Option<Duration>,
+    /// How many spare servers are no longer needed, and stay until a change of their backends takes a reload.
+    pub surplus: usize,
     /// What `uninstall` does not remove.
     pub kept: Vec<Kept>,
 }
@@ -171,7 +173,7 @@ impl Plan {
             let (plan, kept) = Self::uninstall(observed, options.now, |name| left_out.has_backend(name));
             return Ok(Planned { plan, kept, ..Planned::default() });
         }
-        let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new() };
+        let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new(), surplus: 0 };
         let mut plan = Plan::default();
         for (name, backend) in &built.desired.backends {
             let edit = if left_out.has_backend(name) {
@@ -203,7 +205,8 @@ impl Plan {
         let next = idle.into_iter().map(|(_, until)| until).min();
         plan.adopt(observed);
         planner.notes.extend(adopt::left_behind(&built.desired, observed));
-        Ok(Planned { plan, notes: planner.notes, next, kept: Vec::new() })
+        let Planner { notes, surplus, .. } = planner;
+        Ok(Planned { plan, notes, next, surplus, kept: Vec::new() })
     }
 
     /// The slots of the instances that are gone are freed, and nothing else changes. It needs no reload, so it can be
@@ -378,6 +381,7 @@ struct Planner<'a> {
     left_out: &'a LeftOut,
     options: &'a Options,
     notes: Vec<Note>,
+    surplus: usize,
 }
 
 impl Planner<'_> {
@@ -485,6 +489,7 @@ impl Planner<'_> {
             servers = self.seat(name, desired, Some(observed), true);
             edits = differences(observed, &servers);
         }
+        self.surplus += slots::surplus(&servers, self.policy(desired, Some(observed)));
         let settings = desired.settings.clone();
         (rewrite != Rewrite::Nothing || !edits.is_empty()).then_some(Edit::Change { settings, rewrite, servers, edits })
     }
@@ -497,7 +502,6 @@ impl Planner<'_> {
         may_shrink: bool,
     ) -> Vec<Server> {
         let none = BTreeSet::new();
-        let spare = SlotPolicy { min_free: 0, ..desired.slots };
         slots::seat(&Seating {
             backend: name,
             servers: observed.map_or(&[], |observed| &observed.servers),
@@ -505,13 +509,20 @@ impl Planner<'_> {
             instances: &desired.instances,
             held: self.held,
             left_out: self.left_out,
-            policy: if self.has_agents(observed) { spare } else { desired.slots },
+            policy: self.policy(desired, observed),
             weight: observed.map_or(self.observed.default_weight, |observed| observed.default_weight),
             check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
             gated: desired.gated,
             now: self.options.now,
             may_shrink,
         })
+    }
+
+    fn policy(&self, desired: &Backend, observed: Option<&ObservedBackend>) -> SlotPolicy {
+        match self.has_agents(observed) {
+            true => SlotPolicy { min_free: 0, ..desired.slots },
+            false => desired.slots,
+        }
     }
 
     /// Agents are also queried in maintenance, and their `up` and `ready` end it (seen on 3.0, 3.2 and 3.4). A spare

@@ -359,6 +359,7 @@ mod tests {
             namespaces: Vec::new(),
             guard: None,
             rerendered_lines: 0,
+            surplus: 0,
             blocked: None,
             diff,
         }

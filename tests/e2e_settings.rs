@@ -9,11 +9,14 @@ mod support;
 use serde_json::Value;
 use support::api::{Rig, Way};
 use support::controller::{Env, apply, registration, run, stderr, stdout, write_catalog};
-use support::haproxy::{foreign_meaning, has_backend};
+use support::haproxy::{foreign_meaning, has_backend, matrix};
 
 everywhere!(another_owner_takes_over_without_a_reload, owner::adopted);
 everywhere!(what_another_owner_leaves_behind_has_one_note, owner::left_behind);
 everywhere!(a_backend_that_nobody_needs_is_taken_over_too, owner::idle);
+everywhere!(what_is_taken_over_beside_a_new_backend_is_one_write, owner::with_a_reload);
+everywhere!(fewer_slots_take_effect_with_the_next_reload, slots::fewer);
+everywhere!(services_without_the_new_prefix_are_held_until_a_person_says_so, prefix::changed);
 
 fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
     let tags: Vec<&str> = ["enable=true"].iter().chain(tags).copied().collect();
@@ -128,6 +131,23 @@ mod owner {
         assert!(!plan.contains("--adopt"), "{plan}");
     }
 
+    /// Through the API, in one transaction of structured edits.
+    pub async fn with_a_reload(rig: Rig, _way: Way) {
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
+        let foreign = foreign_meaning(&rig.haproxy.text());
+        write_catalog(&rig.catalog(), &[catalog(), vec![instance("new", 3001, &[])]].concat());
+        let mut green = owned_by(&rig, "green");
+        green.push(("HAPROXY_WRITE".to_owned(), "transaction".to_owned()));
+        let reloads = rig.haproxy.reloads().await;
+        let said = succeeds(&rig, &green, &["apply", "--adopt", "nomad"]).await;
+        assert!(said.contains("1 backends to create, 3 to change") && said.contains("Applied: one reload"), "{said}");
+        assert_eq!(rig.haproxy.reloads().await, reloads + 1);
+        assert!(!has_old_mark(&rig), "{}", rig.haproxy.text());
+        assert_eq!(foreign_meaning(&rig.haproxy.text().replace("green", "nomad")), foreign);
+        is_done(&rig, &green).await;
+    }
+
     pub async fn idle(rig: Rig, _way: Way) {
         write_catalog(&rig.catalog(), &catalog());
         apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
@@ -150,5 +170,119 @@ mod owner {
         apply(&now, &rig.catalog()).await;
         let text = rig.haproxy.text();
         assert!(!has_backend(&text, "api") && !has_backend(&text, "pages"), "{text}");
+    }
+}
+
+mod slots {
+    use super::*;
+
+    fn servers(rig: &Rig, backend: &str) -> usize {
+        rig.haproxy.text().matches(&format!("server {backend}_")).count()
+    }
+
+    fn slots(rig: &Rig, min_free: &str, max: &str) -> Env {
+        rig.env_with(&[("NOMAD_HAPROXY_SLOTS_MIN_FREE", min_free), ("NOMAD_HAPROXY_SLOTS_MAX", max)])
+    }
+
+    pub async fn fewer(rig: Rig, _way: Way) {
+        let api = |count: u16| (0..count).map(|n| instance("api", 2001 + n, &[])).collect::<Vec<_>>();
+        write_catalog(&rig.catalog(), &[api(3), vec![instance("pages", 3001, &[])]].concat());
+        apply(&rig.env(), &rig.catalog()).await;
+        assert_eq!((servers(&rig, "api"), servers(&rig, "pages")), (7, 5));
+        // `api` gets 6 for its 3 now, then 4 at the most; `pages` 2 for its 1.
+        for (min_free, max, surplus) in [("4", "256", 0), ("1", "256", 4), ("1", "4", 6)] {
+            let env = slots(&rig, min_free, max);
+            let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
+            let said = succeeds(&rig, &env, &["plan"]).await;
+            let line = format!("{surplus} spare servers are no longer needed; they are removed when changes of their");
+            assert_eq!(said.contains(&line), surplus > 0, "{said}");
+            assert!(said.ends_with("No changes: HAProxy is in line with the catalog.\n"), "{said}");
+            is_done(&rig, &env).await;
+            assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), (text, reloads));
+        }
+        // Whatever reloads a backend next, here its algorithm, also removes its spares.
+        let env = slots(&rig, "1", "4");
+        let api = (0..3).map(|n| instance("api", 2001 + n, &["balance=leastconn"]));
+        write_catalog(&rig.catalog(), &api.chain([instance("pages", 3001, &[])]).collect::<Vec<_>>());
+        let said = succeeds(&rig, &env, &["plan"]).await;
+        assert!(said.contains("3 spare servers are no longer needed") && said.contains("one reload."), "{said}");
+        apply(&env, &rig.catalog()).await;
+        assert_eq!((servers(&rig, "api"), servers(&rig, "pages")), (4, 5));
+        is_done(&rig, &env).await;
+        rig.agrees().await;
+    }
+}
+
+mod prefix {
+    use super::*;
+
+    /// The guard as it is by default, which other tests turn off.
+    fn prefixed(rig: &Rig, prefix: &str) -> Env {
+        rig.env_with(&[("NOMAD_HAPROXY_TAGS_PREFIX", prefix), ("NOMAD_HAPROXY_GUARD_SHARE", "30%")])
+    }
+
+    pub async fn changed(rig: Rig, _way: Way) {
+        let old: Vec<_> = (0..6).map(|n| instance(&format!("old-{n}"), 2001 + n, &["weight=3"])).collect();
+        let mut both = instance("both", 3001, &["weight=5"]);
+        both["Tags"].as_array_mut().unwrap().extend(["edge.enable=true".into(), "edge.weight=5".into()]);
+        write_catalog(&rig.catalog(), &[old, vec![both]].concat());
+        apply(&prefixed(&rig, "haproxy."), &rig.catalog()).await;
+        let (text, reloads) = (rig.haproxy.text(), rig.haproxy.reloads().await);
+
+        // A service with both prefixes stays as it is. The others may have a mistyped prefix, so they are held.
+        let edge = prefixed(&rig, "edge.");
+        let catalog = rig.catalog().display().to_string();
+        let plan = ["plan", "--detailed-exitcode", "--catalog", &catalog];
+        let planned = run(&edge, &plan).await;
+        assert_eq!(planned.status.code(), Some(3), "{}{}", stdout(&planned), stderr(&planned));
+        let said = stdout(&planned);
+        assert!(said.contains("6 of 7 instances") && said.contains("--allow-removals"), "{said}");
+        succeeds(&rig, &edge, &["apply"]).await;
+        assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), (text, reloads));
+
+        let said = succeeds(&rig, &edge, &["plan", "--allow-removals"]).await;
+        assert!(said.contains("6 to delete; instances +0 -6, 0 servers changed; one reload."), "{said}");
+        succeeds(&rig, &edge, &["apply", "--allow-removals"]).await;
+        let text = rig.haproxy.text();
+        assert!(has_backend(&text, "both") && !text.contains("old_"), "{text}");
+        assert_eq!(rig.haproxy.reloads().await, reloads + 1);
+        is_done(&rig, &edge).await;
+    }
+}
+
+/// The same marks on both planes: from the Data Plane API to the local plane and back. The API is down in between, as
+/// two writers of one file need not know of each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_haproxy_changes_its_plane_and_back_without_a_reload() {
+    for series in matrix() {
+        let mut rig = Rig::start(Way::Api, series).await;
+        let through_api = rig.env();
+        write_catalog(&rig.catalog(), &catalog());
+        apply(&through_api, &rig.catalog()).await;
+        let foreign = foreign_meaning(&rig.haproxy.text());
+        let (reloads, mut instances) = (rig.haproxy.reloads().await, 2);
+
+        let mut api = rig.api.take().unwrap();
+        api.kill();
+        let local = rig.env();
+        is_done(&rig, &local).await;
+        let mut scaled = async |env: &Env, rig: &Rig| {
+            instances += 1;
+            let api = (0..instances).map(|n| instance("api", 2001 + n, &["balance=leastconn"]));
+            write_catalog(&rig.catalog(), &api.chain(catalog().into_iter().skip(2)).collect::<Vec<_>>());
+            let said = succeeds(rig, env, &["plan"]).await;
+            assert!(said.contains("instances +1 -0") && said.contains("no reload."), "{said}");
+            apply(env, &rig.catalog()).await;
+            rig.agrees().await;
+            is_done(rig, env).await;
+        };
+        scaled(&local, &rig).await;
+
+        api.launch().await;
+        rig.api = Some(api);
+        is_done(&rig, &through_api).await;
+        scaled(&through_api, &rig).await;
+        assert_eq!(rig.haproxy.reloads().await, reloads);
+        assert_eq!(foreign_meaning(&rig.haproxy.text()), foreign);
     }
 }

@@ -27,6 +27,8 @@ pub struct Draft {
     pub guard: Option<Holding>,
     /// When the next pass is due although nothing changes, since 1970.
     pub next: Option<Duration>,
+    /// How many spare servers are no longer needed.
+    pub surplus: usize,
     /// What `uninstall` does not remove.
     pub kept: Vec<Kept>,
 }
@@ -34,12 +36,12 @@ pub struct Draft {
 impl Draft {
     /// Computes it; `left_out` is what HAProxy refuses.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Self, Conflict> {
-        let plan::Planned { plan, notes, next, kept } = Plan::new(built, observed, options, left_out)?;
+        let plan::Planned { plan, notes, next, surplus, kept } = Plan::new(built, observed, options, left_out)?;
         let after = after(&plan, observed, options);
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();
         notes.sort();
         let namespaces = built.namespaces.clone();
-        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next, kept })
+        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next, surplus, kept })
     }
 
     /// The part that needs no reload; the rest waits.
@@ -56,8 +58,8 @@ impl Draft {
 
     /// The summary for people and programs; `text` is what would be written.
     pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
-        let (namespaces, guard) = (self.namespaces.clone(), self.guard.clone());
-        Summary { namespaces, guard, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
+        let (namespaces, guard, surplus) = (self.namespaces.clone(), self.guard.clone(), self.surplus);
+        Summary { namespaces, guard, surplus, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Summary {
     pub namespaces: Vec<NamespaceNote>,
     /// What the guard holds, if anything.
     pub guard: Option<Holding>,
+    /// Spare servers that are no longer needed, and stay until a change of their backends takes a reload.
+    pub surplus: usize,
     /// Foreign lines that the Data Plane API will render differently; their meaning stays.
     pub rerendered_lines: usize,
     /// Why it cannot be written.
@@ -72,6 +74,7 @@ impl Summary {
             notes,
             namespaces: Vec::new(),
             guard: None,
+            surplus: 0,
             rerendered_lines,
             blocked: None,
             diff,
@@ -253,6 +256,18 @@ impl fmt::Display for Summary {
         }
         if let Some(guard) = &self.guard {
             writeln!(f, "{guard}")?;
+        }
+        match self.surplus {
+            0 => {}
+            1 => writeln!(
+                f,
+                "One spare server is no longer needed; it is removed when a change of its backend takes a reload."
+            )?,
+            more => writeln!(
+                f,
+                "{more} spare servers are no longer needed; they are removed when changes of their backends take a \
+                 reload."
+            )?,
         }
         if self.rerendered_lines > 0 {
             writeln!(

@@ -140,7 +140,7 @@ impl Seating<'_> {
     }
 
     fn grow(&self, slots: &mut BTreeMap<u32, Server>, left: &[&Instance]) {
-        let size = self.size(slots.len() + left.len());
+        let size = size(slots.len() + left.len(), self.policy);
         let options = self.instances.iter().max_by_key(|i| (i.created, &i.id)).map(|i| i.options).unwrap_or_default();
         let mut left = left.iter();
         let mut number = 0;
@@ -166,18 +166,10 @@ impl Seating<'_> {
         }
     }
 
-    /// How many slots this many instances get: twice as many, and at least the minimum of spares, within the limit.
-    fn size(&self, seated: usize) -> usize {
-        match self.policy.min_free {
-            0 => seated,
-            spare => (seated * 2).max(seated + spare as usize).min((self.policy.max as usize).max(seated)),
-        }
-    }
-
     /// Removes the highest spares, down to as many as the backend would get today.
     fn shrink(&self, slots: &mut BTreeMap<u32, Server>, waiting: usize) {
         let seated = slots.values().filter(|server| server.is_enabled()).count() + waiting;
-        let wanted = self.size(seated);
+        let wanted = size(seated, self.policy);
         // One that drains still serves the clients that are bound to it.
         let idle = |server: &Server| server.state() == State::Maint;
         let spare: Vec<u32> =
@@ -188,6 +180,21 @@ impl Seating<'_> {
         for server in slots.values_mut().filter(|server| !server.is_enabled()) {
             server.gated = self.gated;
         }
+    }
+}
+
+/// How many spares a backend would not get today. They stay until a change of the backend takes a reload.
+pub fn surplus(servers: &[Server], policy: SlotPolicy) -> usize {
+    let seated = servers.iter().filter(|server| server.is_enabled()).count();
+    let idle = servers.iter().filter(|server| server.state() == State::Maint).count();
+    servers.len().saturating_sub(size(seated, policy)).min(idle)
+}
+
+/// How many slots this many instances get: twice as many, and at least the minimum of spares, within the limit.
+fn size(seated: usize, policy: SlotPolicy) -> usize {
+    match policy.min_free {
+        0 => seated,
+        spare => (seated * 2).max(seated + spare as usize).min((policy.max as usize).max(seated)),
     }
 }
 

@@ -1,0 +1,212 @@
+//! The process is made to agree with its file: after a write, and where there is nothing to write.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant};
+
+use crate::desired::{BackendName, ServerName, State};
+use crate::observed::Observed;
+use crate::plan::{self, Action, Changes, Waiting};
+use crate::plane::{Runtime, StateChange, Verdict, WriteError};
+
+use super::memory::{Process, Unhelped};
+use super::{Controller, PassError, PassStatus, Round, Seen, Stage, culprit};
+
+impl Controller {
+    /// After a write: reads the file again, and sets in the process what the reload did not.
+    pub(super) async fn settle(
+        &mut self,
+        seen: &Seen,
+        all_set: bool,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let observed = self.plane.observe().await?;
+        status.saw(&observed);
+        status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
+        self.memory.keep_unresolved(&observed);
+        if let Some(end) = observed.next_drain() {
+            status.wake_at(seen.moment.instant_of(Duration::from_secs(end)));
+        }
+        let (pid, all_set) = match self.memory.process(observed.version) {
+            Process::Loaded { pid } => {
+                // A name that does not resolve is not a failed reload.
+                if !plan::unresolved(&Runtime::loaded(&observed), &observed).is_empty() {
+                    let process = self.plane.runtime(&observed).await?;
+                    self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
+                }
+                // A server that drains is in maintenance in a process that has just started.
+                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
+                (Some(pid), self.set_states(&changes.out, status).await)
+            }
+            Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), all_set),
+            Process::Agrees { .. } | Process::Unknown => (None, all_set),
+        };
+        match pid {
+            Some(pid) if all_set => self.memory.agrees(pid, observed.version),
+            _ => self.memory.forget_process(),
+        }
+        Ok(Round::Done)
+    }
+
+    /// There is nothing to write: make the process agree with its file.
+    pub(super) async fn repair(
+        &mut self,
+        seen: &Seen,
+        changes: Changes,
+        all_set: bool,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let Seen { observed, info, .. } = seen;
+        let Changes { out: _, rest, lacks } = changes;
+        let (alone, others) = states_alone(&rest);
+        let all_set = self.set_states(&alone, status).await && all_set;
+        if lacks.is_empty() && others.is_empty() && seen.looked {
+            self.memory.unhelped(None);
+        }
+        let unhelped = |lacks, actions| self.memory.is_unhelped(lacks, actions, digest(observed));
+        if !lacks.is_empty() && !unhelped(&lacks, &[]) {
+            return self.reload_for(seen, &lacking(&lacks), status).await;
+        }
+        if others.is_empty() || unhelped(&[], &others) {
+            if self.resolves_now(seen).await? {
+                return self.reload_for(seen, "names of servers resolve now", status).await;
+            }
+            if all_set {
+                self.memory.agrees(info.pid, observed.version);
+            } else {
+                self.memory.forget_process();
+            }
+            return Ok(Round::Done);
+        }
+        if let Some(moved) = self.survey(observed).await? {
+            return Ok(Round::Again(moved));
+        }
+        match self.plane.commit_live(observed, &observed.text, &others).await {
+            Ok(()) => {
+                status.run_time_changes += others.len();
+                self.settle(seen, all_set, status).await
+            }
+            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
+            Err(WriteError::HalfLive { message }) => self.reload_for(seen, &message, status).await,
+            Err(WriteError::NotLive(why)) => self.reload_for(seen, why, status).await,
+            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a server's host name, which did not resolve when the process started, resolves now. HAProxy itself
+    /// answers: when it must not start without the address of such a server, it refuses the lines that it has no
+    /// address for.
+    async fn resolves_now(&mut self, seen: &Seen) -> Result<bool, PassError> {
+        let Seen { observed, moment, .. } = seen;
+        let servers = self.memory.take_unresolved(moment.instant);
+        if servers.is_empty() {
+            return Ok(false);
+        }
+        let must_resolve = culprit::with_addresses(observed, &servers);
+        Ok(match self.plane.validate(&must_resolve).await? {
+            Verdict::Valid => true,
+            Verdict::Refused(message) => {
+                (1..servers.len()).contains(&culprit::named_servers(&message, observed, &servers))
+            }
+            Verdict::TooLong(_) => false,
+        })
+    }
+
+    /// Loads the file as it is, since only a reload can fix how the process differs; then checks whether it did, so
+    /// that a reload that does not help is not repeated.
+    async fn reload_for(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
+        if let Some(at) = self.reload_waits(&Waiting::default(), seen) {
+            status.wake_at(at);
+            self.memory.forget_process();
+            return Ok(Round::Done);
+        }
+        tracing::warn!(finding, "the process differs from its file; reloading");
+        let observed = self.plane.observe().await?;
+        match self.plane.reload(&observed).await {
+            Ok(()) => {
+                self.reloaded(seen, status).await;
+                self.check_after_reload(seen, finding, status).await
+            }
+            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
+            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
+            Err(WriteError::ReloadFailed { message }) => {
+                Ok(Round::Again(self.not_loaded(seen, Waiting::default(), message, status)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// After a reload: sets the drains again, and remembers what the reload did not fix.
+    async fn check_after_reload(
+        &mut self,
+        seen: &Seen,
+        finding: &str,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
+        status.stage = Stage::Repair;
+        let observed = self.plane.observe().await?;
+        status.saw(&observed);
+        let process = self.plane.runtime(&observed).await?;
+        self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
+        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
+        let (alone, actions) = states_alone(&rest);
+        let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
+        let left = !lacks.is_empty() || !actions.is_empty();
+        let unhelped = left.then(|| {
+            let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(|action| action.server().0));
+            Unhelped {
+                services: named.flat_map(|name| seen.concerned(name)).collect(),
+                finding: if lacks.is_empty() { finding.to_owned() } else { lacking(&lacks) },
+                digest: digest(&observed),
+                lacks,
+                actions,
+            }
+        });
+        self.memory.unhelped(unhelped);
+        match self.memory.process(observed.version) {
+            Process::Loaded { pid } if all_set => self.memory.agrees(pid, observed.version),
+            _ => self.memory.forget_process(),
+        }
+        Ok(Round::Done)
+    }
+}
+
+/// Splits changes into states that can be set on their own, and changes that have to be made with the file: addresses,
+/// weights and ends of drains, and the states of the same servers after them.
+fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
+    let alone = |action: &&Action| matches!(action, Action::State(_, _, State::Ready | State::Drain));
+    let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).map(Action::server).collect();
+    let (with_others, alone): (Vec<_>, Vec<_>) =
+        actions.iter().cloned().partition(|action| others.contains(&action.server()));
+    let state = |action| match action {
+        Action::State(backend, server, state) => Some(StateChange { backend, server, state }),
+        Action::Address(..) | Action::Weight(..) => None,
+    };
+    (alone.into_iter().filter_map(state).collect(), with_others)
+}
+
+/// The servers that the process lacks, as text.
+fn lacking(servers: &[(BackendName, ServerName)]) -> String {
+    let more = match servers.len() {
+        0 | 1 => String::new(),
+        all => format!(", nor {} others", all - 1),
+    };
+    let first = servers.first().map(|(backend, server)| format!("{backend}/{server}")).unwrap_or_default();
+    format!("the process has no server {first}{more}, or no address for it")
+}
+
+/// A digest of the text without the lines of ours that change without a reload, and without the API's header, which
+/// changes with each write.
+pub(super) fn digest(observed: &Observed) -> u64 {
+    let ours: BTreeSet<usize> = observed.live_lines().collect();
+    let mut hasher = DefaultHasher::new();
+    for (at, line) in observed.text.lines().iter().enumerate() {
+        if !line.starts_with("# _") && !ours.contains(&at) {
+            line.hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
