@@ -76,6 +76,20 @@ async fn wait_for_seats(rig: &Rig, seats: usize) {
     .await;
 }
 
+/// Waits until file and process have as many instances of these services in service, and checks that they agree.
+async fn wait_until_in_line(rig: &Rig, services: &[&str], seats: usize) {
+    wait_for_seats(rig, seats).await;
+    wait_for(&format!("{seats} servers in the process"), Duration::from_secs(30), async || {
+        let running = rig.haproxy.running().await;
+        let ready = running.iter().filter(|(name, server)| {
+            server.state() == "ready" && services.iter().any(|service| name.starts_with(&format!("{service}/")))
+        });
+        (ready.count() == seats).then_some(())
+    })
+    .await;
+    rig.agrees().await;
+}
+
 /// The lines of the log that are errors.
 fn errors(controller: &Controller) -> Vec<String> {
     let errors = controller.events().into_iter().filter(|event| event["level"] == "ERROR");
@@ -163,8 +177,7 @@ async fn edges_come_and_go_while_services_churn() {
             has_backend(&rig.haproxy.text(), "new").then_some(())
         })
         .await;
-        wait_for_seats(rig, 4).await;
-        rig.agrees().await;
+        wait_until_in_line(rig, &["app", "new"], 4).await;
     }
     assert_eq!(leaving.haproxy.bytes(), as_it_was);
     assert_eq!(controller.http("/readyz").await, (200, "ok\n".to_owned()));
