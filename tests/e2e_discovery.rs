@@ -257,6 +257,19 @@ async fn plan_and_apply_are_about_all_edges_or_one() {
     for rig in &rigs {
         rig.agrees().await;
     }
+
+    // One of them is in the settings, too: it is one HAProxy, of that name.
+    let fixed = json!({"name": "fixed", "address": format!("{}/", rigs[0].api.as_ref().unwrap().url)});
+    let settings = json!({"haproxy": [fixed, {"service": EDGES}]}).to_string();
+    let file = rigs[0].haproxy.folder().join("settings.json");
+    std::fs::write(&file, settings).unwrap();
+    let mut env = env(&nomad, &[]);
+    env.retain(|(key, _)| key != "HAPROXY_SERVICE");
+    let both = run(&env, &["plan", "--config", file.to_str().unwrap(), "--detailed-exitcode"]).await;
+    assert_eq!(both.status.code(), Some(0), "{}", stderr(&both));
+    let headings = stdout(&both).lines().filter(|line| line.starts_with("# HAProxy ")).map(str::to_owned).collect();
+    let expected: BTreeSet<String> = ["fixed".to_owned(), node].map(|name| format!("# HAProxy {name}")).into();
+    assert_eq!((headings, stderr(&both).matches("the settings name its HAProxy").count()), (expected, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

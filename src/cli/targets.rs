@@ -46,7 +46,8 @@ pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<
 /// Those that Nomad services list; nothing is read yet.
 pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
     let nomad = Nomad::new(config.nomad.clone())?;
-    let discovery = |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone())?);
+    let discovery =
+        |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone(), &config.targets.fixed)?);
     config.targets.services.iter().map(discovery).collect()
 }
 
