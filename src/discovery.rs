@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::apply::Controller;
 use crate::catalog::Registration;
-use crate::config::{ServiceConfig, TargetConfig, is_name};
+use crate::config::{PlaneSettings, ServiceConfig, TargetConfig, is_name};
 use crate::desired::{Address, ServiceKey, encode};
 use crate::errors::{chain, kind, one_line};
 use crate::fleet::Fleet;
@@ -33,6 +33,8 @@ pub struct Discovery {
     config: ServiceConfig,
     /// The HAProxys that were found, by the IDs of their registrations; none before the first read.
     found: Option<BTreeMap<String, Found>>,
+    /// The addresses of the HAProxys in the settings, as `ServiceConfig::target` writes them.
+    fixed: BTreeSet<String>,
     outage: Outage,
     /// Registrations that the log has named as unusable, and why they are.
     refused: BTreeMap<String, String>,
@@ -63,10 +65,12 @@ struct Allocation {
 }
 
 impl Discovery {
-    /// Nothing is read yet. What a connection needs is tried, so that a bad `haproxy.ca_file` is reported at once.
-    pub fn new(nomad: Nomad, config: ServiceConfig) -> Result<Self, AccessError> {
+    /// Nothing is read yet; `fixed` are the HAProxys of the settings. What a connection needs is tried, so that a bad
+    /// `haproxy.ca_file` is reported at once.
+    pub fn new(nomad: Nomad, config: ServiceConfig, fixed: &[TargetConfig]) -> Result<Self, AccessError> {
         drop(config.target(config.service.to_string(), "127.0.0.1", 1).connect()?);
-        Ok(Self { nomad, config, found: None, outage: Outage::default(), refused: BTreeMap::new() })
+        let fixed = fixed.iter().filter_map(api_address).map(|url| url.trim_end_matches('/').to_owned()).collect();
+        Ok(Self { nomad, config, found: None, fixed, outage: Outage::default(), refused: BTreeMap::new() })
     }
 
     /// The service.
@@ -126,6 +130,9 @@ impl Discovery {
         for registration in all {
             let port = u16::try_from(registration.port).ok().filter(|port| *port > 0);
             match (registration.address.parse::<Address>(), port) {
+                (Ok(address), Some(port)) if self.is_fixed(&address, port) => {
+                    self.refuse(registration.id, "the settings name its HAProxy, too".to_owned());
+                }
                 (Ok(address), Some(port)) if places.insert((address.to_string(), port)) => {
                     registered.insert(registration.id.clone(), (registration, (address, port)));
                 }
@@ -134,6 +141,11 @@ impl Discovery {
             }
         }
         Ok(registered)
+    }
+
+    fn is_fixed(&self, address: &Address, port: u16) -> bool {
+        let target = self.config.target(String::new(), &address.to_string(), port);
+        api_address(&target).is_some_and(|url| self.fixed.contains(url))
     }
 
     /// Those that were not there before.
@@ -203,6 +215,13 @@ impl Discovery {
             }
             Failure::Known => tracing::debug!(%service, %error, "cannot read the HAProxys of a service, as before"),
         }
+    }
+}
+
+fn api_address(target: &TargetConfig) -> Option<&str> {
+    match &target.plane {
+        PlaneSettings::Dataplane(api, _) => Some(&api.address),
+        PlaneSettings::Local(_) => None,
     }
 }
 

@@ -3,6 +3,8 @@
 //! What they share is the catalog, the task that watches it, and what the log has said of services. Everything else is
 //! each one's own: a HAProxy that hangs, refuses or is new delays no other.
 
+pub mod membership;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -20,8 +22,6 @@ use crate::health;
 use crate::metrics::Metrics;
 use crate::reconcile::{Loop, Outlets};
 use crate::report::{Notes, Reporter};
-
-pub mod membership;
 
 use membership::Register;
 

@@ -49,7 +49,8 @@ pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
         return Ok(Vec::new());
     }
     let nomad = Nomad::new(config.nomad.clone())?;
-    let discovery = |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone())?);
+    let discovery =
+        |service: &ServiceConfig| Ok(Discovery::new(nomad.clone(), service.clone(), &config.targets.fixed)?);
     config.targets.services.iter().map(discovery).collect()
 }
 

@@ -48,7 +48,7 @@ impl Register {
 }
 
 impl Membership {
-    /// Has the registrations read, and waits for that, but no longer than [`PATIENCE`]. If the HAProxy is no longer
+    /// Has the registrations read, and waits for that, but no longer than two seconds. If the HAProxy is no longer
     /// registered, its loop is aborted in here.
     pub async fn confirm(&mut self) {
         let since = Instant::now();
