@@ -45,9 +45,10 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Res
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
     health.set_searching(!discoveries.is_empty());
+    fleet.add_fixed(fixed);
+    // Not before: without any HAProxy there is none that is not ready.
     let tasks = TaskTracker::new();
     let server = tasks.spawn(http::serve(listener, metrics, health, stop.clone()));
-    fleet.add_fixed(fixed);
     if !discoveries.is_empty() {
         let following = follow(&mut fleet, discoveries, config.timings.resync_interval, connector);
         stop.run_until_cancelled(following).await;
