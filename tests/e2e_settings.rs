@@ -135,7 +135,11 @@ mod owner {
     pub async fn with_a_reload(rig: Rig, _way: Way) {
         write_catalog(&rig.catalog(), &catalog());
         apply(&owned_by(&rig, "nomad"), &rig.catalog()).await;
-        let foreign = foreign_meaning(&rig.haproxy.text());
+        // With `transaction`, version 3.0 of the API loses the last comment of a section, with a warning; its lines stay.
+        let lines = |text: &str| -> Vec<String> {
+            foreign_meaning(text).into_iter().filter(|line| line != "the end").collect()
+        };
+        let foreign = lines(&rig.haproxy.text());
         write_catalog(&rig.catalog(), &[catalog(), vec![instance("new", 3001, &[])]].concat());
         let mut green = owned_by(&rig, "green");
         green.push(("HAPROXY_WRITE".to_owned(), "transaction".to_owned()));
@@ -144,7 +148,7 @@ mod owner {
         assert!(said.contains("1 backends to create, 3 to change") && said.contains("Applied: one reload"), "{said}");
         assert_eq!(rig.haproxy.reloads().await, reloads + 1);
         assert!(!has_old_mark(&rig), "{}", rig.haproxy.text());
-        assert_eq!(foreign_meaning(&rig.haproxy.text().replace("green", "nomad")), foreign);
+        assert_eq!(lines(&rig.haproxy.text().replace("green", "nomad")), foreign);
         is_done(&rig, &green).await;
     }
 
