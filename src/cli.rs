@@ -158,20 +158,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         config.targets.adopt(other)?;
     }
     match command {
-        Command::Plan {
-            catalog: Some(catalog),
-            haproxy_config: Some(file),
-            haproxy_version,
-            detailed_exitcode,
-            output,
-            out,
-            allow_removals: _,
-            adopt: _,
-        } => {
-            let plans = Plans::offline(&config, haproxy.as_deref(), &catalog, &file, haproxy_version)?;
-            plans.show(output, out.as_deref())?;
-            plans.exit_code(detailed_exitcode)
-        }
         Command::Catalog => {
             let read = targets::catalog(&config, None)?.source().read(&BTreeSet::new()).await?;
             print::print(&catalog::file::render(&read))?;
@@ -186,16 +172,20 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Run { catalog } => serve::serve(&config, catalog).await,
         Command::Plan {
             catalog,
-            haproxy_config: _,
-            haproxy_version: _,
+            haproxy_config,
+            haproxy_version,
             detailed_exitcode,
             output,
             out,
             allow_removals: _,
             adopt: _,
         } => {
-            let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
-            let plans = Plans::of(controllers).await;
+            let plans = match (catalog, haproxy_config) {
+                (Some(catalog), Some(file)) => {
+                    Plans::offline(&config, haproxy.as_deref(), &catalog, &file, haproxy_version)?
+                }
+                (catalog, _) => Plans::of(targets::controllers(&config, haproxy.as_deref(), catalog).await?).await,
+            };
             plans.show(output, out.as_deref())?;
             plans.exit_code(detailed_exitcode)
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use futures_util::future::join_all;
 
 use crate::apply::{Controller, Moment, Outcome, PassStatus};
@@ -12,7 +12,7 @@ use crate::desired::Severity;
 use crate::errors::chain;
 use crate::plan::review::{Review, Reviews};
 
-use super::print::{coloured, heading, print};
+use super::print::{self, coloured, heading, print};
 use super::targets::Controllers;
 
 /// Runs a pass over each; with a plan file, only over those that it has a plan for.
@@ -41,12 +41,10 @@ pub(super) async fn apply(controllers: Controllers, plan: Option<&Path>, strict:
     };
     let noted = done.iter().any(|(_, status)| has_notes(status));
     let total = done.len();
-    let mut errors: Vec<_> = done.into_iter().filter_map(|(name, status)| Some((name, status.error?))).collect();
-    match (errors.pop(), errors.len(), are_named) {
-        (None, _, _) => Ok(if strict && noted { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
-        (Some((_, error)), 0, false) => Err(error.into()),
-        (Some((name, _)), 0, true) => bail!("not all was done on the HAProxy {name} of {total}"),
-        (Some(_), more, _) => bail!("not all was done on {} of {total} HAProxys", more + 1),
+    let errors = done.into_iter().filter_map(|(name, status)| Some((name, status.error?.into()))).collect();
+    match print::failure(errors, total, are_named, "not all was done on") {
+        Some(error) => Err(error),
+        None => Ok(if strict && noted { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
     }
 }
 
@@ -104,11 +102,7 @@ fn said(status: &PassStatus) -> String {
         }
         written => written.iter().map(|summary| coloured(&summary.to_string())).collect(),
     };
-    let how = match reloads {
-        0 => "no reload".to_owned(),
-        1 => "one reload".to_owned(),
-        more => format!("{more} reloads"),
-    };
+    let how = print::reloads(*reloads);
     text += &match status.outcome() {
         Outcome::Unchanged => format!("Nothing to do: HAProxy is in line with the catalog (version {version}).\n"),
         Outcome::Applied => format!("Applied: {how}, version {version}.\n"),

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ use crate::plan::review::{Review, Reviews};
 use crate::target;
 
 use super::Output;
-use super::print::{coloured, heading, print};
+use super::print::{self, coloured, heading, print};
 use super::targets::{self, Controllers};
 
 /// What a pass over each HAProxy would do.
@@ -156,13 +156,8 @@ impl Plans {
             ExitCode::SUCCESS
         };
         let total = self.all.len();
-        let mut errors: Vec<_> = self.all.into_iter().filter_map(|(name, plan)| Some((name, plan.err()?))).collect();
-        match (errors.pop(), errors.len(), self.are_named) {
-            (None, _, _) => Ok(code),
-            (Some((_, error)), 0, false) => Err(error.into()),
-            (Some((name, _)), 0, true) => bail!("there is no plan for the HAProxy {name} of {total}"),
-            (Some(_), more, _) => bail!("there is no plan for {} of {total} HAProxys", more + 1),
-        }
+        let errors = self.all.into_iter().filter_map(|(name, plan)| Some((name, plan.err()?.into()))).collect();
+        print::failure(errors, total, self.are_named, "there is no plan for").map_or(Ok(code), Err)
     }
 }
 

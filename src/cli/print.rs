@@ -2,12 +2,39 @@
 
 use std::io::{IsTerminal, Write};
 
+use anyhow::anyhow;
+
 /// Red and green for a person at a terminal, unless NO_COLOR is set.
 pub(super) fn coloured(text: &str) -> String {
     if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
         return text.to_owned();
     }
     text.lines().map(painted).collect()
+}
+
+/// How many reloads a pass made.
+pub(super) fn reloads(reloads: u32) -> String {
+    match reloads {
+        0 => "no reload".to_owned(),
+        1 => "one reload".to_owned(),
+        more => format!("{more} reloads"),
+    }
+}
+
+/// The error of a command whose `errors` are each that of one of `total` HAProxys; `None`: there is none. A single one
+/// without a name has its own error; others were printed where they belong, and `what` says what did not happen.
+pub(super) fn failure(
+    mut errors: Vec<(String, anyhow::Error)>,
+    total: usize,
+    are_named: bool,
+    what: &str,
+) -> Option<anyhow::Error> {
+    let (name, error) = errors.pop()?;
+    Some(match (errors.len(), are_named) {
+        (0, false) => error,
+        (0, true) => anyhow!("{what} the HAProxy {name} of {total}"),
+        (more, _) => anyhow!("{what} {} of {total} HAProxys", more + 1),
+    })
 }
 
 /// What stands above the part of the output that is about one of several HAProxys.

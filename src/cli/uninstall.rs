@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail, ensure};
+use anyhow::{anyhow, ensure};
 use futures_util::future::join_all;
 
 use crate::apply::{Controller, DryRun, Moment, PassError, PassStatus};
@@ -12,7 +12,7 @@ use crate::plan::Kept;
 use crate::plan::display::Summary;
 use crate::plan::review::Review;
 
-use super::print::{coloured, heading, print};
+use super::print::{self, coloured, heading, print};
 use super::targets::Controllers;
 
 /// One HAProxy, after what would be removed was shown.
@@ -131,11 +131,7 @@ fn because(error: PassError) -> anyhow::Error {
 /// What was done to one.
 fn said(status: &PassStatus) -> String {
     let PassStatus { kept, reloads, error, .. } = status;
-    let how = match reloads {
-        0 => "no reload".to_owned(),
-        1 => "one reload".to_owned(),
-        more => format!("{more} reloads"),
-    };
+    let how = print::reloads(*reloads);
     match (error, kept.len()) {
         (Some(_), _) => format!("Not all was removed; {}.\n", status.done()),
         (None, 0) => format!("Removed: {how}.\n"),
@@ -148,12 +144,10 @@ fn said(status: &PassStatus) -> String {
 fn outcome(done: Vec<Target>, are_named: bool) -> anyhow::Result<ExitCode> {
     let total = done.len();
     let is_incomplete = done.iter().any(|target| target.is_incomplete);
-    let mut errors: Vec<_> = done.into_iter().filter_map(|target| Some((target.name, target.error?))).collect();
-    match (errors.pop(), errors.len(), are_named) {
-        (None, _, _) => Ok(if is_incomplete { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
-        (Some((_, error)), 0, false) => Err(error),
-        (Some((name, _)), 0, true) => bail!("not all was removed from the HAProxy {name} of {total}"),
-        (Some(_), more, _) => bail!("not all was removed from {} of {total} HAProxys", more + 1),
+    let errors = done.into_iter().filter_map(|target| Some((target.name, target.error?))).collect();
+    match print::failure(errors, total, are_named, "not all was removed from") {
+        Some(error) => Err(error),
+        None => Ok(if is_incomplete { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
     }
 }
 

@@ -193,9 +193,13 @@ impl Builder<'_> {
         // being rolled out.
         read.sort_by(|(a, _), (b, _)| age(a).cmp(&age(b)));
         self.drop_older_copies(&mut read);
-        let why = |intent: &Intent| self.unclear(intent);
-        let (unclear, read): (Vec<_>, Vec<_>) = read.into_iter().partition(|(_, intent)| why(intent).is_some());
-        let unclear: Vec<_> = unclear.into_iter().filter_map(|(one, intent)| Some((one, why(&intent)?))).collect();
+        let mut unclear = Vec::new();
+        read.retain(|(registration, intent)| {
+            let why = self.unclear(intent);
+            let is_clear = why.is_none();
+            unclear.extend(why.map(|why| (*registration, why)));
+            is_clear
+        });
         match (read.last(), unclear.last()) {
             (None, None) => Wanted::Nothing,
             (None, Some((_, (code, why)))) => {
