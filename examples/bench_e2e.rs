@@ -6,6 +6,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nomad_haproxy::apply::{Controller, Moment, Options};
@@ -68,7 +69,7 @@ impl Bench {
         };
         let plane = Dataplane::new(settings, owner, write).unwrap();
         let controller = Controller::new(
-            Box::new(plane),
+            Arc::new(plane),
             SharedCatalog::new(Source::File(rig.catalog())),
             Options {
                 build,

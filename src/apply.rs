@@ -14,6 +14,7 @@ mod repair;
 mod status;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::{self, StreamExt};
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::catalog::shared::{Reading, SharedCatalog};
 use crate::desired::build::{self, Built, TargetNames};
-use crate::desired::{BackendName, ServiceKey};
+use crate::desired::{BackendName, InstanceId, ServiceKey};
 use crate::errors::chain;
 use crate::fleet::Names;
 use crate::observed::Observed;
@@ -29,11 +30,11 @@ use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
 use crate::plan::{self, Action, Changes, Conflict, Kept, Part, Waiting};
-use crate::plane::{HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
+use crate::plane::{AccessError, HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
-pub use status::{Counts, Outcome, PassError, PassStatus, Slots, Stage};
+pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage};
 
 /// How many rounds one pass may take.
 const ROUNDS: usize = 4;
@@ -100,12 +101,14 @@ pub struct DryRun {
 /// Runs passes on one HAProxy.
 #[derive(Debug)]
 pub struct Controller {
-    plane: Box<dyn Plane>,
+    plane: Arc<dyn Plane>,
     source: SharedCatalog,
     options: Options,
     memory: Memory,
     guard: guard::Guard,
     arrivals: Arrivals,
+    /// Who sat where at the end of the last pass.
+    seats: Arc<Seats>,
     /// Its HAProxy's name, and those of all.
     name: String,
     names: Names,
@@ -144,11 +147,12 @@ enum Attempt {
 
 impl Controller {
     /// Sets one up; nothing is sent yet.
-    pub fn new(plane: Box<dyn Plane>, source: SharedCatalog, options: Options) -> Self {
+    pub fn new(plane: Arc<dyn Plane>, source: SharedCatalog, options: Options) -> Self {
         let guard = guard::Guard::new(options.guard);
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
         let names = watch::Sender::default().subscribe();
-        Self { plane, source, options, memory, guard, arrivals, name: String::new(), names }
+        let (seats, name) = (Arc::default(), String::new());
+        Self { plane, source, options, memory, guard, arrivals, seats, name, names }
     }
 
     /// Names the HAProxy among others, for services that choose between them.
@@ -165,6 +169,45 @@ impl Controller {
             plan.linger = plan.linger.saturating_add(review.age(plan.now));
         }
         self
+    }
+
+    /// The connection to its HAProxy.
+    pub fn plane(&self) -> Arc<dyn Plane> {
+        self.plane.clone()
+    }
+
+    /// Lets go of what the guard holds now. Returns how many instances that is.
+    pub fn release(&mut self) -> usize {
+        self.guard.release()
+    }
+
+    /// Whether an instance is gone that HAProxy still sends traffic to, as far as the catalog says now and HAProxy did
+    /// in the last pass. Asks Nomad only.
+    pub async fn has_leaver(&self, moment: Moment) -> bool {
+        let occupants = self.seats.backends.values().flat_map(|backend| &backend.servers);
+        let seated: BTreeSet<_> = occupants.filter_map(|server| server.occupant.id()).collect();
+        if seated.is_empty() {
+            return false;
+        }
+        let served = self.seats.namespaces();
+        let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, false).await else {
+            return false;
+        };
+        let registered: BTreeSet<_> = catalog.services.values().flatten().map(|one| InstanceId::new(&one.id)).collect();
+        seated.into_iter().any(|id| !registered.contains(id))
+    }
+
+    /// Asks HAProxy which it is, and nothing else.
+    pub async fn probe(&self) -> Result<(), AccessError> {
+        self.plane.info().await.map(drop)
+    }
+
+    /// Has HAProxy load its configuration again.
+    pub async fn reload(&mut self) -> Result<(), WriteError> {
+        self.memory.forget_process();
+        self.plane.recover().await?;
+        let observed = self.plane.observe().await?;
+        self.plane.reload(&observed).await
     }
 
     /// Runs one pass. With `review`, only if it does what was reviewed.
@@ -190,6 +233,9 @@ impl Controller {
             self.guard.announce(status.guard.as_ref(), &status.namespaces);
         }
         self.memory.ended(status.error.is_none());
+        if status.has_observed() {
+            self.seats = status.seats.clone();
+        }
         status
     }
 
@@ -206,6 +252,7 @@ impl Controller {
         let owner = self.options.plan.owner.clone();
         let mut permit = review.map(|review| Permit::new(review, &owner));
         let info = self.plane.info().await?;
+        status.haproxy = Some(info.clone());
         self.memory.saw_process(info.pid, moment.everything);
         if !self.memory.is_clean() {
             self.plane.recover().await?;
@@ -213,7 +260,7 @@ impl Controller {
         let mut reading = None;
         let mut rounds = 0;
         loop {
-            let seen = self.look(info, moment, &mut reading, status).await?;
+            let seen = self.look(info.clone(), moment, &mut reading, status).await?;
             match self.round(seen, permit.as_mut(), status).await? {
                 Round::Done => return Ok(()),
                 Round::Search => {}
@@ -261,7 +308,7 @@ impl Controller {
             }
         };
         status.index = catalog.index;
-        status.catalog_read = Some(*at);
+        (status.catalog_read, status.catalog) = (Some(*at), Some(catalog.clone()));
         let init_state = info.version.has_init_state();
         let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
         let options = build::Options { init_state, targets, ..self.options.build.clone() };
@@ -300,7 +347,14 @@ impl Controller {
             status.stage = Stage::Apply;
             status.notes.clone_from(&draft.notes);
             status.kept.clone_from(&draft.kept);
-            match self.attempt(&seen, &draft, permit.is_some(), status).await? {
+            let attempt = self.attempt(&seen, &draft, permit.is_some(), status).await;
+            status.pending = match &attempt {
+                Ok(Attempt::Ended(_)) => self.waiting(&seen, &draft),
+                Ok(Attempt::Refused(_)) => None,
+                Err(_) if draft.plan.is_empty() => None,
+                Err(_) => Some(draft.summary(&seen.observed, &draft.after.text)),
+            };
+            match attempt? {
                 Attempt::Ended(round) => return Ok(round),
                 Attempt::Refused(error) => self.leave_out(&seen, &draft, error).await?,
             }
@@ -400,6 +454,17 @@ impl Controller {
         Ok(draft)
     }
 
+    /// What a draft leaves for a later pass.
+    fn waiting(&self, seen: &Seen, draft: &Draft) -> Option<Summary> {
+        if draft.waiting.is_empty() {
+            return None;
+        }
+        let Seen { moment, built, .. } = seen;
+        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let rest = Draft::new(built, &draft.after, &options, &self.memory.left_out(moment.instant)).ok()?;
+        Some(rest.summary(&draft.after, &rest.after.text))
+    }
+
     /// Until when changes that need a reload wait, if they do.
     fn reload_waits(&mut self, waiting: &Waiting, seen: &Seen) -> Option<Instant> {
         let now = seen.moment.instant;
@@ -491,7 +556,10 @@ impl Controller {
         status.reloads += 1;
         self.memory.could_load();
         match self.plane.info().await {
-            Ok(info) => self.memory.loaded(info.pid, seen.moment.instant),
+            Ok(info) => {
+                self.memory.loaded(info.pid, seen.moment.instant);
+                status.haproxy = Some(info);
+            }
             // It is loaded; if the process does not answer right now, the next pass looks at it.
             Err(_) => {
                 self.memory.loaded(seen.info.pid, seen.moment.instant);

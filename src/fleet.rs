@@ -15,18 +15,38 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::apply::Controller;
+use crate::breaker::{self, Breaker};
 use crate::catalog::shared::SharedCatalog;
 use crate::catalog::watch::watch;
-use crate::config::Timings;
-use crate::health;
+use crate::command::{Handle, Handles};
+use crate::config::{Config, Timings};
 use crate::metrics::Metrics;
 use crate::reconcile::{Loop, Outlets};
 use crate::report::{Notes, Reporter};
+use crate::status::Board;
 
 use membership::Register;
 
 /// The names of the HAProxys, for tags that choose between them. They change as HAProxys come and go.
 pub type Names = watch::Receiver<Arc<BTreeSet<String>>>;
+
+/// Where the loops are seen from outside, and reached.
+#[derive(Debug, Clone)]
+pub struct Faces {
+    /// The state of all.
+    pub board: Arc<Board>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The ways to the loops.
+    pub handles: Handles,
+}
+
+impl Default for Faces {
+    fn default() -> Self {
+        let board = Arc::new(Board::default());
+        Self { metrics: Arc::new(Metrics::new(board.clone())), board, handles: Handles::default() }
+    }
+}
 
 /// The loops that run, and what they have in common.
 #[derive(Debug)]
@@ -35,8 +55,10 @@ pub struct Fleet {
     /// Whether the log names HAProxys: where there can be only one, it does not.
     is_named: bool,
     changed: watch::Sender<Instant>,
-    metrics: Arc<Metrics>,
-    health: Arc<health::Fleet>,
+    /// Cancelled when `changed` is complete.
+    watching: CancellationToken,
+    breaker: breaker::Options,
+    faces: Faces,
     notes: Notes,
     names: watch::Sender<Arc<BTreeSet<String>>>,
     running: BTreeMap<String, JoinHandle<()>>,
@@ -48,22 +70,17 @@ pub struct Fleet {
 
 impl Fleet {
     /// Starts to watch the catalog; no loop runs yet.
-    pub fn start(
-        catalog: &SharedCatalog,
-        timings: Timings,
-        is_named: bool,
-        metrics: Arc<Metrics>,
-        health: Arc<health::Fleet>,
-        stop: CancellationToken,
-    ) -> Self {
-        let changed = watch::Sender::new(Instant::now());
-        let watching = watch(catalog.source().clone(), changed.clone(), metrics.clone());
+    pub fn start(catalog: &SharedCatalog, config: &Config, faces: Faces, stop: CancellationToken) -> Self {
+        let (changed, watching) = (watch::Sender::new(Instant::now()), CancellationToken::new());
+        let task = watch(catalog.source().clone(), changed.clone(), faces.board.clone(), watching.clone());
         let stopped = stop.clone();
         let loops = TaskTracker::new();
-        loops.spawn(async move { stopped.run_until_cancelled(watching).await });
+        loops.spawn(async move { stopped.run_until_cancelled(task).await });
+        let Config { timings, breaker, targets, .. } = config;
+        let (timings, breaker, is_named) = (*timings, *breaker, !targets.is_single());
         let (notes, names, running) = (Notes::default(), watch::Sender::default(), BTreeMap::new());
         let register = Register::default();
-        Self { timings, is_named, changed, metrics, health, notes, names, running, register, loops, stop }
+        Self { timings, is_named, changed, watching, breaker, faces, notes, names, running, register, loops, stop }
     }
 
     /// The names, as they are at any time.
@@ -97,16 +114,27 @@ impl Fleet {
             Arc::make_mut(names).extend(targets.iter().map(|(name, _)| name.clone()));
         });
         for (name, controller) in targets {
-            self.metrics.add(&name);
+            let (handle, commands) = Handle::new(controller.plane());
+            self.faces.handles.add(&name, handle);
+            self.faces.metrics.add(&name);
+            self.faces.board.add(&name);
             let outlets = Outlets {
                 name: name.clone(),
                 is_named: self.is_named,
-                metrics: self.metrics.clone(),
-                health: self.health.add(&name),
+                metrics: self.faces.metrics.clone(),
+                board: self.faces.board.clone(),
                 reporter: Reporter::new(&name, self.notes.clone()),
                 membership: found.then(|| self.register.membership()),
             };
-            let one = Loop { controller, timings: self.timings, changed: self.changed.subscribe(), outlets };
+            let one = Loop {
+                controller,
+                timings: self.timings,
+                breaker: Breaker::new(self.breaker),
+                changed: self.changed.subscribe(),
+                watching: self.watching.clone(),
+                commands,
+                outlets,
+            };
             self.running.insert(name, self.loops.spawn(one.run(self.stop.clone())));
         }
     }
@@ -122,8 +150,9 @@ impl Fleet {
         self.names.send_modify(|names| {
             Arc::make_mut(names).remove(name);
         });
-        self.metrics.forget(name);
-        self.health.forget(name);
+        self.faces.metrics.forget(name);
+        self.faces.board.forget(name);
+        self.faces.handles.forget(name);
         self.notes.forget(name);
     }
 
@@ -135,7 +164,7 @@ impl Fleet {
     /// A read of all registrations, or an attempt at it, began then and has ended.
     pub fn was_read(&self, began: Instant, is_complete: bool) {
         if is_complete {
-            self.health.set_searching(false);
+            self.faces.board.set_searching(false);
         }
         self.register.was_read(began);
     }
@@ -153,7 +182,8 @@ impl Fleet {
 mod tests {
     use super::*;
     use crate::catalog::Source;
-    use crate::config::{Config, Settings};
+    use crate::config::Settings;
+    use crate::health;
     use crate::metrics::Format;
     use crate::target;
 
@@ -169,16 +199,13 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_reported_if_the_haproxy_is_still_registered() {
         let catalog = SharedCatalog::new(Source::File("/none".into()));
-        let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(health::Fleet::default()));
-        let timings = Timings {
-            resync_interval: std::time::Duration::from_secs(3600),
-            quiet_period: std::time::Duration::ZERO,
-            max_wait: std::time::Duration::ZERO,
-        };
-        let stop = CancellationToken::new();
-        let mut fleet = Fleet::start(&catalog, timings, true, metrics.clone(), health.clone(), stop);
+        let settings = r#"{"reconcile": {"resync_interval": "1h"}, "haproxy": {"service": "edges", "password": "p"}}"#;
+        let settings: Settings = serde_json::from_str(settings).expect("settings");
+        let config = Config::try_from(settings).expect("good settings");
+        let faces = Faces::default();
+        let mut fleet = Fleet::start(&catalog, &config, faces.clone(), CancellationToken::new());
         let failures = |name: &str| {
-            let text = metrics.render(Format::Text);
+            let text = faces.metrics.render(Format::Text);
             let wanted = format!("nomad_haproxy_pass_failures_total{{haproxy=\"{name}\",stage=\"observe\"}} ");
             text.lines().find_map(|line| line.strip_prefix(&wanted).map(str::to_owned))
         };
@@ -186,7 +213,10 @@ mod tests {
         fleet.add_found(vec![found(&fleet, &catalog, "leaves")]);
         fleet.asked().await;
         fleet.forget("leaves").await;
-        assert_eq!((failures("leaves"), health.is_empty(), fleet.names().borrow().len()), (None, true, 0));
+        assert_eq!(
+            (failures("leaves"), faces.board.read().targets.is_empty(), fleet.names().borrow().len()),
+            (None, true, 0)
+        );
 
         fleet.add_found(vec![found(&fleet, &catalog, "stays")]);
         fleet.asked().await;
@@ -198,6 +228,7 @@ mod tests {
             }
         };
         tokio::time::timeout(std::time::Duration::from_secs(20), reported).await.expect("it is reported");
-        assert_eq!(health.not_ready(None).map(|all| all.len()), Ok(1));
+        let not_ready = health::not_ready(&faces.board.read(), None, Instant::now());
+        assert_eq!(not_ready.map(|all| all.len()), Ok(1));
     }
 }

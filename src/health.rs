@@ -1,21 +1,15 @@
 //! Whether the loops are alive, and whether each HAProxy is in line with the catalog.
 //!
-//! Each loop publishes one value, [`State`]; every answer is computed from that value and the time. A request causes no
-//! read of HAProxy or Nomad, so an answer is as old as the last pass: at most `reconcile.resync_interval`, if nothing
-//! woke the loop before.
+//! A view of the [`Status`] and the time.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use thiserror::Error;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::apply::{PassStatus, Stage};
 use crate::errors::one_line;
+use crate::status::{Status, UnknownName};
 
 /// A pass may take this long before the loop counts as stuck: its slowest step, a reload, may take a minute, and there
 /// are several. Between passes the loop waits for as long as nothing happens, and counts as alive.
@@ -84,11 +78,11 @@ fn count(passes: u64) -> String {
 }
 
 impl State {
-    fn began(&mut self, now: Instant) {
+    pub(crate) fn began(&mut self, now: Instant) {
         self.running = Some(now);
     }
 
-    fn ended(&mut self, status: &PassStatus, now: Instant) {
+    pub(crate) fn ended(&mut self, status: &PassStatus, now: Instant) {
         let since = self.running.take().unwrap_or(now);
         let Some(error) = &status.error else {
             (self.converged, self.failing) = (Some(now), None);
@@ -124,107 +118,21 @@ impl State {
     }
 }
 
-/// Publishes the [`State`] of one HAProxy's loop.
-#[derive(Debug, Default)]
-pub struct Health(watch::Sender<State>);
-
-impl Health {
-    /// A pass begins.
-    pub fn began(&self) {
-        self.0.send_modify(|state| state.began(Instant::now()));
-    }
-
-    /// A pass has ended.
-    pub fn ended(&self, status: &PassStatus) {
-        self.0.send_modify(|state| state.ended(status, Instant::now()));
-    }
-
-    /// The state, now and whenever it changes.
-    pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.0.subscribe()
-    }
-
-    /// Whether the loop is running.
-    pub fn is_live(&self) -> bool {
-        self.0.borrow().is_live(Instant::now())
-    }
-
-    /// Whether HAProxy is in line with the catalog, as far as is known.
-    pub fn readiness(&self) -> Result<(), NotReady> {
-        self.0.borrow().readiness(Instant::now())
-    }
-}
-
-/// Every HAProxy's health, by name.
-#[derive(Debug, Default)]
-pub struct Fleet {
-    all: watch::Sender<BTreeMap<String, Arc<Health>>>,
-    is_searching: AtomicBool,
-}
-
-/// A request names a HAProxy that does not exist.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("no HAProxy is called {asked:?}; there are: {}", .names.join(", "))]
-pub struct UnknownName {
-    /// The requested name.
-    pub asked: String,
-    /// The existing ones.
-    pub names: Vec<String>,
-}
-
-impl Fleet {
-    /// Adds a HAProxy, before its first pass.
-    pub fn add(&self, name: &str) -> Arc<Health> {
-        let health = Arc::new(Health::default());
-        self.all.send_modify(|all| drop(all.insert(name.to_owned(), health.clone())));
-        health
-    }
-
-    /// Removes a HAProxy that is no longer registered.
-    pub fn forget(&self, name: &str) {
-        self.all.send_modify(|all| drop(all.remove(name)));
-    }
-
-    /// Whether all loops are alive.
-    pub fn is_live(&self) -> bool {
-        self.all.borrow().values().all(|health| health.is_live())
-    }
-
-    /// The HAProxys, or the one of this name, that are not in line with the catalog as far as is known, and why.
-    pub fn not_ready(&self, only: Option<&str>) -> Result<Vec<(String, NotReady)>, UnknownName> {
-        let all = self.all.borrow();
-        if let Some(asked) = only.filter(|name| !all.contains_key(*name)) {
-            return Err(UnknownName { asked: asked.to_owned(), names: all.keys().cloned().collect() });
-        }
-        let asked = all.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
-        Ok(asked.filter_map(|(name, health)| Some((name.clone(), health.readiness().err()?))).collect())
-    }
-
-    /// While this is set, it is unknown which HAProxys there are.
-    pub fn set_searching(&self, is_searching: bool) {
-        self.is_searching.store(is_searching, Ordering::Relaxed);
-    }
-
-    /// Whether it is unknown which HAProxys there are.
-    pub fn is_searching(&self) -> bool {
-        self.is_searching.load(Ordering::Relaxed)
-    }
-
-    /// How many HAProxys there are.
-    pub fn len(&self) -> usize {
-        self.all.borrow().len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// The HAProxys, or the one of this name, that are not in line with the catalog as far as is known, and why.
+pub fn not_ready(status: &Status, only: Option<&str>, now: Instant) -> Result<Vec<(String, NotReady)>, UnknownName> {
+    let chosen = status.chosen(only)?;
+    Ok(chosen
+        .into_iter()
+        .filter_map(|(name, target)| Some((name.to_owned(), target.health.readiness(now).err()?)))
+        .collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::apply::PassError;
+    use crate::reconcile::Wake;
+    use crate::status::Board;
 
     fn good() -> PassStatus {
         PassStatus::default()
@@ -334,17 +242,17 @@ mod tests {
     }
 
     #[test]
-    fn a_fleet_is_ready_when_each_of_it_is() {
-        let fleet = Fleet::default();
-        assert_eq!(fleet.not_ready(None), Ok(Vec::new()), "none is out of line");
-        let (a, _b) = (fleet.add("a"), fleet.add("b"));
-        a.began();
-        a.ended(&good());
-        assert_eq!(fleet.not_ready(None), Ok(vec![("b".to_owned(), NotReady::Starting)]));
-        assert_eq!(fleet.not_ready(Some("a")), Ok(Vec::new()));
-        let error = fleet.not_ready(Some("c")).expect_err("there is none");
-        assert_eq!(error.to_string(), "no HAProxy is called \"c\"; there are: a, b");
-        fleet.forget("b");
-        assert_eq!(fleet.not_ready(None), Ok(Vec::new()));
+    fn several_are_ready_when_each_is() {
+        let board = Board::default();
+        let not_ready = |only| not_ready(&board.read(), only, Instant::now());
+        assert_eq!(not_ready(None), Ok(Vec::new()), "none is out of line");
+        for name in ["a", "b"] {
+            board.add(name);
+        }
+        board.passed("a", &good(), Duration::ZERO, Wake::Started);
+        assert_eq!(not_ready(None), Ok(vec![("b".to_owned(), NotReady::Starting)]));
+        assert_eq!(not_ready(Some("a")), Ok(Vec::new()));
+        board.forget("b");
+        assert_eq!(not_ready(None), Ok(Vec::new()));
     }
 }

@@ -1,7 +1,9 @@
-//! `/healthz`, `/readyz` and `/metrics`.
+//! `/healthz`, `/readyz`, `/metrics`, and the API.
+
+mod api;
+mod view;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -15,11 +17,13 @@ use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::{Fleet, NotReady};
-use crate::metrics::{Format, Metrics};
-use crate::shutdown;
+use crate::fleet::Faces;
+use crate::health::NotReady;
+use crate::metrics::Format;
+use crate::{health, shutdown};
 
 /// For the header of a request, also of the next one on a kept-alive connection: longer than most intervals between
 /// scrapes and probes, so that these can reuse their connections.
@@ -29,8 +33,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 struct Shared {
-    metrics: Arc<Metrics>,
-    fleet: Arc<Fleet>,
+    faces: Faces,
+    rendered: api::Rendered,
 }
 
 /// Opens the listener, so that a port in use is reported before anything else begins.
@@ -40,13 +44,8 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves until it is stopped, and then for at most [`shutdown::ANSWERS`]: idle connections are closed at once, the
 /// others after their answer or when the time is over.
-pub async fn serve(
-    listener: TcpListener,
-    metrics: Arc<Metrics>,
-    fleet: Arc<Fleet>,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let service = TowerToHyperService::new(router(Shared { metrics, fleet }));
+pub async fn serve(listener: TcpListener, faces: Faces, stop: CancellationToken) -> std::io::Result<()> {
+    let service = TowerToHyperService::new(router(Shared { faces, rendered: api::Rendered::default() }));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     // Dropping the set aborts its tasks.
@@ -78,11 +77,12 @@ fn router(shared: Shared) -> Router {
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
+        .merge(api::routes())
         .with_state(shared)
 }
 
 async fn alive(State(shared): State<Shared>) -> (StatusCode, &'static str) {
-    if shared.fleet.is_live() {
+    if shared.faces.board.read().is_live(Instant::now()) {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not alive: a pass does not end\n")
@@ -95,14 +95,15 @@ struct Asked {
 }
 
 async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (StatusCode, String) {
-    if shared.fleet.is_searching() {
+    let status = shared.faces.board.read();
+    if status.is_searching {
         let why = "not ready: the registrations of haproxy.service have not been read yet\n";
         return (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
     }
-    match shared.fleet.not_ready(asked.haproxy.as_deref()) {
+    match health::not_ready(&status, asked.haproxy.as_deref(), Instant::now()) {
         Ok(not_ready) if not_ready.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
         Ok(not_ready) => {
-            let is_named = shared.fleet.len() > 1;
+            let is_named = status.targets.len() > 1;
             let line = |(name, why): &(String, NotReady)| match is_named {
                 true => format!("{name}: {why}"),
                 // A single one needs no name.
@@ -118,5 +119,5 @@ async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (Sta
 async fn metrics_text(State(shared): State<Shared>, headers: HeaderMap) -> impl IntoResponse {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let format = Format::accepted(accepted);
-    ([(header::CONTENT_TYPE, format.content_type())], shared.metrics.render(format))
+    ([(header::CONTENT_TYPE, format.content_type())], shared.faces.metrics.render(format))
 }

@@ -40,8 +40,10 @@
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
 //!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
-//! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it. [`report`]: the
-//!   log of passes. [`health`]: whether the loops are alive, and each HAProxy in line with the catalog.
+//! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it; [`breaker`]: when it
+//!   leaves HAProxy alone; [`command`]: what a person asks of it. [`report`]: the log of passes.
+//! - [`status`]: the state of the controller as one value, which the loops publish. [`health`]: whether the loops are
+//!   alive, and each HAProxy in line with the catalog.
 //! - [`target`]: the controller of one HAProxy. [`fleet`]: the loops of all, over one catalog
 //!   ([`catalog::shared`]). [`discovery`]: HAProxys that register in Nomad, and come and go.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
@@ -49,8 +51,10 @@
 //!   programs.
 
 pub mod apply;
+pub mod breaker;
 pub mod catalog;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod desired;
 pub mod discovery;
@@ -68,5 +72,6 @@ pub mod plane;
 pub mod reconcile;
 pub mod report;
 pub mod shutdown;
+pub mod status;
 pub mod target;
 pub mod telemetry;

@@ -235,13 +235,34 @@ pub struct StateChange {
     pub state: State,
 }
 
-/// The version and the process of HAProxy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What HAProxy's worker reports about itself (`show info`, management guide, 9.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HaproxyInfo {
     /// Its release series.
     pub version: Version,
+    /// Its version as it writes it, such as `3.2.26-1`.
+    pub release: String,
     /// The worker's process ID: another worker does not have the run-time changes of this one.
     pub pid: u64,
+    /// Since the worker started.
+    pub uptime: Option<Duration>,
+    /// Its connections and requests.
+    pub traffic: Traffic,
+}
+
+/// Connections and requests of a worker since it started. `None`: HAProxy did not report it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Connections that are open (`CurrConns`).
+    pub connections: Option<u64>,
+    /// Connections so far (`CumConns`).
+    pub connections_total: Option<u64>,
+    /// Connections in the last second (`ConnRate`).
+    pub connection_rate: Option<u64>,
+    /// Connections that may be open (`Maxconn`).
+    pub connection_limit: Option<u64>,
+    /// Requests so far (`CumReq`).
+    pub requests_total: Option<u64>,
 }
 
 /// The connection to one HAProxy.

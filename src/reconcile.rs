@@ -7,23 +7,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::apply::{Controller, Moment, Stage};
+use crate::apply::{Controller, Moment, Outcome, PassError, Stage};
+use crate::breaker::{Breaker, Permit};
+use crate::command::{Command, NotRecovered};
 use crate::config::Timings;
+use crate::errors::{chain, one_line};
 use crate::fleet::membership::Membership;
-use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::plane::{AccessError, WriteError};
 use crate::report::Reporter;
 use crate::shutdown;
+use crate::status::Board;
 
 /// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not retry a
 /// recovering HAProxy in step.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How long the first pass waits for the first answer to the watch of the catalog: an answer takes milliseconds, and a
+/// Nomad that gives none keeps nothing else waiting.
+const FIRST_ANSWER: Duration = Duration::from_millis(500);
+/// A HAProxy that takes longer to say who it is does not answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,11 +48,16 @@ pub enum Wake {
     Retry,
     /// A change had to wait for `reload.min_interval`.
     Deferred,
+    /// HAProxy answered a probe of the circuit breaker.
+    Probe,
+    /// A person or a program asked for it.
+    Asked,
 }
 
 impl Wake {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Started, Self::Catalog, Self::Resync, Self::Retry, Self::Deferred];
+    pub const ALL: [Self; 7] =
+        [Self::Started, Self::Catalog, Self::Resync, Self::Retry, Self::Deferred, Self::Probe, Self::Asked];
 
     /// For logs and metrics.
     pub fn as_str(self) -> &'static str {
@@ -52,6 +67,8 @@ impl Wake {
             Self::Resync => "resync",
             Self::Retry => "retry",
             Self::Deferred => "deferred",
+            Self::Probe => "probe",
+            Self::Asked => "asked",
         }
     }
 }
@@ -126,8 +143,14 @@ pub struct Loop {
     pub controller: Controller,
     /// When they run.
     pub timings: Timings,
+    /// When HAProxy is left alone.
+    pub breaker: Breaker,
     /// When the catalog was last seen to change.
     pub changed: watch::Receiver<Instant>,
+    /// Cancelled when that is complete.
+    pub watching: CancellationToken,
+    /// What a person asks for.
+    pub commands: mpsc::Receiver<Command>,
     /// Where it reports.
     pub outlets: Outlets,
 }
@@ -141,29 +164,44 @@ pub struct Outlets {
     pub is_named: bool,
     /// All metrics.
     pub metrics: Arc<Metrics>,
-    /// Its own health.
-    pub health: Arc<Health>,
+    /// The state of all.
+    pub board: Arc<Board>,
     /// Its part of the log.
     pub reporter: Reporter,
     /// Of one that was found in Nomad: whether it still is there.
     pub membership: Option<Membership>,
 }
 
+/// Someone who waits for the end of a recovery.
+type Answer = oneshot::Sender<Result<Outcome, NotRecovered>>;
+
 impl Loop {
     /// Runs until it is stopped. A running pass has [`shutdown::PASS`] to end, so that no reload is interrupted without
     /// need; then it is cancelled, like a kill at any moment: the next start repairs what it left.
     pub async fn run(mut self, stop: CancellationToken) {
+        // A catalog that is read after this is not read again for the first answer of the watch.
+        drop(timeout(FIRST_ANSWER, stop.run_until_cancelled(self.watching.cancelled())).await);
         let mut debounce = Debounce::new(self.timings);
         let mut backoff: Option<ExponentialBackoff> = None;
         let mut reason = Wake::Started;
         debounce.wake(Instant::now());
         let mut timer = Timer::new(self.timings.resync_interval, Instant::now());
+        let mut recovers: Option<Answer> = None;
+        self.publish_breaker();
         loop {
             let due = debounce.due();
             let (at, timer_reason) = timer.next();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                Some(command) = self.commands.recv() => {
+                    reason = Wake::Asked;
+                    match command {
+                        Command::Reconcile => {}
+                        Command::Release => drop(self.controller.release()),
+                        Command::Recover(answer) => recovers = Some(answer),
+                    }
+                }
                 Ok(()) = self.changed.changed() => {
                     if debounce.pending.is_none() {
                         reason = Wake::Catalog;
@@ -178,9 +216,10 @@ impl Loop {
                 }
             }
             let now = Instant::now();
-            let moment = Moment::with_catalog_since(timer.takes_resync(now), self.catalog_since(now));
+            let is_asked = reason == Wake::Asked;
+            let moment = Moment::with_catalog_since(is_asked || timer.takes_resync(now), self.catalog_since(now));
             let next = tokio::select! {
-                next = pass(&mut self.controller, moment, reason, &mut self.outlets) => next,
+                next = self.turn(moment, reason, recovers.take()) => next,
                 () = shutdown::pass_is_due(&stop) => {
                     tracing::warn!("the pass was cut short; the next start sets right what it left");
                     break;
@@ -190,6 +229,7 @@ impl Loop {
             timer.follow_up = match next {
                 Next::Resync => None,
                 Next::Deferred(at) => Some((at, Wake::Deferred)),
+                Next::Probe(at) => Some((at, Wake::Probe)),
                 Next::Retry => {
                     let delay = backoff.get_or_insert_with(retries).next().unwrap_or(RETRY_MAX);
                     Some((Instant::now() + delay, Wake::Retry))
@@ -201,6 +241,119 @@ impl Loop {
         }
     }
 
+    /// A pass, as far as the breaker permits one. A wake-up that it does not permit is not lost: the next pass reads
+    /// everything.
+    async fn turn(&mut self, moment: Moment, reason: Wake, recovers: Option<Answer>) -> Next {
+        let Outlets { name, is_named, .. } = &self.outlets;
+        let span = tracing::info_span!("pass", reason = reason.as_str(), haproxy = tracing::field::Empty);
+        if *is_named {
+            span.record("haproxy", name.as_str());
+        }
+        let work = async {
+            match recovers {
+                Some(answer) => self.recover(moment, answer).await,
+                None => self.permitted(moment, reason).await,
+            }
+        };
+        work.instrument(span).await
+    }
+
+    async fn permitted(&mut self, moment: Moment, reason: Wake) -> Next {
+        let now = Instant::now();
+        let has_leaver = match self.breaker.permit(false, now) {
+            Permit::Pass | Permit::Probe => false,
+            Permit::Wait(_) => reason == Wake::Asked || self.controller.has_leaver(moment).await,
+        };
+        match self.breaker.permit(has_leaver, now) {
+            Permit::Pass => self.pass(moment, reason).await.1,
+            Permit::Wait(at) => Next::Probe(at),
+            Permit::Probe => match self.probe().await {
+                Ok(()) => self.pass(moment, Wake::Probe).await.1,
+                Err(_) => self.after_failure(),
+            },
+        }
+    }
+
+    /// Asks HAProxy for a sign of life, as often as the settings say.
+    async fn probe(&mut self) -> Result<(), AccessError> {
+        for _ in 0..self.breaker.probes() {
+            let answer = timeout(PROBE_TIMEOUT, self.controller.probe()).await.unwrap_or_else(|_| Err(no_answer()));
+            let was_answered = self.breaker.probed(answer.is_ok(), Instant::now());
+            self.publish_breaker();
+            if let Err(error) = answer {
+                tracing::debug!(error = %chain(&error), "HAProxy does not answer a probe");
+                return Err(error);
+            }
+            debug_assert!(was_answered, "an answer lets a pass run");
+        }
+        Ok(())
+    }
+
+    /// Has HAProxy load its configuration again, and brings it in line, whatever the breaker says.
+    async fn recover(&mut self, moment: Moment, answer: Answer) -> Next {
+        self.outlets.board.update_target(&self.outlets.name, |target| target.recoveries += 1);
+        let (result, next) = self.reload_and_pass(moment).await;
+        // Whoever asked may have gone.
+        drop(answer.send(result));
+        next
+    }
+
+    async fn reload_and_pass(&mut self, moment: Moment) -> (Result<Outcome, NotRecovered>, Next) {
+        let unreachable = |error: &AccessError| NotRecovered::Unreachable(one_line(&chain(error)));
+        if let Err(error) = self.probe().await {
+            return (Err(unreachable(&error)), self.after_failure());
+        }
+        let reloaded = self.controller.reload().await;
+        self.outlets.metrics.reload(&self.outlets.name, reloaded.is_ok());
+        let (outcome, next) = self.pass(moment, Wake::Asked).await;
+        let result = match reloaded {
+            Ok(()) => Ok(outcome),
+            Err(WriteError::Access(error)) => Err(unreachable(&error)),
+            Err(error) => Err(NotRecovered::NotLoaded(one_line(&PassError::Write(error).outline()))),
+        };
+        (result, next)
+    }
+
+    /// Runs one pass, and reports it to log, metrics and status.
+    async fn pass(&mut self, moment: Moment, reason: Wake) -> (Outcome, Next) {
+        let Self { controller, breaker, outlets, .. } = self;
+        let Outlets { name, is_named: _, metrics, board, reporter, membership } = outlets;
+        let started = Instant::now();
+        board.began(name);
+        let status = controller.pass(moment, None).await;
+        let took = started.elapsed();
+        if let Some(membership) = membership
+            && status.error.is_some()
+            && status.stage != Stage::Catalog
+        {
+            membership.confirm().await;
+        }
+        breaker.passed(status.is_unanswered(), Instant::now());
+        metrics.pass(name, &status, took, reason);
+        reporter.pass(&status, took, Instant::now());
+        board.passed(name, &status, took, reason);
+        let next = match (&status.error, status.next) {
+            (Some(_), _) => self.after_failure(),
+            (None, Some(at)) => Next::Deferred(at.into()),
+            (None, None) => Next::Resync,
+        };
+        self.publish_breaker();
+        (status.outcome(), next)
+    }
+
+    /// A retry, or a probe if the breaker is open.
+    fn after_failure(&self) -> Next {
+        match self.breaker.permit(false, Instant::now()) {
+            Permit::Wait(at) => Next::Probe(at),
+            Permit::Pass | Permit::Probe => Next::Retry,
+        }
+    }
+
+    fn publish_breaker(&self) {
+        let snapshot = self.breaker.snapshot();
+        self.outlets.board.update_target(&self.outlets.name, |target| target.breaker = Some(snapshot));
+    }
+
     /// How new the catalog of a pass must be: read after its last change, and for each resync read again. What another
     /// HAProxy's pass has read since then will do, so that several take as many reads as one.
     fn catalog_since(&mut self, now: Instant) -> Instant {
@@ -208,6 +361,13 @@ impl Loop {
         // A resync finds the read of the one before at least as old as the interval.
         let oldest = now.checked_sub(self.timings.resync_interval * 3 / 4).unwrap_or(changed);
         changed.max(oldest)
+    }
+}
+
+fn no_answer() -> AccessError {
+    AccessError::Unavailable {
+        what: format!("HAProxy gave no answer within {PROBE_TIMEOUT:?}"),
+        source: "time-out".into(),
     }
 }
 
@@ -226,36 +386,8 @@ pub(crate) fn retries() -> ExponentialBackoff {
 enum Next {
     Resync,
     Deferred(Instant),
+    Probe(Instant),
     Retry,
-}
-
-/// Runs one pass, and reports it to log, metrics and health.
-async fn pass(controller: &mut Controller, moment: Moment, reason: Wake, outlets: &mut Outlets) -> Next {
-    let Outlets { name, is_named, metrics, health, reporter, membership } = outlets;
-    let span = tracing::info_span!("pass", reason = reason.as_str(), haproxy = tracing::field::Empty);
-    if *is_named {
-        span.record("haproxy", name.as_str());
-    }
-    let work = async {
-        let started = Instant::now();
-        health.began();
-        let status = controller.pass(moment, None).await;
-        let took = started.elapsed();
-        if let Some(membership) = membership
-            && status.error.is_some()
-            && status.stage != Stage::Catalog
-        {
-            membership.confirm().await;
-        }
-        metrics.pass(name, &status, took, reason);
-        reporter.pass(&status, took, Instant::now());
-        health.ended(&status);
-        if status.error.is_some() {
-            return Next::Retry;
-        }
-        status.next.map_or(Next::Resync, |at| Next::Deferred(at.into()))
-    };
-    work.instrument(span).await
 }
 
 #[cfg(test)]

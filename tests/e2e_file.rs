@@ -6,6 +6,7 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
@@ -357,7 +358,7 @@ fn controller(rig: &Rig) -> Controller {
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,
     };
-    Controller::new(Box::new(plane), SharedCatalog::new(Source::File(rig.catalog())), options)
+    Controller::new(Arc::new(plane), SharedCatalog::new(Source::File(rig.catalog())), options)
 }
 
 /// Runs a pass this many seconds after the start.

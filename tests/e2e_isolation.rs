@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
@@ -287,7 +288,7 @@ async fn what_a_refusal_does_not_name_is_found_by_halving() {
 }
 
 /// A controller in this process, whose passes run at the time that the test sets.
-fn controller(rig: &Rig, plane: Box<dyn Plane>) -> (Controller, Moment) {
+fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> (Controller, Moment) {
     let options = Options {
         build: build::Options {
             prefix: "haproxy.".into(),
@@ -364,13 +365,13 @@ async fn a_name_that_resolves_again_is_back_by_itself() {
         eprintln!("--- HAProxy {series}, {way:?}");
         let rig = rig_with_script(way, series, &format!("[ -f hosts ] || echo > hosts\n{HOSTS}")).await;
         match way {
-            Way::Local => comes_back(&rig, Box::new(local(&rig))).await,
-            Way::Api => comes_back(&rig, Box::new(dataplane(&rig))).await,
+            Way::Local => comes_back(&rig, Arc::new(local(&rig))).await,
+            Way::Api => comes_back(&rig, Arc::new(dataplane(&rig))).await,
         }
     }
 }
 
-async fn comes_back(rig: &Rig, plane: Box<dyn Plane>) {
+async fn comes_back(rig: &Rig, plane: Arc<dyn Plane>) {
     let server = Server::start("back").await;
     let hosts = |text: &str| fs::write(rig.haproxy.folder().join("hosts"), text).unwrap();
     let answer = async || load::get(&reqwest::Client::new(), rig.haproxy.port, "named.test").await.unwrap().0;
@@ -415,13 +416,13 @@ async fn what_cannot_be_loaded_is_left_out_alone() {
         eprintln!("--- HAProxy {series}, {way:?}");
         let rig = rig_with_few_files(way, series).await;
         match way {
-            Way::Local => left_out(&rig, Box::new(local(&rig))).await,
-            Way::Api => left_out(&rig, Box::new(dataplane(&rig))).await,
+            Way::Local => left_out(&rig, Arc::new(local(&rig))).await,
+            Way::Api => left_out(&rig, Arc::new(dataplane(&rig))).await,
         }
     }
 }
 
-async fn left_out(rig: &Rig, plane: Box<dyn Plane>) {
+async fn left_out(rig: &Rig, plane: Arc<dyn Plane>) {
     let (mut controller, start) = controller(rig, plane);
     let checked =
         |service: &str, port: u16| registration(service, &port.to_string(), port.into(), port, &["enable=true"]);

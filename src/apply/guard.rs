@@ -1,6 +1,6 @@
 //! The guard in a pass: between what was read and what is planned. It asks Nomad for proof, and remembers it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::catalog::Catalog;
@@ -34,6 +34,8 @@ pub(super) struct Guard {
     held: BTreeMap<InstanceId, Fate>,
     /// When they are queried again, and the interval since the last query.
     retry: Option<(Instant, Duration)>,
+    /// Those that a person let go, until they are out or registered again.
+    released: BTreeSet<InstanceId>,
     /// What was last logged: whether something is held, and the notes about namespaces.
     announced: (bool, Vec<NamespaceNote>),
 }
@@ -47,8 +49,15 @@ impl Guard {
             origins: BTreeMap::new(),
             held: BTreeMap::new(),
             retry: None,
+            released: BTreeSet::new(),
             announced: (false, Vec::new()),
         }
+    }
+
+    /// A person lets go of what is held now. Returns how many instances that is.
+    pub(super) fn release(&mut self) -> usize {
+        self.released.extend(self.held.keys().cloned());
+        self.held.len()
     }
 
     /// Records a catalog that was read.
@@ -89,6 +98,8 @@ impl Guard {
         if has_asked {
             fates.extend(source.fates(asked).await);
         }
+        self.released.retain(|id| missing.vanished().iter().any(|one| one.id == *id));
+        fates.extend(self.released.iter().map(|id| (id.clone(), Fate::Gone)));
         let holding = missing.verdict(&fates);
         self.remember(holding.as_ref(), has_asked, moment.instant);
         if let Some(holding) = &holding {
@@ -177,6 +188,21 @@ mod tests {
         let holding = guard.review(&source, &mut built, &served(), Moment::now(true)).await.expect("all are gone");
         assert_eq!((holding.instances(), built.held.instances.len(), built.notes.len()), (2, 2, 1));
         assert_eq!(guard.next_retry(), None, "a file never answers, so there is no further query");
+    }
+
+    #[tokio::test]
+    async fn a_person_lets_go_of_what_is_held_and_of_nothing_else() {
+        let (mut guard, mut built) = (guard(), Built::default());
+        guard.saw_catalog(&catalog(1));
+        let source = SharedCatalog::new(crate::catalog::Source::File("unused".into()));
+        assert_eq!(guard.release(), 0);
+        assert!(guard.review(&source, &mut built, &served(), Moment::now(true)).await.is_some());
+        assert_eq!(guard.release(), 2);
+        assert_eq!(guard.review(&source, &mut Built::default(), &served(), Moment::now(true)).await, None);
+        let text = served().text.to_string().replace("\"id\":\"1\"", "\"id\":\"3\"");
+        let others = Observed::new(2, crate::haproxy::text::ConfigText::new(&text), &served().owner);
+        let holding = guard.review(&source, &mut Built::default(), &others, Moment::now(true)).await;
+        assert_eq!(holding.map(|holding| holding.instances()), Some(1), "instance 3 was not held then");
     }
 
     #[test]

@@ -1,21 +1,21 @@
 //! The result of a pass. It is always complete: an error removes nothing from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
 
-use crate::catalog::SourceError;
-use crate::desired::{BackendName, NamespaceNote, Note, Server};
+use crate::catalog::{Catalog, SourceError};
+use crate::desired::{BackendName, NamespaceNote, Note, Server, ServiceKey};
 use crate::errors::chain;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedBackend, Ownership};
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::Difference;
 use crate::plan::{Conflict, Kept};
-use crate::plane::{AccessError, Harm, WriteError};
+use crate::plane::{AccessError, HaproxyInfo, Harm, WriteError};
 
 /// The stages of a pass, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -118,7 +118,7 @@ impl PassError {
     }
 }
 
-/// The slots of one backend.
+/// How many slots of ours there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Slots {
     /// Those with an instance.
@@ -127,26 +127,57 @@ pub struct Slots {
     pub free: usize,
 }
 
-/// What HAProxy has of ours.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// The backends that are ours or hold servers of ours, each with its slots.
-    pub backends: BTreeMap<BackendName, Slots>,
+/// One backend, as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendSeats {
+    /// Whether the backend is ours; in one that is not, only servers are.
+    pub is_ours: bool,
+    /// The services that it was made for, if it is ours.
+    pub services: Vec<ServiceKey>,
+    /// `http` or `tcp`.
+    pub mode: String,
+    /// The servers of ours: who sits where.
+    pub servers: Vec<Server>,
 }
 
-impl Counts {
+impl BackendSeats {
+    /// How many of its servers have an instance.
+    pub fn slots(&self) -> Slots {
+        let seated = self.servers.iter().filter(|server| server.is_enabled()).count();
+        Slots { seated, free: self.servers.len() - seated }
+    }
+}
+
+/// What HAProxy has of ours: the backends that are ours or hold servers of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seats {
+    /// By name.
+    pub backends: BTreeMap<BackendName, BackendSeats>,
+}
+
+impl Seats {
     pub(super) fn new(observed: &Observed) -> Self {
-        let slots = |servers: &[Server]| {
-            let seated = servers.iter().filter(|server| server.is_enabled()).count();
-            Slots { seated, free: servers.len() - seated }
+        let seats = |backend: &ObservedBackend| BackendSeats {
+            is_ours: backend.ownership != Ownership::Foreign,
+            services: backend.ownership.services().to_vec(),
+            mode: backend.mode.clone(),
+            servers: backend.servers.clone(),
         };
-        Self { backends: observed.managed().map(|(name, backend)| (name, slots(&backend.servers))).collect() }
+        Self { backends: observed.managed().map(|(name, backend)| (name, seats(backend))).collect() }
+    }
+
+    /// The namespaces of the services.
+    pub fn namespaces(&self) -> BTreeSet<String> {
+        let servers = self.backends.values().flat_map(|backend| &backend.servers);
+        let seated = servers.filter_map(|server| server.occupant.service());
+        let services = self.backends.values().flat_map(|backend| &backend.services).chain(seated);
+        services.map(|service| service.namespace.clone()).collect()
     }
 
     /// The slots of all backends.
     pub fn slots(&self) -> Slots {
-        let sum = |sum: Slots, one: &Slots| Slots { seated: sum.seated + one.seated, free: sum.free + one.free };
-        self.backends.values().fold(Slots::default(), sum)
+        let sum = |sum: Slots, one: Slots| Slots { seated: sum.seated + one.seated, free: sum.free + one.free };
+        self.backends.values().map(BackendSeats::slots).fold(Slots::default(), sum)
     }
 }
 
@@ -208,8 +239,14 @@ pub struct PassStatus {
     pub became_ready: Vec<Duration>,
     /// The version of the configuration when it was last read.
     pub version: u64,
-    /// What is managed.
-    pub counts: Counts,
+    /// What HAProxy has of ours.
+    pub seats: Arc<Seats>,
+    /// Which HAProxy answered; `None`: none did.
+    pub haproxy: Option<HaproxyInfo>,
+    /// The catalog that was read.
+    pub catalog: Option<Arc<Catalog>>,
+    /// What it would still have to do: a plan that was not written, or the part of it that waits.
+    pub pending: Option<Summary>,
     /// When the next pass is due although nothing changes: a change that waits for `reload.min_interval`, a drain that
     /// ends, a retry of a refused change.
     pub next: Option<Instant>,
@@ -241,6 +278,16 @@ impl PassStatus {
         format!("done before that: {writes}, {changes}, {reloads}")
     }
 
+    /// Whether it failed without an answer of HAProxy, or of its API.
+    pub fn is_unanswered(&self) -> bool {
+        match &self.error {
+            Some(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => {
+                !matches!(error, AccessError::Version(_))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether HAProxy's configuration was read.
     pub fn has_observed(&self) -> bool {
         self.error.is_none() || self.stage > Stage::Observe || self.version > 0
@@ -253,7 +300,7 @@ impl PassStatus {
 
     /// The configuration was read.
     pub(super) fn saw(&mut self, observed: &Observed) {
-        (self.version, self.counts) = (observed.version, Counts::new(observed));
+        (self.version, self.seats) = (observed.version, Arc::new(Seats::new(observed)));
     }
 
     pub(super) fn wake_at(&mut self, at: Instant) {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::errors::{chain, kind, one_line};
-use crate::metrics::Metrics;
 use crate::nomad::NomadError;
 use crate::reconcile::{RETRY_MAX, retries};
 use crate::report::{Failure, Outage};
+use crate::status::Board;
 
 use super::Source;
 use super::nomad::NomadCatalog;
@@ -21,18 +22,22 @@ const FILE_POLL: Duration = Duration::from_millis(200);
 
 /// Publishes when the catalog changes, until it is stopped. Its own failures are for the passes to report: they read
 /// the catalog too.
-pub async fn watch(source: Source, changed: watch::Sender<Instant>, metrics: Arc<Metrics>) {
+///
+/// `begun` is cancelled when it notices every change from then on: a pass that reads the catalog after that needs no
+/// second read for the first answer.
+pub async fn watch(source: Source, changed: watch::Sender<Instant>, board: Arc<Board>, begun: CancellationToken) {
     match source {
-        Source::Nomad(nomad) => watch_nomad(nomad, changed, &metrics).await,
-        Source::File(path) => watch_file(path, changed).await,
-        Source::Nothing => {}
+        Source::Nomad(nomad) => watch_nomad(nomad, changed, &board, &begun).await,
+        Source::File(path) => watch_file(path, changed, &begun).await,
+        Source::Nothing => begun.cancel(),
     }
 }
 
 /// The file is polled, as not every file system reports changes.
-async fn watch_file(path: PathBuf, changed: watch::Sender<Instant>) {
+async fn watch_file(path: PathBuf, changed: watch::Sender<Instant>, begun: &CancellationToken) {
     let look = async || tokio::fs::metadata(&path).await.ok().map(|file| (file.modified().ok(), file.len()));
     let mut known = look().await;
+    begun.cancel();
     loop {
         tokio::time::sleep(FILE_POLL).await;
         let now = look().await;
@@ -43,13 +48,13 @@ async fn watch_file(path: PathBuf, changed: watch::Sender<Instant>) {
     }
 }
 
-async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, metrics: &Metrics) {
+async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, board: &Board, begun: &CancellationToken) {
     let mut index = 0;
     let (mut backoff, mut outage) = (retries(), Outage::default());
     loop {
         // The first answer comes at once: it gives the index to wait from.
         let answer = nomad.changed(index).await;
-        metrics.nomad_answers(answer.is_ok());
+        board.nomad_answered(answer.is_ok());
         let is_change = match answer {
             Ok(now) => {
                 backoff = retries();
@@ -67,6 +72,7 @@ async fn watch_nomad(nomad: NomadCatalog, changed: watch::Sender<Instant>, metri
         if is_change {
             changed.send_replace(Instant::now());
         }
+        begun.cancel();
         if index == 0 {
             tokio::time::sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
         }

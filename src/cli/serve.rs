@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use tokio_util::task::TaskTracker;
@@ -11,9 +10,8 @@ use crate::apply::Controller;
 use crate::catalog::shared::SharedCatalog;
 use crate::config::{Config, TargetConfig};
 use crate::discovery::{Connect, follow};
-use crate::fleet::Fleet;
-use crate::metrics::Metrics;
-use crate::{health, http, shutdown, target};
+use crate::fleet::{Faces, Fleet};
+use crate::{http, shutdown, target};
 
 use super::targets::{NONE, catalog, discoveries};
 
@@ -35,20 +33,18 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Res
     let stop = shutdown::on_signal()?;
     let listen = config.listen;
     let listener = http::bind(listen).await.with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
-    let (metrics, health) = (Arc::new(Metrics::default()), Arc::new(health::Fleet::default()));
-    let is_named = !config.targets.is_single();
-    let mut fleet =
-        Fleet::start(&connector.catalog, config.timings, is_named, metrics.clone(), health.clone(), stop.clone());
+    let faces = Faces::default();
+    let mut fleet = Fleet::start(&connector.catalog, config, faces.clone(), stop.clone());
     let mut fixed = Vec::new();
     for target in &config.targets.fixed {
         fixed.push((target.name.clone(), connector.controller(target, &fleet)?));
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
-    health.set_searching(!discoveries.is_empty());
+    faces.board.set_searching(!discoveries.is_empty());
     fleet.add_fixed(fixed);
     // Not before: without any HAProxy there is none that is not ready.
     let tasks = TaskTracker::new();
-    let server = tasks.spawn(http::serve(listener, metrics, health, stop.clone()));
+    let server = tasks.spawn(http::serve(listener, faces, stop.clone()));
     if !discoveries.is_empty() {
         let following = follow(&mut fleet, discoveries, config.timings.resync_interval, connector);
         stop.run_until_cancelled(following).await;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -15,7 +16,8 @@ use crate::plane::local::{Local, LocalConfig};
 use crate::plane::{AccessError, Plane, VALIDATION_TIMEOUT};
 
 use super::{
-    ConfigError, HaproxySettings, OWNER, SLOTS_MAX, SLOTS_MIN_FREE, SlotSettings, check_address, form, identity, wrong,
+    ConfigError, HaproxySettings, OWNER, SLOTS_MAX, SLOTS_MIN_FREE, SlotSettings, check_address, identity,
+    settings::form, wrong,
 };
 
 /// The longest name of a HAProxy, in characters: it is in each line of the log and in each metric.
@@ -120,23 +122,23 @@ pub struct TargetConfig {
 
 impl TargetConfig {
     /// The way to it; nothing is sent yet.
-    pub fn connect(&self) -> Result<Box<dyn Plane>, AccessError> {
+    pub fn connect(&self) -> Result<Arc<dyn Plane>, AccessError> {
         self.plane(|local| local)
     }
 
     /// The same, for `uninstall`.
-    pub fn connect_to_uninstall(&self) -> Result<Box<dyn Plane>, AccessError> {
+    pub fn connect_to_uninstall(&self) -> Result<Arc<dyn Plane>, AccessError> {
         self.plane(Local::without_version)
     }
 
-    fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Box<dyn Plane>, AccessError> {
+    fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Arc<dyn Plane>, AccessError> {
         let Self { name: _, plane, options: TargetOptions { owner, validation_timeout, .. } } = self;
         Ok(match plane.clone() {
             PlaneSettings::Local(settings) => {
-                Box::new(local(Local::new(settings, owner.clone()).validating_within(*validation_timeout)))
+                Arc::new(local(Local::new(settings, owner.clone()).validating_within(*validation_timeout)))
             }
             PlaneSettings::Dataplane(settings, write) => {
-                Box::new(Dataplane::new(settings, owner.clone(), write)?.validating_within(*validation_timeout))
+                Arc::new(Dataplane::new(settings, owner.clone(), write)?.validating_within(*validation_timeout))
             }
         })
     }

@@ -84,10 +84,12 @@ fn text(open_metrics: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::{Counts, PassStatus, Slots};
+    use crate::apply::{BackendSeats, PassStatus, Seats};
     use crate::metrics::Metrics;
     use crate::reconcile::Wake;
+    use crate::status::Board;
     use std::collections::BTreeSet;
+    use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
     #[test]
@@ -107,19 +109,23 @@ mod tests {
 
     /// All metrics, each with a value.
     fn full() -> Metrics {
-        let metrics = Metrics::default();
-        let backends = [("api".parse().expect("a name"), Slots { seated: 1, free: 4 })].into();
+        let backend = BackendSeats { is_ours: true, services: Vec::new(), mode: "http".into(), servers: Vec::new() };
+        let seats = Seats { backends: [("api".parse().expect("a name"), backend)].into() };
         let status = PassStatus {
             version: 1,
             index: 7,
-            counts: Counts { backends },
+            seats: Arc::new(seats),
             catalog_read: Some(SystemTime::now()),
             became_ready: vec![Duration::from_millis(30)],
             ..PassStatus::default()
         };
+        let board = Arc::new(Board::default());
+        let metrics = Metrics::new(board.clone());
         metrics.add("edge");
+        board.add("edge");
         metrics.pass("edge", &status, Duration::from_millis(5), Wake::Started);
-        metrics.nomad_answers(true);
+        board.passed("edge", &status, Duration::from_millis(5), Wake::Started);
+        board.nomad_answered(true);
         metrics
     }
 

@@ -31,7 +31,8 @@ use crate::observed::Observed;
 use crate::plan::{self, Action, Plan};
 
 use super::{
-    AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, VALIDATION_TIMEOUT, Verdict, WriteError,
+    AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT, Verdict,
+    WriteError,
 };
 use client::{Answer, Body, Client, refused, unavailable};
 pub use client::{DataplaneConfig, Password};
@@ -304,7 +305,20 @@ impl Plane for Dataplane {
                 source: said.into(),
             });
         };
-        Ok(HaproxyInfo { version: Version::gate(version)?, pid: info["pid"].as_u64().unwrap_or(0) })
+        let figure = |name: &str| info[name].as_u64();
+        Ok(HaproxyInfo {
+            version: Version::gate(version)?,
+            release: version.to_owned(),
+            pid: figure("pid").unwrap_or(0),
+            uptime: figure("uptime").map(Duration::from_secs),
+            traffic: Traffic {
+                connections: figure("curr_conns"),
+                connections_total: figure("cum_conns"),
+                connection_rate: figure("conn_rate"),
+                connection_limit: figure("max_conn"),
+                requests_total: figure("cum_req"),
+            },
+        })
     }
 
     async fn recover(&self) -> Result<(), WriteError> {

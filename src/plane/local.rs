@@ -28,8 +28,8 @@ use self::launch::Launch;
 use self::process::Process;
 use self::unfinished::Unfinished;
 use super::{
-    AccessError, HaproxyInfo, Plane, Runtime, RuntimeServer, Staged, StateChange, Survey, VALIDATION_TIMEOUT, Verdict,
-    WriteError,
+    AccessError, HaproxyInfo, Plane, Runtime, RuntimeServer, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
+    Verdict, WriteError,
 };
 
 /// For one command of the running process.
@@ -213,8 +213,21 @@ impl Plane for Local {
     async fn info(&self) -> Result<HaproxyInfo, AccessError> {
         let answer = self.worker("show info").await?;
         let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let version = Version::gate(field("Version").unwrap_or(&answer))?;
-        Ok(HaproxyInfo { version, pid: field("Pid").and_then(|pid| pid.parse().ok()).unwrap_or(0) })
+        let figure = |name: &str| field(name).and_then(|figure| figure.parse::<u64>().ok());
+        let release = field("Version").unwrap_or(&answer);
+        Ok(HaproxyInfo {
+            version: Version::gate(release)?,
+            release: release.to_owned(),
+            pid: figure("Pid").unwrap_or(0),
+            uptime: figure("Uptime_sec").map(Duration::from_secs),
+            traffic: Traffic {
+                connections: figure("CurrConns"),
+                connections_total: figure("CumConns"),
+                connection_rate: figure("ConnRate"),
+                connection_limit: figure("Maxconn"),
+                requests_total: figure("CumReq"),
+            },
+        })
     }
 
     async fn recover(&self) -> Result<(), WriteError> {

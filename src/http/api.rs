@@ -1,0 +1,85 @@
+//! `/api/v1`: what the controller knows, as JSON. Views of its status: none of them reads
+//! HAProxy or Nomad.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::status::Status;
+
+use super::view::{PassView, StatusView};
+use super::{Asked, Shared};
+
+/// For this long one text of the status serves all who ask, unless something changes: readiness depends on the time.
+const SERVED_FOR: Duration = Duration::from_secs(1);
+
+/// The last text of the status: a thousand requests take one serialisation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rendered(Arc<Mutex<Option<(u64, Instant, Bytes)>>>);
+
+impl Rendered {
+    fn of(&self, status: &Status) -> Bytes {
+        let now = Instant::now();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((revision, at, text)) = &*known
+            && *revision == status.revision
+            && now.duration_since(*at) < SERVED_FOR
+        {
+            return text.clone();
+        }
+        let text = Bytes::from(text(&StatusView::new(status, now)));
+        known.insert((status.revision, now, text)).2.clone()
+    }
+}
+
+pub(super) fn routes() -> Router<Shared> {
+    Router::new().route("/api/v1/status", get(status)).route("/api/v1/passes", get(passes))
+}
+
+/// The whole state.
+async fn status(State(shared): State<Shared>) -> Response {
+    json(StatusCode::OK, shared.rendered.of(&shared.faces.board.read()))
+}
+
+#[derive(Serialize)]
+struct Passes<'a> {
+    name: &'a str,
+    passes: Vec<PassView<'a>>,
+}
+
+/// The last passes that did something or failed, the newest first, with their diffs.
+async fn passes(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+    let status = shared.faces.board.read();
+    match status.chosen(asked.haproxy.as_deref()) {
+        Ok(chosen) => {
+            let of = |(name, target): (_, &'_ crate::status::TargetStatus)| -> serde_json::Value {
+                let passes = target.history.iter().map(|pass| PassView::new(pass)).collect();
+                serde_json::to_value(Passes { name, passes }).unwrap_or_default()
+            };
+            let haproxys: Vec<_> = chosen.into_iter().map(of).collect();
+            json(StatusCode::OK, text(&serde_json::json!({ "haproxys": haproxys })))
+        }
+        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
+    }
+}
+
+/// Every error: `{"error": WHY}`.
+pub(super) fn problem(status: StatusCode, why: &str) -> Response {
+    json(status, text(&serde_json::json!({ "error": why })))
+}
+
+fn json(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
+}
+
+fn text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("our types have string keys, and their serialisation does not fail")
+}
