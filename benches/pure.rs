@@ -79,6 +79,7 @@ fn main() {
     };
     let plan_options = plan::Options {
         uninstall: false,
+        capabilities: nomad_haproxy::plane::Capabilities::default(),
         owner: owner.clone(),
         strategy: Strategy::UseExisting,
         linger: Duration::ZERO,

@@ -62,6 +62,7 @@ impl Bench {
         };
         let plan = plan::Options {
             uninstall: false,
+            capabilities: nomad_haproxy::plane::Capabilities::default(),
             owner: owner.clone(),
             strategy: plan::Strategy::UseExisting,
             linger: Duration::ZERO,

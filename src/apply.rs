@@ -29,8 +29,8 @@ use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
-use crate::plan::{self, Action, Changes, Conflict, Kept, Part, Waiting};
-use crate::plane::{AccessError, HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
+use crate::plan::{self, Action, Changes, Conflict, Growth, Kept, Part, Waiting};
+use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, StateChange, Survey, Verdict, WriteError};
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
@@ -124,6 +124,8 @@ struct Seen {
     /// What it holds.
     holding: Option<Holding>,
     process: Runtime,
+    /// How servers come into it.
+    growth: Growth,
     /// Whether the process was actually read.
     looked: bool,
 }
@@ -254,10 +256,16 @@ impl Controller {
         let info = self.plane.info().await?;
         status.haproxy = Some(info.clone());
         self.memory.saw_process(info.pid, moment.everything);
+        let mut reading = None;
+        if let Err(error) = self.find_capabilities(&info).await {
+            let seen = self.look(info, moment, &mut reading, status).await?;
+            self.take_out_gone(&seen, status).await;
+            status.stage = Stage::Observe;
+            return Err(error.into());
+        }
         if !self.memory.is_clean() {
             self.plane.recover().await?;
         }
-        let mut reading = None;
         let mut rounds = 0;
         loop {
             let seen = self.look(info.clone(), moment, &mut reading, status).await?;
@@ -279,6 +287,18 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Finds out what HAProxy takes at run time, which the plan is sorted by.
+    async fn find_capabilities(&mut self, info: &HaproxyInfo) -> Result<(), AccessError> {
+        let known = std::mem::take(&mut self.options.plan.capabilities);
+        let found = self.plane.capabilities(info).await?;
+        if found != known {
+            let Capabilities { servers, backends } = found;
+            tracing::info!(servers, backends, "found out what HAProxy can add without a reload");
+        }
+        self.options.plan.capabilities = found;
+        Ok(())
     }
 
     /// Reads what HAProxy has; the catalog is read once per pass.
@@ -323,7 +343,8 @@ impl Controller {
         let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
-        Ok(Seen { info, moment, observed, built, holding, process, looked })
+        let growth = Growth::new(self.options.plan.capabilities, &built.desired);
+        Ok(Seen { info, moment, observed, built, holding, process, growth, looked })
     }
 
     async fn round(
@@ -369,7 +390,7 @@ impl Controller {
         is_reviewed: bool,
         status: &mut PassStatus,
     ) -> Result<Attempt, PassError> {
-        let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after);
+        let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after, &seen.growth);
         let late = changes.handed_over(&seen.process, &draft.after);
         let all_out = self.set_states(&changes.out, status).await;
         if draft.plan.is_empty() {
@@ -498,7 +519,7 @@ impl Controller {
     async fn take_out_gone(&self, seen: &Seen, status: &mut PassStatus) {
         let options = plan::Options { now: seen.moment.clock, ..self.options.plan.clone() };
         let gone = Draft::gone(&seen.built, &seen.observed, &options);
-        self.set_states(&Changes::new(&seen.process, &seen.observed, &gone).out, status).await;
+        self.set_states(&Changes::new(&seen.process, &seen.observed, &gone, &seen.growth).out, status).await;
     }
 
     /// Checks whether the file may be written at all. `Some`: it has changed in the meantime.
@@ -572,6 +593,7 @@ impl Controller {
     pub async fn dry_run(&mut self, moment: Moment) -> Result<DryRun, PassError> {
         let mut status = PassStatus::default();
         let info = self.plane.info().await?;
+        self.find_capabilities(&info).await?;
         let seen = self.look(info, moment, &mut None, &mut status).await?;
         let owner = self.options.plan.owner.clone();
         loop {

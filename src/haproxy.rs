@@ -1,6 +1,7 @@
 //! HAProxy's own interfaces: its configuration text, its sockets, its version.
 
 pub mod bytes;
+pub mod default_server;
 pub mod parse;
 pub mod render;
 pub mod section;

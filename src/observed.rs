@@ -12,6 +12,7 @@ use crate::desired::{
     BackendName, BackendSettings, DEFAULT_WEIGHT, Described, Occupant, Owner, Place, Present, Server, ServerName,
     ServiceKey,
 };
+use crate::haproxy::default_server::ServerDefaults;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
@@ -68,6 +69,9 @@ pub struct ObservedBackend {
     pub balance: String,
     /// The weight of a server that does not state one: from `default-server`, stated or inherited, else 1.
     pub default_weight: u16,
+    /// What a server line of it inherits, as far as a server that is added at run time can be given the same. `None`:
+    /// that is not known, as an option is not, or it is stated in a conditional block or in another file.
+    pub server_defaults: Option<ServerDefaults>,
     /// Whether an agent may set the states and weights of its servers.
     pub agent_check: AgentCheck,
     /// The servers of ours.
@@ -107,12 +111,14 @@ pub struct Observed {
     pub default_agent_check: bool,
 }
 
+/// What a section inherits. The default is that of a section whose `defaults` are not in this file.
 #[derive(Clone, Default)]
 struct Inherited {
     mode: Option<String>,
     balance: Option<String>,
     weight: Option<u16>,
     agent_check: bool,
+    servers: Option<ServerDefaults>,
 }
 
 impl Observed {
@@ -132,12 +138,15 @@ impl Observed {
             match section.kind.as_str() {
                 "defaults" => {
                     // A defaults section starts from HAProxy's own defaults, or from the one it names.
-                    last = inherit(above.unwrap_or_default(), &directives);
+                    let servers = section.from.is_none().then(ServerDefaults::default);
+                    last = inherit(above.unwrap_or(Inherited { servers, ..Inherited::default() }), &directives);
                     defaults = (!section.name.is_empty()).then(|| section.name.clone());
                     named.insert(section.name.clone(), last.clone());
                 }
                 "backend" | "listen" => {
-                    let above = above.unwrap_or_else(|| last.clone());
+                    let elsewhere = section.from.is_some() && above.is_none();
+                    let mut above = above.unwrap_or_else(|| last.clone());
+                    above.servers.take_if(|_| elsewhere);
                     let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
@@ -344,7 +353,10 @@ fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
         match directive.keyword() {
             "mode" => inherited.mode = directive.words.get(1).cloned(),
             "balance" => inherited.balance = Some(directive.words[1..].join(" ")),
+            // What is in a conditional block may or may not be in effect.
+            keyword if keyword.starts_with('.') => inherited.servers = None,
             "default-server" => {
+                inherited.servers = inherited.servers.and_then(|servers| servers.with(&directive.words[1..]));
                 let mut words = directive.words.iter().map(String::as_str);
                 while let Some(word) = words.next() {
                     match word {
@@ -383,6 +395,7 @@ fn observed_backend(
         mode: effective.mode.unwrap_or_else(|| "tcp".to_owned()),
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
+        server_defaults: effective.servers,
         agent_check: AgentCheck { now: effective.agent_check, once_written: effective.agent_check },
         servers: Vec::new(),
         drifted: BTreeSet::new(),

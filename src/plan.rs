@@ -5,6 +5,7 @@
 mod adopt;
 pub mod display;
 pub mod guard;
+mod live;
 mod part;
 mod process;
 pub mod review;
@@ -24,10 +25,12 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Address, Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Occupant, Owner, Server,
-    ServerName, ServerOptions, Severity, SlotPolicy, State,
+    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Occupant, Owner, Server, ServerName,
+    Severity, SlotPolicy, State,
 };
 use crate::observed::{Observed, ObservedBackend};
+use crate::plane::Capabilities;
+pub use live::{Growth, NewServer};
 pub use part::{LeftOut, Part};
 pub use process::{Changes, unresolved};
 use slots::Seating;
@@ -60,13 +63,20 @@ pub struct Options {
     pub now: Duration,
     /// Whether everything of ours is removed, whatever the desired state has.
     pub uninstall: bool,
+    /// What HAProxy takes at run time. Each pass finds it out.
+    pub capabilities: Capabilities,
 }
 
 /// A change of one server line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerEdit {
     /// A new line.
-    Add(Server),
+    Add {
+        /// As it should be.
+        server: Server,
+        /// Whether HAProxy takes it at run time.
+        is_live: bool,
+    },
     /// A new content. `before` is `None` if the line was changed by a person.
     Set {
         /// As it is.
@@ -127,13 +137,20 @@ pub enum Action {
     State(BackendName, ServerName, State),
     /// `set server B/S weight N`.
     Weight(BackendName, ServerName, u16),
+    /// `add server B/S …`: it is in maintenance.
+    Add(BackendName, ServerName, NewServer),
+    /// `enable health B/S`: the check of a server that was added.
+    Check(BackendName, ServerName),
 }
 
 impl Action {
     /// The server that it changes.
     pub fn server(&self) -> (&BackendName, &ServerName) {
-        let (Self::Address(backend, server, ..) | Self::State(backend, server, _) | Self::Weight(backend, server, _)) =
-            self;
+        let (Self::Address(backend, server, ..)
+        | Self::State(backend, server, _)
+        | Self::Weight(backend, server, _)
+        | Self::Add(backend, server, _)
+        | Self::Check(backend, server)) = self;
         (backend, server)
     }
 }
@@ -277,11 +294,6 @@ impl Plan {
         self.clone().split(Self::default()).1
     }
 
-    /// Whether HAProxy takes all of it without a reload.
-    pub fn is_live(&self) -> bool {
-        self.edits.values().all(Edit::is_live)
-    }
-
     /// The parts that can be left out on their own: the instances first, then the backends.
     pub fn parts(&self) -> Vec<Part> {
         let (mut instances, mut backends) = (Vec::new(), Vec::new());
@@ -339,18 +351,6 @@ impl Waiting {
     }
 }
 
-impl Edit {
-    /// Whether HAProxy takes it without a reload.
-    fn is_live(&self) -> bool {
-        match self {
-            Self::Change { rewrite: Rewrite::Nothing | Rewrite::Description, edits, .. } | Self::Servers(edits) => {
-                edits.iter().all(ServerEdit::is_live)
-            }
-            Self::Change { .. } | Self::Create { .. } | Self::Delete => false,
-        }
-    }
-}
-
 impl ServerEdit {
     /// While it waits: it is the same change if the slot has been freed in the meantime.
     fn waiting(self) -> Self {
@@ -358,20 +358,6 @@ impl ServerEdit {
             Self::Set { before: _, after, fixed_weight } => Self::Set { before: None, after, fixed_weight },
             other => other,
         }
-    }
-
-    /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a line does
-    /// not. A static algorithm refuses a new weight (management guide, `set server … weight`).
-    fn is_live(&self) -> bool {
-        let Self::Set { before: Some(before), after, fixed_weight } = self else { return false };
-        let ServerOptions { weight, maxconn, backup } = after.options;
-        let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
-        // The process accepts no host name, and no address for a server whose name did not resolve. A server in
-        // maintenance needs none.
-        let address = (&before.address, before.port) == (&after.address, after.port)
-            || after.state() == State::Maint
-            || matches!((&before.address, &after.address), (Address::Ip(_), Address::Ip(_)));
-        fixed && address && (!fixed_weight || weight.unwrap_or(1) == before.options.weight.unwrap_or(1))
     }
 }
 
@@ -474,7 +460,7 @@ impl Planner<'_> {
             self.notes.push(Note { severity, service, code: Code::IgnoredTag, text });
         }
         self.note_agent_check(name, desired, Some(observed));
-        only_servers(observed, &self.seat(name, desired, Some(observed), false))
+        only_servers(observed, &self.seat(name, desired, Some(observed), false), self.options.capabilities)
     }
 
     /// A backend of ours: both its settings and its servers.
@@ -482,12 +468,13 @@ impl Planner<'_> {
         self.note_agent_check(name, desired, Some(observed));
         let rewrite = rewrite(observed.settings.as_ref(), &desired.settings);
         let mut servers = self.seat(name, desired, Some(observed), rewrite == Rewrite::Settings);
-        let mut edits = differences(observed, &servers);
-        let grows = edits.iter().any(|edit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }));
-        if grows && rewrite != Rewrite::Settings {
+        let capabilities = self.options.capabilities;
+        let mut edits = differences(observed, &servers, capabilities);
+        let grows = |edit: &ServerEdit| !matches!(edit, ServerEdit::Set { before: Some(_), .. }) && !edit.is_live();
+        if edits.iter().any(grows) && rewrite != Rewrite::Settings {
             // It needs a reload in any case, so superfluous spares are removed as well.
             servers = self.seat(name, desired, Some(observed), true);
-            edits = differences(observed, &servers);
+            edits = differences(observed, &servers, capabilities);
         }
         self.surplus += slots::surplus(&servers, self.policy(desired, Some(observed)));
         let settings = desired.settings.clone();
@@ -573,7 +560,7 @@ fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bo
         return Removal { now: emptied, lingers_until: None };
     }
     if !observed.is_ours() || !observed.foreign.is_empty() {
-        return Removal { now: only_servers(observed, &[]), lingers_until: None };
+        return Removal { now: only_servers(observed, &[], options.capabilities), lingers_until: None };
     }
     let since = Duration::from_millis(freed.iter().filter_map(Server::freed).max().unwrap_or_default());
     let until = since.saturating_add(options.linger);
@@ -594,7 +581,7 @@ fn without_the_gone(desired: &Backend, observed: &ObservedBackend, held: &Held, 
 
 /// Only the edits that free slots: a line that a person changed is left for later.
 fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
-    let mut edits = differences(observed, servers);
+    let mut edits = differences(observed, servers, Capabilities::default());
     edits.retain(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }));
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
@@ -604,12 +591,12 @@ fn is_held(observed: &ObservedBackend, held: &Held) -> bool {
     observed.ownership.services().iter().any(|service| held.holds(service))
 }
 
-fn only_servers(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
-    let edits = differences(observed, servers);
+fn only_servers(observed: &ObservedBackend, servers: &[Server], capabilities: Capabilities) -> Option<Edit> {
+    let edits = differences(observed, servers, capabilities);
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 
-fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit> {
+fn differences(observed: &ObservedBackend, servers: &[Server], capabilities: Capabilities) -> Vec<ServerEdit> {
     let fixed_weight = observed.has_static_algorithm();
     let before: BTreeMap<&ServerName, &Server> = observed.servers.iter().map(|server| (&server.name, server)).collect();
     let wanted: BTreeSet<&ServerName> = servers.iter().map(|server| &server.name).collect();
@@ -623,7 +610,7 @@ fn differences(observed: &ObservedBackend, servers: &[Server]) -> Vec<ServerEdit
             None if observed.drifted.contains(&after.name) => {
                 Some(ServerEdit::Set { before: None, after: after.clone(), fixed_weight })
             }
-            None => Some(ServerEdit::Add(after.clone())),
+            None => Some(ServerEdit::add(after.clone(), observed, capabilities)),
         })
         .collect();
     let gone = before.keys().copied().chain(&observed.drifted).filter(|name| !wanted.contains(name));
@@ -635,7 +622,7 @@ impl ServerEdit {
     /// The server's name.
     pub fn name(&self) -> &ServerName {
         match self {
-            Self::Add(server) | Self::Set { after: server, .. } => &server.name,
+            Self::Add { server, .. } | Self::Set { after: server, .. } => &server.name,
             Self::Remove(name) => name,
         }
     }
@@ -643,7 +630,7 @@ impl ServerEdit {
     /// The server as it should be.
     fn after(&self) -> Option<&Server> {
         match self {
-            Self::Add(server) | Self::Set { after: server, .. } => Some(server),
+            Self::Add { server, .. } | Self::Set { after: server, .. } => Some(server),
             Self::Remove(_) => None,
         }
     }
@@ -651,7 +638,7 @@ impl ServerEdit {
     /// Whether an instance comes in (`Some(true)`), goes out (`Some(false)`), or neither.
     fn movement(&self) -> Option<bool> {
         match self {
-            Self::Add(server) => server.is_enabled().then_some(true),
+            Self::Add { server, .. } => server.is_enabled().then_some(true),
             Self::Set { before, after, fixed_weight: _ } => {
                 match (before.as_ref().is_some_and(Server::is_enabled), after.is_enabled()) {
                     (false, true) => Some(true),

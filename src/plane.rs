@@ -9,6 +9,7 @@
 
 pub mod dataplane;
 pub mod local;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -180,6 +181,9 @@ pub struct RuntimeServer {
     pub state: State,
     /// Its weight, if the plane reports it.
     pub weight: Option<u16>,
+    /// Whether it has a health check that is not turned on, as of a server that was added at run time and is not
+    /// complete yet. `false` if the plane does not report it.
+    pub unchecked: bool,
 }
 
 /// The servers of a process, by backend and name.
@@ -211,6 +215,7 @@ impl Runtime {
                     port: server.port,
                     state: state(server.state()),
                     weight: server.options.weight,
+                    unchecked: false,
                 };
                 servers.insert((backend.to_string(), server.name.to_string()), running);
             }
@@ -221,6 +226,24 @@ impl Runtime {
     /// One server; `None`: the process lacks it.
     pub fn server(&self, backend: &BackendName, server: &ServerName) -> Option<&RuntimeServer> {
         self.0.get(&(backend.to_string(), server.to_string()))
+    }
+}
+
+/// What a target can do at run time beside changing the address, the state and the weight of a server. It is found out,
+/// not configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities {
+    /// Servers are added (`add server`, management guide, 9.3). That needs a socket of the process: the Data Plane API
+    /// can add a server, but not turn on its health check.
+    pub servers: bool,
+    /// Backends are added (`add backend`, HAProxy 3.4). Nothing uses it yet.
+    pub backends: bool,
+}
+
+impl Capabilities {
+    /// Those of a target with a socket of the process.
+    pub fn of_socket(version: Version) -> Self {
+        Self { servers: true, backends: version.has_run_time_backends() }
     }
 }
 
@@ -270,6 +293,8 @@ pub struct Traffic {
 pub trait Plane: fmt::Debug + Send + Sync {
     /// Which HAProxy answers, and whether it is new enough.
     async fn info(&self) -> Result<HaproxyInfo, AccessError>;
+    /// What this process can do at run time.
+    async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError>;
     /// Cleans up what an interrupted run left behind. Called before a pass that may write, if the last one did not end
     /// well. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn recover(&self) -> Result<(), WriteError>;
@@ -286,7 +311,8 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError>;
     /// Discards what was staged.
     async fn abort(&self, staged: Staged) -> Result<(), AccessError>;
-    /// Writes a text and makes the same changes in the process, without a reload. [`WriteError::Access`],
+    /// Writes a text and makes the same changes in the process, without a reload. A plane with a socket of the process
+    /// does not write the text that is there already. [`WriteError::Access`],
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::HalfLive`],
     /// [`WriteError::NotLive`].
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError>;

@@ -10,7 +10,7 @@ use crate::desired::build;
 use crate::fleet::Names;
 use crate::plan;
 use crate::plan::guard;
-use crate::plane::AccessError;
+use crate::plane::{AccessError, Capabilities};
 
 /// The controller of one HAProxy; nothing is sent yet.
 pub fn controller(
@@ -53,6 +53,7 @@ pub fn options(config: &Config, target: &TargetOptions) -> Options {
             linger: *linger,
             uninstall: false,
             now: Moment::now(true).clock,
+            capabilities: Capabilities::default(),
         },
         guard: *guard,
         reload_min_interval: *reload_min_interval,

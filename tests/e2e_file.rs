@@ -354,6 +354,7 @@ fn controller(rig: &Rig) -> Controller {
             linger: Duration::ZERO,
             now: Duration::ZERO,
             uninstall: false,
+            capabilities: nomad_haproxy::plane::Capabilities::default(),
         },
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,

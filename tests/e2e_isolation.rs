@@ -304,6 +304,7 @@ fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> (Controller, Moment) {
             strategy: Strategy::UseExisting,
             linger: Duration::ZERO,
             uninstall: false,
+            capabilities: nomad_haproxy::plane::Capabilities::default(),
             now: Duration::ZERO,
         },
         reload_min_interval: Duration::ZERO,

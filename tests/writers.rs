@@ -80,6 +80,7 @@ fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
         strategy: plan::Strategy::UseExisting,
         linger: Duration::ZERO,
         uninstall: false,
+        capabilities: nomad_haproxy::plane::Capabilities::default(),
         now: Duration::ZERO,
     };
     let built = build(catalog, &observed.present(), &build_options());

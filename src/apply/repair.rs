@@ -36,7 +36,7 @@ impl Controller {
                     self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
                 }
                 // A server that drains is in maintenance in a process that has just started.
-                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed);
+                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed, &seen.growth);
                 (Some(pid), self.set_states(&changes.out, status).await)
             }
             Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), all_set),
@@ -151,7 +151,7 @@ impl Controller {
         status.saw(&observed);
         let process = self.plane.runtime(&observed).await?;
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
-        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed);
+        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed, &seen.growth);
         let (alone, actions) = states_alone(&rest);
         let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
         let left = !lacks.is_empty() || !actions.is_empty();
@@ -183,7 +183,7 @@ fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
         actions.iter().cloned().partition(|action| others.contains(&action.server()));
     let state = |action| match action {
         Action::State(backend, server, state) => Some(StateChange { backend, server, state }),
-        Action::Address(..) | Action::Weight(..) => None,
+        Action::Address(..) | Action::Weight(..) | Action::Add(..) | Action::Check(..) => None,
     };
     (alone.into_iter().filter_map(state).collect(), with_others)
 }

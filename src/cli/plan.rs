@@ -52,9 +52,10 @@ impl Plans {
         let catalog = catalog::file::read(catalog)?;
         let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let text = ConfigText::from_bytes(&text);
-        let target = targets::offline(config, only)?;
+        let (target, capabilities) = targets::offline(config, only, version)?;
         let observed = Observed::new(text.version().unwrap_or(0), text, &target.owner);
-        let apply::Options { mut build, plan, guard, .. } = target::options(config, target);
+        let apply::Options { mut build, mut plan, guard, .. } = target::options(config, target);
+        plan.capabilities = capabilities;
         build.init_state = version.is_none_or(Version::has_init_state);
         build.targets = targets::names_offline(config, only);
         let mut built = build::build(&catalog, &observed.present(), &build);

@@ -15,7 +15,9 @@ use crate::config::{Config, ServiceConfig, TargetConfig, TargetOptions};
 use crate::desired::build::TargetNames;
 use crate::discovery::Discovery;
 use crate::fleet::Names;
+use crate::haproxy::version::Version;
 use crate::nomad::Nomad;
+use crate::plane::Capabilities;
 use crate::target;
 
 /// What is missing where no HAProxy is set up.
@@ -125,17 +127,23 @@ fn select(targets: Vec<TargetConfig>, only: Option<&str>) -> anyhow::Result<Vec<
     Ok(chosen)
 }
 
-/// What an offline plan takes from the settings: those of the HAProxy of this name, or of the only one.
-pub(super) fn offline<'a>(config: &'a Config, only: Option<&str>) -> anyhow::Result<&'a TargetOptions> {
+/// What an offline plan takes from the settings: those of the HAProxy of this name, or of the only one; and what it
+/// takes at run time.
+pub(super) fn offline<'a>(
+    config: &'a Config,
+    only: Option<&str>,
+    version: Option<Version>,
+) -> anyhow::Result<(&'a TargetOptions, Capabilities)> {
+    let of = |target: &'a TargetConfig| (&target.options, target.capabilities_offline(version));
     let targets = &config.targets;
     let known = || targets.fixed.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     match (only, targets.fixed.as_slice()) {
         (Some(only), fixed) => match fixed.iter().find(|target| target.name == only) {
-            Some(target) => Ok(&target.options),
+            Some(target) => Ok(of(target)),
             None => bail!("no HAProxy is called {only:?} (--haproxy); there are: {}", known()),
         },
-        (None, [target]) => Ok(&target.options),
-        (None, []) => Ok(&targets.common),
+        (None, [target]) => Ok(of(target)),
+        (None, []) => Ok((&targets.common, Capabilities::default())),
         (None, _) => bail!("which HAProxy is this configuration of? Name it with --haproxy: {}", known()),
     }
 }

@@ -124,6 +124,9 @@ settings! {
         /// Key of the client certificate, PEM
         #[arg(id = "haproxy-key-file", long = "haproxy-key-file", env = "HAPROXY_KEY_FILE", value_name = "FILE")]
         key_file: PathBuf,
+        /// With haproxy.address: a stats socket of the same HAProxy, of level admin: a path, or HOST:PORT; then servers are added without a reload
+        #[arg(long = "haproxy-runtime-socket", env = "HAPROXY_RUNTIME_SOCKET", value_name = "SOCKET")]
+        runtime_socket: String,
         /// Without the Data Plane API: the configuration file of a HAProxy on this machine
         #[arg(long = "haproxy-config-file", env = "HAPROXY_CONFIG_FILE", value_name = "FILE")]
         config_file: PathBuf,

@@ -10,16 +10,20 @@ use serde::de::Error as _;
 use serde_json::Value;
 
 use crate::desired::{Invalid, Owner, ServiceKey, SlotPolicy};
+use crate::haproxy::socket::SocketAddress;
+use crate::haproxy::version::Version;
 use crate::plan::Strategy;
 use crate::plane::dataplane::{Dataplane, DataplaneConfig, Password, Write};
 use crate::plane::local::{Local, LocalConfig};
-use crate::plane::{AccessError, Plane, VALIDATION_TIMEOUT};
+use crate::plane::{AccessError, Capabilities, Plane, VALIDATION_TIMEOUT};
 
 use super::{
     ConfigError, HaproxySettings, OWNER, SLOTS_MAX, SLOTS_MIN_FREE, SlotSettings, check_address, identity,
     settings::form, wrong,
 };
 
+/// The setting, in messages.
+const RUNTIME_SOCKET: &str = "haproxy.runtime_socket (HAPROXY_RUNTIME_SOCKET)";
 /// The longest name of a HAProxy, in characters: it is in each line of the log and in each metric.
 const LONGEST_NAME: usize = 100;
 
@@ -129,6 +133,17 @@ impl TargetConfig {
     /// The same, for `uninstall`.
     pub fn connect_to_uninstall(&self) -> Result<Arc<dyn Plane>, AccessError> {
         self.plane(Local::without_version)
+    }
+
+    /// What is known of its HAProxy without asking: for a plan from files.
+    pub fn capabilities_offline(&self, version: Option<Version>) -> Capabilities {
+        let has_socket = match &self.plane {
+            PlaneSettings::Local(_) => true,
+            PlaneSettings::Dataplane(api, _) => api.runtime_socket.is_some(),
+        };
+        version
+            .filter(|_| has_socket)
+            .map_or(Capabilities { servers: has_socket, backends: false }, Capabilities::of_socket)
     }
 
     fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Arc<dyn Plane>, AccessError> {
@@ -365,6 +380,11 @@ fn service_entry(
     if settings.name.is_some() {
         return Err(wrong("haproxy.name (HAPROXY_NAME)", "HAProxys of haproxy.service are named by their nodes"));
     }
+    refuse_runtime_socket(
+        &settings,
+        "it is the socket of one HAProxy, and haproxy.service lists several: leave it out, or give each its own entry \
+         with haproxy.address",
+    )?;
     let (namespace, name) = service.split_once('/').unwrap_or(("default", service));
     if namespace.is_empty() || name.is_empty() || name.contains('/') || namespace == "*" {
         return Err(wrong(SERVICE, "it should be NAME, or NAMESPACE/NAME where the namespace is not `default`"));
@@ -400,10 +420,27 @@ fn api(settings: HaproxySettings, address: String) -> Result<DataplaneConfig, Co
         password,
         ca_file: settings.ca_file,
         identity: identity("haproxy.cert_file and haproxy.key_file", settings.cert_file, settings.key_file)?,
+        runtime_socket: settings.runtime_socket.as_deref().map(runtime_socket).transpose()?,
     })
 }
 
+fn runtime_socket(text: &str) -> Result<SocketAddress, ConfigError> {
+    match text.parse() {
+        Ok(address) if !text.is_empty() && !text.contains("://") => Ok(address),
+        _ => Err(wrong(RUNTIME_SOCKET, "name a path, or HOST:PORT")),
+    }
+}
+
+/// A run-time socket belongs to one HAProxy that is reached by the Data Plane API.
+fn refuse_runtime_socket(settings: &HaproxySettings, why: &str) -> Result<(), ConfigError> {
+    settings.runtime_socket.as_ref().map_or(Ok(()), |_| Err(wrong(RUNTIME_SOCKET, why)))
+}
+
 fn local(settings: HaproxySettings) -> Result<PlaneSettings, ConfigError> {
+    refuse_runtime_socket(
+        &settings,
+        "leave it out where haproxy.config_file is set: there the master socket does the same",
+    )?;
     let Some(master_socket) = settings.master_socket else {
         return Err(wrong(
             "haproxy.master_socket (HAPROXY_MASTER_SOCKET)",
@@ -514,6 +551,12 @@ mod tests {
             (r#"[{"name": "a", "password": 7}]"#, r#"haproxy[0] ("a"): a value has the wrong type"#),
             (r#"[{"name": "a b", "address": "http://a"}]"#, "without commas and spaces"),
             (r#"[{"config_file": "/c"}]"#, "haproxy[0]: haproxy.master_socket"),
+            (
+                r#"[{"config_file": "/c", "master_socket": "/m", "runtime_socket": "/s"}]"#,
+                "haproxy[0]: haproxy.runtime_socket (HAPROXY_RUNTIME_SOCKET)",
+            ),
+            (r#"[{"service": "a", "runtime_socket": "/s"}]"#, "give each its own entry"),
+            (r#"[{"address": "http://a", "runtime_socket": "unix:///s"}]"#, "name a path, or HOST:PORT"),
             (r#"[{"service": "a/b/c"}]"#, "NAMESPACE/NAME"),
             (r#"[{"service": "a", "name": "b"}]"#, "named by their nodes"),
             (r#"[{"service": "a"}, {"service": "default/a"}]"#, "haproxy[1]: service: another entry has a already"),

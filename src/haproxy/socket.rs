@@ -1,34 +1,93 @@
 //! HAProxy's sockets: one command per connection, one answer (management guide, 9.3 and 9.4).
 
+use std::convert::Infallible;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+/// Where a socket is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketAddress {
+    /// A unix socket.
+    Path(PathBuf),
+    /// `host:port`, as in `stats socket ipv4@127.0.0.1:9999`.
+    Tcp(String),
+}
+
+impl FromStr for SocketAddress {
+    type Err = Infallible;
+
+    /// What has no slash and ends in a port is `host:port`; anything else is a path.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let port = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        Ok(match port {
+            Some((host, _)) if !host.is_empty() && !text.contains('/') => Self::Tcp(text.to_owned()),
+            _ => Self::Path(text.into()),
+        })
+    }
+}
+
+impl fmt::Display for SocketAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => path.display().fmt(f),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
 
 /// Why a command has no answer.
 #[derive(Debug, Error)]
-#[error("HAProxy's socket {path} does not answer: is HAProxy running, and may this user open the socket?")]
+#[error("HAProxy's socket {address} does not answer: is HAProxy running, and may this user open the socket?")]
 pub struct SocketError {
-    path: PathBuf,
+    address: SocketAddress,
     #[source]
     source: std::io::Error,
 }
 
-/// Sends one command and reads the whole answer.
+/// Sends one command to a unix socket and reads the whole answer.
 pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<String, SocketError> {
-    let exchange = async {
-        let mut stream = UnixStream::connect(path).await?;
-        stream.write_all(format!("{command}\n").as_bytes()).await?;
-        // The master closes the connection only after the whole answer.
-        stream.shutdown().await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        Ok(String::from_utf8_lossy(&answer).trim().to_owned())
-    };
-    let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
-    let result: std::io::Result<String> =
-        tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()));
-    result.map_err(|source| SocketError { path: path.to_owned(), source })
+    SocketAddress::Path(path.to_owned()).command(command, timeout).await
+}
+
+impl SocketAddress {
+    /// Sends one command and reads the whole answer.
+    pub async fn command(&self, command: &str, timeout: Duration) -> Result<String, SocketError> {
+        let exchange = async {
+            match self {
+                Self::Path(path) => exchange(UnixStream::connect(path).await?, command).await,
+                Self::Tcp(address) => exchange(TcpStream::connect(address).await?, command).await,
+            }
+        };
+        let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
+        let result: std::io::Result<String> =
+            tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()));
+        result.map_err(|source| SocketError { address: self.clone(), source })
+    }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, command: &str) -> std::io::Result<String> {
+    stream.write_all(format!("{command}\n").as_bytes()).await?;
+    // The master closes the connection only after the whole answer.
+    stream.shutdown().await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_in_a_port_is_an_address_and_anything_else_a_path() {
+        let is_tcp = |text: &str| matches!(text.parse(), Ok(SocketAddress::Tcp(_)));
+        assert!(is_tcp("127.0.0.1:9999") && is_tcp("lb.internal:9999") && is_tcp("[::1]:9999"));
+        assert!(!is_tcp("/run/haproxy.sock") && !is_tcp("/run/a:1") && !is_tcp("haproxy.sock") && !is_tcp(":99"));
+    }
 }

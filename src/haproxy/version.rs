@@ -55,6 +55,11 @@ impl Version {
     pub fn has_init_state(self) -> bool {
         self >= Self { major: 3, minor: 1 }
     }
+
+    /// Whether backends can be added at run time (`add backend`, HAProxy 3.4).
+    pub fn has_run_time_backends(self) -> bool {
+        self >= Self { major: 3, minor: 4 }
+    }
 }
 
 #[cfg(test)]

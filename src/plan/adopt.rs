@@ -6,6 +6,7 @@ use crate::desired::{
     BackendName, BackendSettings, Balance, Check, Code, Desired, Mode, Note, Server, ServerName, Severity,
 };
 use crate::observed::{Observed, ObservedBackend, Other};
+use crate::plane::Capabilities;
 
 use super::{Edit, Plan, Rewrite, ServerEdit, differences};
 
@@ -38,7 +39,7 @@ impl Plan {
     pub(super) fn adopt(&mut self, observed: &Observed) {
         for (name, section) in observed.managed().filter(|(_, section)| section.is_adopted) {
             let edits = match self.edits.remove(&name) {
-                None => differences(section, &section.servers),
+                None => differences(section, &section.servers, Capabilities::default()),
                 Some(Edit::Servers(edits)) => with_marks(section, edits),
                 Some(whole) => {
                     self.edits.insert(name, whole);
@@ -55,7 +56,7 @@ impl Plan {
 /// The edits, and new marks for the servers that they leave.
 fn with_marks(section: &ObservedBackend, mut edits: Vec<ServerEdit>) -> Vec<ServerEdit> {
     let known: BTreeSet<ServerName> = edits.iter().map(|edit| edit.name().clone()).collect();
-    let marks = differences(section, &section.servers).into_iter();
+    let marks = differences(section, &section.servers, Capabilities::default()).into_iter();
     edits.extend(
         marks.filter(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }) && !known.contains(edit.name())),
     );
@@ -68,7 +69,9 @@ fn after(section: &ObservedBackend, edits: &[ServerEdit]) -> Vec<Server> {
         section.servers.iter().map(|server| (&server.name, server)).collect();
     for edit in edits {
         match edit {
-            ServerEdit::Add(server) | ServerEdit::Set { after: server, .. } => servers.insert(&server.name, server),
+            ServerEdit::Add { server, .. } | ServerEdit::Set { after: server, .. } => {
+                servers.insert(&server.name, server)
+            }
             ServerEdit::Remove(name) => servers.remove(name),
         };
     }

@@ -10,30 +10,36 @@ use crate::desired::{Address, BackendName, Server, ServerName, State};
 use crate::observed::{Observed, ObservedBackend};
 use crate::plane::{Runtime, RuntimeServer, StateChange};
 
-use super::Action;
+use super::{Action, Growth, NewServer};
 
 /// The changes of the process, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// First, before the file is written and whether or not that succeeds: instances that are gone get no more traffic.
     pub out: Vec<StateChange>,
-    /// With the file: addresses, weights, and instances that come in.
+    /// With the file: new servers, addresses, weights, and instances that come in.
     pub rest: Vec<Action>,
-    /// Servers that the file before has and the process lacks, or has without an address (their host name did not
-    /// resolve, and then the process accepts no other address; seen on 3.0, 3.2 and 3.4): only a reload helps.
+    /// Servers that the file before has and the process lacks, where it takes none at run time, or has without an
+    /// address (their host name did not resolve, and then the process accepts no other address; seen on 3.0, 3.2 and
+    /// 3.4): only a reload helps.
     pub lacks: Vec<(BackendName, ServerName)>,
 }
 
 impl Changes {
     /// Computes them. Checks and health are ignored: those belong to HAProxy.
-    pub fn new(process: &Runtime, before: &Observed, after: &Observed) -> Self {
+    pub fn new(process: &Runtime, before: &Observed, after: &Observed, growth: &Growth) -> Self {
         let mut changes = Self::default();
         for (name, section) in after.managed() {
             let old = servers(before.backend(&name));
+            // A backend that the process does not have yet is loaded with its servers.
+            let is_there = before.backend(&name).is_some();
             for server in &section.servers {
                 let known = old.get(&server.name).copied();
                 match process.server(&name, &server.name) {
                     Some(running) => Seat { backend: &name, section, server, known, running }.changes(&mut changes),
+                    None if is_there && let Some(new) = growth.of(&name, section, server) => {
+                        changes.add(&name, server, new);
+                    }
                     None if known.is_some() => changes.lacks.push((name.clone(), server.name.clone())),
                     None => {}
                 }
@@ -54,6 +60,18 @@ impl Changes {
             }
         }
         changes
+    }
+
+    /// A new server in its order: in maintenance, with its check on, in service.
+    fn add(&mut self, backend: &BackendName, server: &Server, new: NewServer) {
+        let name = || (backend.clone(), server.name.clone());
+        let (add, check, state) = (name(), new.checked.then(name), server.state());
+        self.rest.push(Action::Add(add.0, add.1, new));
+        self.rest.extend(check.map(|(backend, server)| Action::Check(backend, server)));
+        if state != State::Maint {
+            let (backend, server) = name();
+            self.rest.push(Action::State(backend, server, state));
+        }
     }
 
     /// Removes those from `out` whose place is taken in the same change, if no other instance is in service: they leave
@@ -148,6 +166,11 @@ impl Seat<'_> {
             } else {
                 changes.out.push(StateChange { backend, server, state: leaves });
             }
+        }
+        // It was added at run time, and that was cut short.
+        if running.unchecked && running.state == State::Maint {
+            let (backend, server) = name();
+            changes.rest.push(Action::Check(backend, server));
         }
         match (&server.address, running.address) {
             // A server in maintenance gets no requests.

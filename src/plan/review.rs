@@ -264,7 +264,7 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
     let servers = |edits: &[ServerEdit]| -> Vec<String> {
         let edits = edits.iter().filter(|edit| !is_end_of_drain(edit));
         let written = edits.map(|edit| match edit {
-            ServerEdit::Add(server) => format!("add {}", line(server)),
+            ServerEdit::Add { server, is_live: _ } => format!("add {}", line(server)),
             ServerEdit::Set { after, .. } => format!("set {}", line(after)),
             ServerEdit::Remove(name) => format!("remove {name}\n"),
         });

@@ -82,7 +82,7 @@ fn removed(server: &Server) -> ServerSummary {
 
 fn edited(edit: &ServerEdit, known: &[Server]) -> Vec<ServerSummary> {
     match edit {
-        ServerEdit::Add(server) => vec![added(server)],
+        ServerEdit::Add { server, is_live: _ } => vec![added(server)],
         ServerEdit::Remove(name) => match known.iter().find(|server| server.name == *name) {
             Some(server) => vec![removed(server)],
             None => vec![ServerSummary::unread(ServerAction::Remove, name)],

@@ -82,7 +82,7 @@ fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration
     Plan::new(
         built,
         observed,
-        &Options { owner: owner(), strategy, linger, now, uninstall: false },
+        &Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities: Capabilities::default() },
         &LeftOut::default(),
     )
 }
@@ -94,7 +94,8 @@ fn applied(plan: &Plan, before: &Observed) -> Observed {
 
 /// The run-time changes of a plan; `None` if it needs a reload.
 fn run_time_changes(plan: &Plan, before: &Observed) -> Option<Vec<Action>> {
-    plan.is_live().then(|| Changes::new(&Runtime::of(before), before, &applied(plan, before)).actions())
+    plan.is_live()
+        .then(|| Changes::new(&Runtime::of(before), before, &applied(plan, before), &Growth::default()).actions())
 }
 
 /// The text that a first pass leads to.
@@ -362,6 +363,7 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
         linger: Duration::ZERO,
         now: Duration::ZERO,
         uninstall: false,
+        capabilities: Capabilities::default(),
     };
     let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
         .expect("no conflict")
@@ -495,7 +497,7 @@ fn what_the_process_does_by_itself_is_left_alone() {
         for server in process.0.values_mut() {
             (server.state, server.weight) = (State::Drain, Some(1));
         }
-        Changes::new(&process, &observed, &observed)
+        Changes::new(&process, &observed, &observed, &Growth::default())
     };
     assert_eq!(changes_by_agent(text), Changes::default());
     let changes = changes_by_agent(&text.replace("agent-check agent-port 1", "inter 1s"));
@@ -731,4 +733,77 @@ fn a_copy_made_by_hand_is_not_touched_and_takes_no_instance_away() {
             assert_eq!(after.backends.get("api").is_some_and(ObservedBackend::is_ours), !services.is_empty());
         }
     }
+}
+
+/// Plans on a HAProxy with a socket, and the run-time changes, if it needs no reload.
+fn grown(built: &Built, before: &Observed) -> (Plan, Option<Vec<Action>>) {
+    let capabilities = Capabilities { servers: true, backends: false };
+    let (strategy, linger, now) = (Strategy::UseExisting, Duration::ZERO, Duration::ZERO);
+    let options = Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities };
+    let plan = Plan::new(built, before, &options, &LeftOut::default()).expect("no conflict").plan;
+    let growth = Growth::new(capabilities, &built.desired);
+    let changes = Changes::new(&Runtime::of(before), before, &applied(&plan, before), &growth);
+    let actions = plan.is_live().then(|| changes.actions());
+    (plan, actions)
+}
+
+#[test]
+fn a_server_that_is_added_at_run_time_has_all_that_its_line_inherits() {
+    let tags = ["enable", "slots=0", "check.interval=300ms", "check.port=99", "check.rise=1", "maxconn=9"];
+    let before = after(
+        &[("api", &tags)],
+        &FOREIGN.replace("mode http\nbackend plain", "mode http\n  default-server maxqueue 3 inter 7s\nbackend plain"),
+    );
+    let mut next = built(&[("api", &tags), ("api", &tags)]);
+    let (_, actions) = grown(&next, &before);
+    let server = || (name("api"), name("api").slot(2));
+    let options = "check inter 300ms maxconn 9 maxqueue 3 port 99 rise 1 weight 1";
+    let new = |options: &str| NewServer {
+        address: "10.0.0.1".parse().expect("an address"),
+        port: 80,
+        checked: true,
+        options: options.to_owned(),
+    };
+    let all = |options: &str| {
+        vec![
+            Action::Add(server().0, server().1, new(options)),
+            Action::Check(server().0, server().1),
+            Action::State(server().0, server().1, State::Ready),
+        ]
+    };
+    assert_eq!(actions, Some(all(options)));
+    // From HAProxy 3.1 it gets no traffic before its first passing check.
+    next.desired.backends.get_mut(&name("api")).expect("api").gated = true;
+    let gated = "check init-state down inter 300ms maxconn 9 maxqueue 3 port 99 rise 1 weight 1";
+    assert_eq!(grown(&next, &before).1, Some(all(gated)));
+}
+
+#[test]
+fn what_cannot_be_added_at_run_time_is_structural() {
+    let service: &[&str] = &["enable", "slots=0"];
+    let (one, two) = ([("api", service)], [("api", service), ("api", service)]);
+    let is_live = |text: &str, next: &Built| {
+        let (plan, actions) = grown(next, &after(&one, text));
+        assert_eq!((plan.is_live(), plan.waiting().is_empty()), (actions.is_some(), actions.is_some()));
+        actions.is_some()
+    };
+    assert!(is_live(FOREIGN, &built(&two)));
+    let base = |line: &str| FOREIGN.replacen("  mode http\n", &format!("  mode http\n{line}"), 1);
+    for line in [
+        "  default-server agent-check agent-port 1\n",
+        "  default-server inter \"${X}\"\n",
+        ".if defined(X)\n  default-server maxqueue 3\n.endif\n",
+    ] {
+        assert!(!is_live(&base(line), &built(&two)), "{line}");
+    }
+    // Its `defaults` are in another file.
+    assert!(!is_live("", &built(&two)));
+    // HAProxy takes no server in a backend with a static algorithm, and resolves no host name.
+    let source: &[&str] = &["enable", "slots=0", "balance=source"];
+    let before = after(&[("api", source)], FOREIGN);
+    assert_eq!(grown(&built(&[("api", source), ("api", source)]), &before).1, None);
+    let mut named = built(&two);
+    named.desired.backends.get_mut(&name("api")).expect("api").instances[1].address =
+        crate::desired::Address::Host("db".to_owned());
+    assert!(!is_live(FOREIGN, &named));
 }

@@ -85,11 +85,11 @@ fn change(
                 lines.push(render::server(after, owner));
             }
             Some(ServerEdit::Set { .. } | ServerEdit::Remove(_)) => {}
-            Some(ServerEdit::Add(_)) | None => lines.push(ended(line)),
+            Some(ServerEdit::Add { .. }) | None => lines.push(ended(line)),
         }
     }
     let new = edits.iter().filter_map(|edit| match edit {
-        ServerEdit::Add(server) => Some(render::server(server, owner)),
+        ServerEdit::Add { server, .. } => Some(render::server(server, owner)),
         ServerEdit::Set { after, .. } if !written.contains(&after.name) => Some(render::server(after, owner)),
         ServerEdit::Set { .. } | ServerEdit::Remove(_) => None,
     });

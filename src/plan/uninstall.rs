@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::desired::{BackendName, Occupant, Server};
 use crate::observed::{Observed, ObservedBackend, Ownership};
+use crate::plane::Capabilities;
 
 use super::{Edit, Plan, ServerEdit, differences, slots};
 
@@ -103,7 +104,7 @@ fn emptied(section: &ObservedBackend, now: std::time::Duration) -> Option<Edit> 
         server
     };
     let servers: Vec<_> = section.servers.iter().map(undrained).collect();
-    let mut edits = differences(section, &slots::vacate(&servers, |_| false, now));
+    let mut edits = differences(section, &slots::vacate(&servers, |_| false, now), Capabilities::default());
     edits.retain(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }));
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }

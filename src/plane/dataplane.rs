@@ -10,6 +10,7 @@ mod json;
 mod leftovers;
 mod meaning;
 mod runtime;
+mod socket;
 mod survey;
 mod transaction;
 
@@ -31,11 +32,12 @@ use crate::observed::Observed;
 use crate::plan::{self, Action, Plan};
 
 use super::{
-    AccessError, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT, Verdict,
-    WriteError,
+    AccessError, Capabilities, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
+    Verdict, WriteError,
 };
 use client::{Answer, Body, Client, refused, unavailable};
 pub use client::{DataplaneConfig, Password};
+use socket::RuntimeSocket;
 use survey::Surveyed;
 
 const TRANSACTIONS: &str = "/v3/services/haproxy/transactions";
@@ -79,11 +81,14 @@ pub struct Dataplane {
     made_explicit: AtomicBool,
     /// The last survey of the file.
     surveyed: Mutex<Option<Surveyed>>,
+    /// The process itself, if `haproxy.runtime_socket` names its socket.
+    socket: Option<RuntimeSocket>,
 }
 
 impl Dataplane {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: DataplaneConfig, owner: Owner, write: Write) -> Result<Self, AccessError> {
+        let socket = settings.runtime_socket.clone().map(RuntimeSocket::new);
         let client = Client::new(settings)?;
         Ok(Self {
             client,
@@ -94,6 +99,7 @@ impl Dataplane {
             no_raw_write: AtomicBool::new(false),
             made_explicit: AtomicBool::new(false),
             surveyed: Mutex::default(),
+            socket,
         })
     }
 
@@ -271,6 +277,24 @@ impl Dataplane {
         ))
     }
 
+    /// Writes a text without a reload, and has the API make the changes in the process.
+    async fn write_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
+        self.validate_names(observed, text).await?;
+        self.make_inheritance_explicit(observed).await?;
+        let actions = Some(header(actions)?).filter(|actions| !actions.is_empty());
+        let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
+        match answer.status {
+            status if has_no_raw_write(status) => Err(WriteError::NotLive("this API has no raw write")),
+            // An action failed after the file was written, and those after it were not tried (seen on 3.0, 3.2 and
+            // 3.4). If the version did not change, the file could not be written at all: a full disk.
+            StatusCode::INTERNAL_SERVER_ERROR if answer.moved(observed.version) => {
+                Err(WriteError::HalfLive { message: answer.message() })
+            }
+            status if status.is_success() => Ok(()),
+            _ => Err(refused("the write", &answer)),
+        }
+    }
+
     async fn no_version_3(&self) -> AccessError {
         let v2 = self.client.send(Method::GET, "/v2/info", &[], Body::default()).await;
         let what = if v2.is_ok_and(|answer| answer.status.is_success()) {
@@ -319,6 +343,12 @@ impl Plane for Dataplane {
                 requests_total: figure("cum_req"),
             },
         })
+    }
+
+    async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError> {
+        let Some(socket) = &self.socket else { return Ok(Capabilities::default()) };
+        socket.check(info.pid).await?;
+        Ok(Capabilities::of_socket(info.version))
     }
 
     async fn recover(&self) -> Result<(), WriteError> {
@@ -394,20 +424,13 @@ impl Plane for Dataplane {
     }
 
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
-        self.validate_names(observed, text).await?;
-        self.make_inheritance_explicit(observed).await?;
-        let actions = Some(header(actions)?).filter(|actions| !actions.is_empty());
-        let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
-        match answer.status {
-            status if has_no_raw_write(status) => Err(WriteError::NotLive("this API has no raw write")),
-            // An action failed after the file was written, and those after it were not tried (seen on 3.0, 3.2 and
-            // 3.4). If the version did not change, the file could not be written at all: a full disk.
-            StatusCode::INTERNAL_SERVER_ERROR if answer.moved(observed.version) => {
-                Err(WriteError::HalfLive { message: answer.message() })
+        if let Some(worker) = self.socket.as_ref().and_then(RuntimeSocket::worker) {
+            if *text != observed.text {
+                self.write_live(observed, text, &[]).await?;
             }
-            status if status.is_success() => Ok(()),
-            _ => Err(refused("the write", &answer)),
+            return worker.act(actions).await;
         }
+        self.write_live(observed, text, actions).await
     }
 
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
@@ -425,7 +448,10 @@ impl Plane for Dataplane {
     }
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
-        self.runtime_servers(observed).await
+        match self.socket.as_ref().and_then(RuntimeSocket::worker) {
+            Some(worker) => worker.servers().await,
+            None => self.runtime_servers(observed).await,
+        }
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
@@ -463,6 +489,10 @@ fn header(actions: &[Action]) -> Result<String, WriteError> {
                 write!(header, "SetServerState {backend} {server} {}", state.as_str())
             }
             Action::Weight(backend, server, weight) => write!(header, "SetServerWeight {backend} {server} {weight}"),
+            // The API adds a server, but cannot turn on its health check.
+            Action::Add(..) | Action::Check(..) => {
+                return Err(WriteError::NotLive("a server is added, and there is no `haproxy.runtime_socket`"));
+            }
         };
     }
     if header.len() > MAX_ACTIONS {

@@ -9,15 +9,14 @@ mod launch;
 mod process;
 mod unfinished;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::desired::{Owner, State};
-use crate::haproxy::socket;
+use crate::desired::Owner;
+use crate::haproxy::socket::{self, SocketAddress};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -27,13 +26,12 @@ use self::file::{failed, lock, rename, sync_folder, write_beside};
 use self::launch::Launch;
 use self::process::Process;
 use self::unfinished::Unfinished;
+use super::worker::{COMMAND_TIMEOUT, Worker};
 use super::{
-    AccessError, HaproxyInfo, Plane, Runtime, RuntimeServer, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
+    AccessError, Capabilities, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
     Verdict, WriteError,
 };
 
-/// For one command of the running process.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How this HAProxy is reached.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
@@ -109,8 +107,12 @@ impl Local {
         Ok(ConfigText::from_bytes(&bytes))
     }
 
+    fn process(&self) -> Worker {
+        Worker::of_master(SocketAddress::Path(self.settings.master_socket.clone()))
+    }
+
     async fn worker(&self, command: &str) -> Result<String, AccessError> {
-        self.master(&format!("@1 {command}"), COMMAND_TIMEOUT).await
+        self.process().command(command).await
     }
 
     async fn master(&self, command: &str, timeout: Duration) -> Result<String, AccessError> {
@@ -189,23 +191,6 @@ impl Local {
         }
         loaded
     }
-
-    async fn act(&self, action: &Action) -> Result<(), WriteError> {
-        let (command, answer_means_failure) = match action {
-            Action::Address(backend, server, ip, port) => {
-                (format!("set server {backend}/{server} addr {ip} port {port}"), false)
-            }
-            Action::State(backend, server, state) => {
-                (format!("set server {backend}/{server} state {}", state.as_str()), true)
-            }
-            Action::Weight(backend, server, weight) => (format!("set server {backend}/{server} weight {weight}"), true),
-        };
-        let answer = self.worker(&command).await?;
-        // A change of address is answered with what was changed; the others are answered with nothing.
-        let done = answer.is_empty()
-            || (!answer_means_failure && (answer.contains("changed") || answer.contains("no need to change")));
-        if done { Ok(()) } else { Err(WriteError::HalfLive { message: format!("{command}: {answer}") }) }
-    }
 }
 
 #[async_trait]
@@ -228,6 +213,11 @@ impl Plane for Local {
                 requests_total: figure("CumReq"),
             },
         })
+    }
+
+    async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError> {
+        // A master socket that can reload can do everything.
+        Ok(Capabilities::of_socket(info.version))
     }
 
     async fn recover(&self) -> Result<(), WriteError> {
@@ -273,12 +263,11 @@ impl Plane for Local {
     }
 
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
-        self.must_be_valid(text).await?;
-        self.replace(observed, text, false)?;
-        for action in actions {
-            self.act(action).await?;
+        if *text != observed.text {
+            self.must_be_valid(text).await?;
+            self.replace(observed, text, false)?;
         }
-        Ok(())
+        self.process().act(actions).await
     }
 
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
@@ -287,7 +276,7 @@ impl Plane for Local {
     }
 
     async fn runtime(&self, _observed: &Observed) -> Result<Runtime, AccessError> {
-        Ok(parse_servers_state(&self.worker("show servers state").await?))
+        self.process().servers().await
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
@@ -323,58 +312,9 @@ fn alerts(log: &str) -> String {
     if alerts.is_empty() { log.trim().to_owned() } else { alerts.join("; ") }
 }
 
-/// Reads `show servers state` by its own header (management guide, 9.3).
-fn parse_servers_state(answer: &str) -> Runtime {
-    let mut columns: Vec<&str> = Vec::new();
-    let mut servers = BTreeMap::new();
-    for line in answer.lines() {
-        if let Some(header) = line.strip_prefix("# ") {
-            columns = header.split(' ').collect();
-            continue;
-        }
-        let values: Vec<&str> = line.split(' ').collect();
-        let field =
-            |name: &str| columns.iter().position(|column| *column == name).and_then(|at| values.get(at).copied());
-        let number = |name: &str| field(name).and_then(|value| value.parse::<u16>().ok());
-        let (Some(backend), Some(server)) = (field("be_name"), field("srv_name")) else { continue };
-        let Some(admin) = number("srv_admin_state") else { continue };
-        // Only maintenance and drain that were requested. What is inherited from a tracked server, and what DNS does,
-        // belongs to the process; 0x04 only shows what the file had at the start (include/haproxy/server-t.h,
-        // SRV_ADMF_*).
-        let state = match admin {
-            admin if admin & 0x01 != 0 => State::Maint,
-            admin if admin & 0x08 != 0 => State::Drain,
-            _ => State::Ready,
-        };
-        servers.insert(
-            (backend.to_owned(), server.to_owned()),
-            RuntimeServer {
-                address: field("srv_addr").and_then(|address| address.parse().ok()),
-                port: number("srv_port").unwrap_or(0),
-                state,
-                weight: number("srv_uweight"),
-            },
-        );
-    }
-    Runtime(servers)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_servers_state_is_read_by_its_header() {
-        // As HAProxy 3.2.26 answered after `set server api/api_1 state ready`.
-        let answer = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port\n3 api 1 api_1 127.0.0.1 0 4 9 100 1 1 0 2 6 0 0 0 - 9010 - 0 0 - - 0\n3 api 2 api_2 127.0.0.1 0 5 5 5 0 1 0 1 6 0 0 0 - 9008 - 0 0 - - 0";
-        let runtime = parse_servers_state(answer);
-        let server = |name: &str| runtime.0[&("api".to_owned(), name.to_owned())].clone();
-        assert_eq!(
-            server("api_1"),
-            RuntimeServer { address: "127.0.0.1".parse().ok(), port: 9010, state: State::Ready, weight: Some(9) }
-        );
-        assert_eq!(server("api_2").state, State::Maint);
-    }
 
     #[test]
     fn alerts_are_haproxys_words() {

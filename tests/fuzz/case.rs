@@ -8,6 +8,7 @@ use nomad_haproxy::desired::build;
 use nomad_haproxy::desired::{BackendName, Grant, Grants, InstanceId, Owner, ServiceKey, SlotPolicy};
 use nomad_haproxy::plan::guard::{self, Policy, Share};
 use nomad_haproxy::plan::{self, LeftOut, Part, Strategy as Taken};
+use nomad_haproxy::plane::Capabilities;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub linger: Duration,
     pub slots: SlotPolicy,
     pub init_state: bool,
+    /// What HAProxy takes at run time.
+    pub capabilities: Capabilities,
     /// The grants of each namespace: its backends, and whether it may join existing ones.
     pub namespaces: Vec<(&'static str, Vec<&'static str>, bool)>,
     /// The same.
@@ -101,7 +104,14 @@ impl Settings {
     }
 
     pub fn plan(&self, now: Duration) -> plan::Options {
-        plan::Options { owner: Self::owner(), strategy: self.taken, linger: self.linger, now, uninstall: false }
+        plan::Options {
+            owner: Self::owner(),
+            strategy: self.taken,
+            linger: self.linger,
+            now,
+            uninstall: false,
+            capabilities: self.capabilities,
+        }
     }
 }
 
@@ -137,12 +147,14 @@ fn settings() -> impl Strategy<Value = Settings> {
         1 => Just(defaults),
         1 => Just(guard::Options { policy: Policy::UpsertOnly, ..defaults }),
     ];
-    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), any::<bool>(), namespaces, guard).prop_map(
-        |(taken, linger, min_free, max, init_state, namespaces, guard)| Settings {
+    let versions = any::<(bool, bool)>();
+    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), versions, namespaces, guard).prop_map(
+        |(taken, linger, min_free, max, (init_state, servers), namespaces, guard)| Settings {
             taken,
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
+            capabilities: Capabilities { servers, backends: false },
             grants: grants(&namespaces),
             namespaces,
             guard,
@@ -218,8 +230,9 @@ impl fmt::Debug for Case {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { taken, linger, slots, init_state, namespaces, grants: _, guard } = self;
-        write!(f, "{taken:?}, linger {linger:?}, {slots:?}, init-state {init_state}, {namespaces:?}, {guard:?}")
+        let Self { taken, linger, slots, init_state, capabilities, namespaces, grants: _, guard } = self;
+        write!(f, "{taken:?}, linger {linger:?}, {slots:?}, init-state {init_state}, {capabilities:?}, ")?;
+        write!(f, "{namespaces:?}, {guard:?}")
     }
 }
 

@@ -11,7 +11,7 @@ use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
 use nomad_haproxy::plan::display::Summary;
 use nomad_haproxy::plan::guard::{self, Fate, Holding, Missing, Past};
-use nomad_haproxy::plan::{self, Changes, Conflict, LeftOut, Plan, Planned, text};
+use nomad_haproxy::plan::{self, Action, Changes, Conflict, Growth, LeftOut, Plan, Planned, text};
 use nomad_haproxy::plane::Runtime;
 
 use super::case::{Case, Settings, Step, moved, shown};
@@ -363,12 +363,32 @@ impl<'a> Pass<'a> {
     }
 
     fn changes_process(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
-        let changes = Changes::new(&Runtime::of(before), before, after);
-        let _ = Changes::new(&Runtime::loaded(after), after, after);
+        let growth = Growth::new(self.options.capabilities, &self.built.desired);
+        let changes = Changes::new(&Runtime::of(before), before, after, &growth);
+        let _ = Changes::new(&Runtime::loaded(after), after, after, &growth);
         hold!(changes.lacks.is_empty(), "the process lacks {:?}", changes.lacks);
         hold!(!plan.is_empty() || changes.is_empty(), "an empty plan changes {changes:?}");
-        let done = Changes::new(&Runtime::of(after), after, after);
+        let done = Changes::new(&Runtime::of(after), after, after, &growth);
         hold!(done.is_empty(), "there is more to change: {done:?}");
+        let is_added = |changes: &Changes, one: (&BackendName, &ServerName)| {
+            changes.rest.iter().any(|action| matches!(action, Action::Add(..)) && action.server() == one)
+        };
+        if plan.is_live() {
+            for (name, found) in after.managed() {
+                let known = before.backend(&name).map_or(&[][..], |backend| &backend.servers);
+                for new in found.servers.iter().filter(|server| known.iter().all(|known| known.name != server.name)) {
+                    let was_drift = before.backend(&name).is_some_and(|backend| backend.drifted.contains(&new.name));
+                    hold!(was_drift || is_added(&changes, (&name, &new.name)), "{} is not added", new.name);
+                }
+            }
+        }
+        let all = Changes::new(&Runtime::default(), after, after, &growth);
+        for (name, found) in after.managed() {
+            for one in found.servers.iter().map(|server| &server.name) {
+                let lacks = all.lacks.iter().any(|(backend, server)| (backend, server) == (&name, one));
+                hold!(lacks != is_added(&all, (&name, one)), "a process without {one} gets it twice or not at all");
+            }
+        }
         Ok(())
     }
 

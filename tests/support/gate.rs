@@ -1,13 +1,17 @@
 //! A proxy in front of an API that counts calls, holds one up, or answers it itself.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use nomad_haproxy::haproxy::socket;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Where a call is held up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,4 +157,69 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         return gate.hold_up().await;
     }
     (status, headers, body).into_response()
+}
+
+/// The same in front of a socket of HAProxy: it counts commands, and holds one up.
+pub struct SocketGate {
+    inner: Mutex<Inner>,
+    pub path: PathBuf,
+}
+
+impl SocketGate {
+    /// Listens beside the real socket.
+    pub fn start(real: &Path) -> Arc<Self> {
+        let path = real.with_extension("gate");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let gate = Arc::new(Self { inner: Mutex::default(), path });
+        let (accepting, real) = (gate.clone(), real.to_owned());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(accepting.clone().forward(stream, real.clone()));
+            }
+        });
+        gate
+    }
+
+    async fn forward(self: Arc<Self>, mut stream: tokio::net::UnixStream, real: PathBuf) {
+        let mut command = String::new();
+        if stream.read_to_string(&mut command).await.is_err() {
+            return;
+        }
+        let command = command.trim();
+        let (number, hold) = {
+            let mut inner = self.inner.lock().unwrap();
+            inner.calls.push(command.to_owned());
+            (inner.calls.len(), inner.hold)
+        };
+        if hold == Some(Point::Before(number)) {
+            self.hold_up().await;
+        }
+        let Ok(answer) = socket::command(&real, command, Duration::from_secs(60)).await else { return };
+        if hold == Some(Point::After(number)) {
+            self.hold_up().await;
+        }
+        let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
+    }
+
+    /// Forgets the commands so far and holds up this one.
+    pub fn hold(&self, point: Option<Point>) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.calls.clear();
+        (inner.hold, inner.holding) = (point, false);
+    }
+
+    /// Whether a command is held up now.
+    pub fn is_holding(&self) -> bool {
+        self.inner.lock().unwrap().holding
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        self.inner.lock().unwrap().calls.clone()
+    }
+
+    async fn hold_up(&self) {
+        self.inner.lock().unwrap().holding = true;
+        std::future::pending::<()>().await;
+    }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::endpoint::{self, EndpointError, Identity};
 use crate::errors::chain;
+use crate::haproxy::socket::SocketAddress;
 use crate::haproxy::text::ConfigText;
 
 use super::super::{AccessError, WriteError};
@@ -38,13 +39,22 @@ pub struct DataplaneConfig {
     pub ca_file: Option<PathBuf>,
     /// A client certificate and its key.
     pub identity: Option<Identity>,
+    /// A stats socket, of level admin, of the same HAProxy.
+    pub runtime_socket: Option<SocketAddress>,
 }
 
 impl DataplaneConfig {
     /// Without TLS settings.
     pub fn new(address: impl Into<String>, username: impl Into<String>, password: SecretString) -> Self {
         let password = Password::Inline(password);
-        Self { address: address.into(), username: username.into(), password, ca_file: None, identity: None }
+        Self {
+            address: address.into(),
+            username: username.into(),
+            password,
+            ca_file: None,
+            identity: None,
+            runtime_socket: None,
+        }
     }
 }
 

@@ -70,5 +70,6 @@ fn running(server: &Value) -> RuntimeServer {
         },
         // Since 3.4.
         weight: server["uweight"].as_u64().and_then(|weight| weight.try_into().ok()),
+        unchecked: false,
     }
 }

@@ -151,7 +151,7 @@ impl Dataplane {
         let all = format!("{backend}/servers");
         let one = format!("{all}/{}", edit.name());
         match edit {
-            ServerEdit::Add(server) => {
+            ServerEdit::Add { server, is_live: _ } => {
                 self.write(Method::POST, &all, transaction, Some(json::server(server, &self.owner))).await
             }
             ServerEdit::Set { after, .. } => {

@@ -1,0 +1,123 @@
+//! What HAProxy takes without a reload. All sorting into live and structural is here; it depends on what the target can
+//! do at run time.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::desired::{Address, BackendName, Desired, Server, ServerOptions, State};
+use crate::observed::ObservedBackend;
+use crate::plane::Capabilities;
+
+use super::{Edit, Plan, Rewrite, ServerEdit};
+
+/// A server as `add server` makes it: it inherits nothing, so its options are all that its line and the backend's
+/// `default-server` give.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewServer {
+    /// Where it listens.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// Whether it has a health check, which has to be turned on separately.
+    pub checked: bool,
+    /// Its options, as they follow the address.
+    pub options: String,
+}
+
+/// How servers come into a running process.
+#[derive(Debug, Clone, Default)]
+pub struct Growth {
+    capabilities: Capabilities,
+    /// The backends in which a new server gets no traffic before its first passing check.
+    gated: BTreeSet<BackendName>,
+}
+
+impl Growth {
+    /// For a target and the desired state of a pass.
+    pub fn new(capabilities: Capabilities, desired: &Desired) -> Self {
+        let gated = desired.backends.iter().filter(|(_, backend)| backend.gated).map(|(name, _)| name.clone());
+        Self { capabilities, gated: gated.collect() }
+    }
+
+    /// The server as it is added to the process; `None`: only a reload brings it in.
+    pub(super) fn of(&self, name: &BackendName, section: &ObservedBackend, server: &Server) -> Option<NewServer> {
+        let is_gated = self.gated.contains(name);
+        self.capabilities.servers.then(|| NewServer::new(section, server, is_gated)).flatten()
+    }
+}
+
+impl NewServer {
+    /// `None`: HAProxy does not take it at run time, or the result would not be what a reload makes of the line. It
+    /// takes no server in a backend with a static algorithm, and resolves no host name (seen on 3.0, 3.2 and 3.4).
+    fn new(section: &ObservedBackend, server: &Server, is_gated: bool) -> Option<Self> {
+        let Server { name: _, address: Address::Ip(address), port, check, options, gated, occupant: _ } = server else {
+            return None;
+        };
+        let is_balanced = ["http", "tcp"].contains(&section.mode.as_str()) && !section.has_static_algorithm();
+        let mut stated = section.server_defaults.clone().filter(|_| is_balanced)?;
+        let ServerOptions { weight, maxconn, backup } = options;
+        if *check {
+            stated.set("check", None);
+        }
+        if *backup {
+            stated.set("backup", None);
+        }
+        if let Some(maxconn) = maxconn {
+            stated.set("maxconn", Some(&maxconn.to_string()));
+        }
+        if let Some(weight) = weight {
+            stated.set("weight", Some(&weight.to_string()));
+        }
+        let checked = stated.has("check");
+        // A line in service is not gated, as a reload would then take it down; a server that comes in is.
+        if checked && (is_gated || *gated) {
+            stated.set("init-state", Some("down"));
+        }
+        Some(Self { address: *address, port: *port, checked, options: stated.to_words() })
+    }
+}
+
+impl Plan {
+    /// Whether HAProxy takes all of it without a reload.
+    pub fn is_live(&self) -> bool {
+        self.edits.values().all(Edit::is_live)
+    }
+}
+
+impl Edit {
+    /// Whether HAProxy takes it without a reload.
+    pub(super) fn is_live(&self) -> bool {
+        match self {
+            Self::Change { rewrite: Rewrite::Nothing | Rewrite::Description, edits, .. } | Self::Servers(edits) => {
+                edits.iter().all(ServerEdit::is_live)
+            }
+            Self::Change { .. } | Self::Create { .. } | Self::Delete => false,
+        }
+    }
+}
+
+impl ServerEdit {
+    /// A new line in a backend that exists.
+    pub(super) fn add(server: Server, section: &ObservedBackend, capabilities: Capabilities) -> Self {
+        let is_live = capabilities.servers && NewServer::new(section, &server, false).is_some();
+        Self::Add { server, is_live }
+    }
+
+    /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a line does
+    /// not. A static algorithm refuses a new weight (management guide, `set server … weight`).
+    pub(super) fn is_live(&self) -> bool {
+        let (before, after, fixed_weight) = match self {
+            Self::Add { server: _, is_live } => return *is_live,
+            Self::Set { before: Some(before), after, fixed_weight } => (before, after, fixed_weight),
+            Self::Set { before: None, .. } | Self::Remove(_) => return false,
+        };
+        let ServerOptions { weight, maxconn, backup } = after.options;
+        let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
+        // The process accepts no host name, and no address for a server whose name did not resolve. A server in
+        // maintenance needs none.
+        let address = (&before.address, before.port) == (&after.address, after.port)
+            || after.state() == State::Maint
+            || matches!((&before.address, &after.address), (Address::Ip(_), Address::Ip(_)));
+        fixed && address && (!fixed_weight || weight.unwrap_or(1) == before.options.weight.unwrap_or(1))
+    }
+}

@@ -1,0 +1,310 @@
+//! With a socket of the process, servers come and go without a reload: on the local plane, and beside the Data Plane
+//! API.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+#[macro_use]
+mod support;
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::api::{Rig, WAYS, Way};
+use support::controller::{Env, apply, command, registration, run, stderr, stdout, write_catalog};
+use support::free_port;
+use support::gate::{Point, SocketGate};
+use support::haproxy::{Haproxy, hand_written, matrix};
+use support::process::Group;
+use support::servers::Server;
+use support::wait_for;
+
+const TAGS: [&str; 5] = ["enable=true", "check.path=/health", "check.interval=200ms", "check.rise=1", "check.fall=2"];
+
+/// Settings with the run-time socket beside the API; on the local plane the master's is used.
+fn env(rig: &Rig) -> Env {
+    let mut env = rig.env();
+    if rig.api.is_some() {
+        let socket = rig.haproxy.folder().join("stats.sock");
+        env.push(("HAPROXY_RUNTIME_SOCKET".to_owned(), socket.display().to_string()));
+    }
+    env
+}
+
+fn of(servers: &[Server]) -> Vec<Value> {
+    servers.iter().zip(1..).map(|(server, n)| registration("api", &format!("{n}"), n, server.port(), &TAGS)).collect()
+}
+
+/// Each of them answers a request through HAProxy.
+async fn all_answer(rig: &Rig, servers: &[Server]) {
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let url = format!("http://127.0.0.1:{}/", rig.haproxy.port);
+    wait_for("a request to each of them", Duration::from_secs(20), async || {
+        let answer = client.get(&url).header("Host", "api.test").send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        servers.iter().all(|server| server.requests.load(Ordering::Relaxed) > 0).then_some(())
+    })
+    .await;
+}
+
+/// HAProxy takes its file as it stands.
+fn loads(rig: &Rig) {
+    let output = std::process::Command::new(&rig.haproxy.binary).args(["-c", "-f"]).arg(rig.haproxy.config()).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn a_service_grows_and_shrinks(rig: Rig, way: Way) {
+    let env = env(&rig);
+    let mut servers = vec![Server::start("1").await];
+    write_catalog(&rig.catalog(), &of(&servers));
+    apply(&env, &rig.catalog()).await;
+    let (reloads, worker) = (rig.haproxy.reloads().await, rig.haproxy.worker().await);
+    for size in [2, 3, 7, 20] {
+        while servers.len() < size {
+            servers.push(Server::start(&format!("{}", servers.len() + 1)).await);
+        }
+        write_catalog(&rig.catalog(), &of(&servers));
+        let catalog = rig.catalog().display().to_string();
+        let plan = stdout(&run(&env, &["plan", "--catalog", &catalog]).await);
+        assert!(plan.contains("no reload"), "{plan}");
+        let said = apply(&env, &rig.catalog()).await;
+        assert!(said.contains("no reload"), "{said}");
+        rig.agrees().await;
+        loads(&rig);
+        all_answer(&rig, &servers).await;
+    }
+    // Each is checked: one that fails its check is down, and one whose port is closed.
+    for n in [1, 13, 20] {
+        let server = format!("api/api_{n}");
+        rig.haproxy.wait_for_status(&server, "UP").await;
+        servers[n - 1].healthy.store(false, Ordering::Relaxed);
+        rig.haproxy.wait_for_status(&server, "DOWN").await;
+        servers[n - 1].healthy.store(true, Ordering::Relaxed);
+        rig.haproxy.wait_for_status(&server, "UP").await;
+    }
+    for size in [19, 5, 1] {
+        servers.truncate(size);
+        write_catalog(&rig.catalog(), &of(&servers));
+        apply(&env, &rig.catalog()).await;
+        rig.agrees().await;
+        loads(&rig);
+        for server in &servers {
+            server.requests.store(0, Ordering::Relaxed);
+        }
+        all_answer(&rig, &servers).await;
+    }
+    let said = apply(&env, &rig.catalog()).await;
+    assert!(said.contains("Nothing to do"), "{said}");
+    let now = (rig.haproxy.reloads().await, rig.haproxy.worker().await);
+    assert_eq!(now, (reloads, worker), "HAProxy {}, {way:?}", rig.series);
+    assert_eq!(rig.haproxy.workers().await, 1);
+}
+
+everywhere! {
+    a_service_that_grows_to_twenty_and_back_takes_no_reload, a_service_grows_and_shrinks
+}
+
+fn at(ports: &[u16], tags: &[&str]) -> Vec<Value> {
+    ports.iter().map(|port| registration("api", &port.to_string(), u64::from(*port), *port, tags)).collect()
+}
+
+/// Whatever cut a pass short: what the process lacks of a server is added, and only that.
+async fn a_server_is_completed(rig: Rig, way: Way) {
+    let env = env(&rig);
+    let on = format!("HAProxy {}, {way:?}", rig.series);
+    let tags = ["enable=true", "slots=0", "check.interval=200ms", "check.rise=1", "check.fall=2", "maxconn=7"];
+    let closed = [free_port(), free_port(), free_port()];
+    write_catalog(&rig.catalog(), &at(&closed, &tags));
+    apply(&env, &rig.catalog()).await;
+    let (reloads, worker) = (rig.haproxy.reloads().await, rig.haproxy.worker().await);
+    let command = async |command: &str| rig.haproxy.command(&format!("@1 {command}")).await;
+    for steps in 0..3 {
+        command("set server api/api_2 state maint").await;
+        assert_eq!(command("wait 2s srv-removable api/api_2").await, "Done.");
+        assert_eq!(command("del server api/api_2").await, "Server deleted.");
+        let port =
+            rig.haproxy.text().split("server api_2 127.0.0.1:").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        if steps > 0 {
+            let line =
+                format!("add server api/api_2 127.0.0.1:{port} check inter 200ms rise 1 fall 2 maxconn 7 weight 1");
+            assert_eq!(command(&line).await, "New server registered.");
+        }
+        if steps > 1 {
+            rig.haproxy.try_command("@1 enable health api/api_2").await.unwrap();
+        }
+        let said = apply(&env, &rig.catalog()).await;
+        rig.agrees().await;
+        rig.haproxy.wait_for_status("api/api_2", "DOWN").await;
+        let limit = command("show stat -1 4 -1").await;
+        let limit =
+            limit.lines().find(|line| line.starts_with("api,api_2,")).unwrap().split(',').nth(6).unwrap().to_owned();
+        assert_eq!(limit, "7", "{on}: its limit of connections");
+        assert!(said.contains("no reload"), "{said}");
+    }
+    assert_eq!((rig.haproxy.reloads().await, rig.haproxy.worker().await), (reloads, worker), "{on}");
+    // A process that has another server of that name: the rest of the plan is done, and a reload sets it right.
+    command("add server api/api_4 127.0.0.9:9").await;
+    write_catalog(&rig.catalog(), &at(&[closed[0], closed[1], closed[2], free_port()], &tags));
+    apply(&env, &rig.catalog()).await;
+    rig.agrees().await;
+}
+
+everywhere! {
+    a_server_that_is_not_complete_is_completed, a_server_is_completed
+}
+
+/// Backends of a person, and whether they take a server at run time.
+const THEIRS: [(&str, &str, bool); 3] = [
+    ("known", "    default-server inter 200ms fall 2 maxconn 9 weight 3\n", true),
+    ("agents", "    default-server agent-check agent-port 1\n", false),
+    ("static", "    balance source\n", false),
+];
+
+/// What `default-server` of a backend that is not ours gives, a server that is added at run time has, too; where that is
+/// not known, and where HAProxy takes none, it is loaded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_not_ours_grows_with_what_its_servers_inherit() {
+    for (series, way) in matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way))) {
+        let section = |(name, lines, _): &(&str, &str, bool)| {
+            format!("\nbackend {name}\n{lines}    server old 127.0.0.1:9 weight 0\n")
+        };
+        let theirs: String = THEIRS.iter().map(section).collect();
+        let haproxy = Haproxy::start_with(series, |folder, port| hand_written(folder, port) + &theirs).await;
+        let rig = Rig::with(way, series, haproxy).await;
+        let env = env(&rig);
+        for (name, _, is_live) in THEIRS {
+            let tags = ["enable=true", "backend=custom", "slots=0"];
+            let reloads = rig.haproxy.reloads().await;
+            let closed = registration(name, name, 1, free_port(), &tags);
+            write_catalog(&rig.catalog(), &[closed]);
+            let said = apply(&env, &rig.catalog()).await;
+            rig.agrees().await;
+            assert_eq!(rig.haproxy.reloads().await == reloads, is_live, "HAProxy {series}, {way:?}, {name}: {said}");
+            if is_live {
+                let stat = rig.haproxy.command("@1 show stat -1 4 -1").await;
+                let ours = stat.lines().find(|line| line.starts_with("known,known_1,")).unwrap().to_owned();
+                assert_eq!(ours.split(',').nth(6), Some("9"), "{ours}");
+                assert_eq!(rig.haproxy.running().await["known/known_1"].weight, 3);
+                rig.haproxy.wait_for_status("known/known_1", "DOWN").await;
+            }
+        }
+    }
+}
+
+/// A socket that cannot be used is an error that names the setting, and keeps nobody in service who has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_time_socket_of_another_process_or_level_is_refused() {
+    let other = Haproxy::start("3.2").await;
+    let sockets = |folder: &Path, port| {
+        let more = format!("global\n    stats socket {}/low.sock level operator", folder.display());
+        hand_written(folder, port).replacen("global", &more, 1)
+    };
+    let rig = Rig::with(Way::Api, "3.2", Haproxy::start_with("3.2", sockets).await).await;
+    let ports = [free_port(), free_port()];
+    write_catalog(&rig.catalog(), &at(&ports, &["enable=true"]));
+    apply(&rig.env(), &rig.catalog()).await;
+    let catalog = rig.catalog().display().to_string();
+    for (path, words) in [
+        (other.folder().join("stats.sock"), "belongs to another HAProxy"),
+        (rig.haproxy.master(), "is no stats socket"),
+        (rig.haproxy.folder().join("low.sock"), "does not have the level admin"),
+        (rig.haproxy.folder().join("none.sock"), "does not answer"),
+    ] {
+        let path = path.display().to_string();
+        let env = rig.env_with(&[("HAPROXY_RUNTIME_SOCKET", &path)]);
+        for command in ["plan", "apply"] {
+            let output = run(&env, &[command, "--catalog", &catalog]).await;
+            let said = stdout(&output) + &stderr(&output);
+            assert!(!output.status.success(), "{path}: {said}");
+            for word in [words, "haproxy.runtime_socket (HAPROXY_RUNTIME_SOCKET)", path.as_str()] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+        }
+    }
+    write_catalog(&rig.catalog(), &at(&ports[..1], &["enable=true"]));
+    let env = rig.env_with(&[("HAPROXY_RUNTIME_SOCKET", "/nowhere")]);
+    let text = rig.haproxy.text();
+    assert!(!run(&env, &["apply", "--catalog", &catalog]).await.status.success());
+    let states = [rig.haproxy.state("api/api_1").await, rig.haproxy.state("api/api_2").await];
+    assert!(states.contains(&"ready") && states.contains(&"maint"), "{states:?}");
+    assert_eq!(rig.haproxy.text(), text, "nothing is written");
+    apply(&rig.env(), &rig.catalog()).await;
+    rig.agrees().await;
+}
+
+/// The servers of a backend whose health check is on, in the process.
+async fn checked(rig: &Rig) -> usize {
+    let state = rig.haproxy.command("@1 show servers state api").await;
+    let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    rows.filter(|row| row.len() > 18 && row[0] != "#" && row[13].parse::<u16>().unwrap() & 0x04 != 0).count()
+}
+
+/// Killed at each command, and beside the API at each call, of a pass that adds two servers: the next pass completes
+/// it, without a reload.
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_every_step_of_a_growth() {
+    for (series, way) in matrix().into_iter().flat_map(|series| WAYS.map(|way| (series, way))) {
+        let rig = Rig::start(way, series).await;
+        let foreign = rig.foreign();
+        let plain = env(&rig);
+        let socket = SocketGate::start(&match way {
+            Way::Local => rig.haproxy.master(),
+            Way::Api => rig.haproxy.folder().join("stats.sock"),
+        });
+        let gated = |key: &str, value: String| {
+            let mut env = plain.clone();
+            env.iter_mut().find(|(known, _)| known == key).unwrap().1 = value;
+            env
+        };
+        let tags = ["enable=true", "slots=0", "check.interval=1h"];
+        let ports: Vec<u16> = (0..300).map(|n| 2000 + n).collect();
+        write_catalog(&rig.catalog(), &at(&ports[..1], &tags));
+        apply(&plain, &rig.catalog()).await;
+        let (reloads, mut size, mut kills) = (rig.haproxy.reloads().await, 1, 0);
+        let key = if way == Way::Local { "HAPROXY_MASTER_SOCKET" } else { "HAPROXY_RUNTIME_SOCKET" };
+        let by_socket = gated(key, socket.path.display().to_string());
+        let http = if way == Way::Api { Some(rig.gated().await) } else { None };
+        let by_http = http.as_ref().map(|(_, env)| gated("HAPROXY_DATAPLANE_URL", env[0].1.clone()));
+        for (is_socket, env) in [(true, Some(&by_socket)), (false, by_http.as_ref())] {
+            let Some(env) = env else { continue };
+            let mut call = 0;
+            loop {
+                call += 1;
+                let mut held = 0;
+                for point in [Point::Before(call), Point::After(call)] {
+                    size += 2;
+                    write_catalog(&rig.catalog(), &at(&ports[..size], &tags));
+                    let catalog = rig.catalog().display().to_string();
+                    let gate = http.as_ref().map(|(gate, _)| gate);
+                    let hold = |point| if is_socket { socket.hold(point) } else { gate.unwrap().hold(point) };
+                    let is_holding = || if is_socket { socket.is_holding() } else { gate.unwrap().is_holding() };
+                    hold(Some(point));
+                    let pass = RefCell::new(Group::spawn(&mut command(env, &["apply", "--catalog", &catalog])));
+                    let what = format!("{point:?} to be reached, or the end");
+                    held += wait_for(&what, Duration::from_secs(30), async || {
+                        if is_holding() { Some(1) } else { pass.borrow_mut().exited().map(|_| 0) }
+                    })
+                    .await;
+                    pass.borrow_mut().kill();
+                    hold(None);
+                    let on = format!("HAProxy {series}, {way:?}, {point:?}");
+                    apply(&plain, &rig.catalog()).await;
+                    rig.agrees().await;
+                    assert_eq!(checked(&rig).await, size, "{on}");
+                    assert!(apply(&plain, &rig.catalog()).await.contains("Nothing to do"), "{on}");
+                    assert_eq!(rig.haproxy.reloads().await, reloads, "{on}");
+                }
+                kills += held;
+                if held == 0 {
+                    break;
+                }
+            }
+        }
+        assert_eq!(rig.foreign(), foreign);
+        assert!(kills >= 16, "HAProxy {series}, {way:?}: {kills} kills");
+        eprintln!("HAProxy {series}, {way:?}: {kills} kills");
+    }
+}
