@@ -80,6 +80,7 @@ fn main() {
     let plan_options = plan::Options {
         uninstall: false,
         capabilities: nomad_haproxy::plane::Capabilities::default(),
+        taken: std::collections::BTreeSet::new(),
         owner: owner.clone(),
         strategy: Strategy::UseExisting,
         linger: Duration::ZERO,

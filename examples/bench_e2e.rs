@@ -63,6 +63,7 @@ impl Bench {
         let plan = plan::Options {
             uninstall: false,
             capabilities: nomad_haproxy::plane::Capabilities::default(),
+            taken: std::collections::BTreeSet::new(),
             owner: owner.clone(),
             strategy: plan::Strategy::UseExisting,
             linger: Duration::ZERO,

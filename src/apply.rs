@@ -316,7 +316,7 @@ impl Controller {
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
             Process::Loaded { .. } => Runtime::loaded(&observed),
-            Process::Agrees { .. } => Runtime::of(&observed),
+            Process::Agrees { .. } => Runtime::of(&observed).with_leaving(self.memory.leaving()),
         };
         status.stage = Stage::Catalog;
         let Reading { catalog, at } = match reading {
@@ -343,6 +343,10 @@ impl Controller {
         let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
+        self.options.plan.taken = match self.options.plan.capabilities.servers {
+            true => process.unknown_to(&observed).into_iter().collect(),
+            false => BTreeSet::new(),
+        };
         let growth = Growth::new(self.options.plan.capabilities, &built.desired);
         Ok(Seen { info, moment, observed, built, holding, process, growth, looked })
     }
@@ -392,10 +396,15 @@ impl Controller {
     ) -> Result<Attempt, PassError> {
         let mut changes = Changes::new(&seen.process, &seen.observed, &draft.after, &seen.growth);
         let late = changes.handed_over(&seen.process, &draft.after);
+        let (surplus, reloads) = (std::mem::take(&mut changes.surplus), status.reloads);
         let all_out = self.set_states(&changes.out, status).await;
         if draft.plan.is_empty() {
             let all_out = self.set_states(&late, status).await && all_out;
-            return self.repair(seen, changes, all_out, status).await.map(Attempt::Ended);
+            let ended = self.repair(seen, changes, all_out, status).await.map(Attempt::Ended)?;
+            if status.reloads == reloads {
+                self.remove(surplus, seen, status).await;
+            }
+            return Ok(ended);
         }
         match self.survey(&seen.observed).await {
             Ok(None) => {}
@@ -418,6 +427,10 @@ impl Controller {
             self.memory.taken(seen.moment.instant);
         }
         let settled = self.settle(seen, all_out, status).await?;
+        // A process that was started by a reload has only what the file has.
+        if status.reloads == reloads {
+            self.remove(surplus, seen, status).await;
+        }
         Ok(Attempt::Ended(if self.memory.is_searching() { Round::Search } else { settled }))
     }
 

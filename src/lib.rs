@@ -36,7 +36,8 @@
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
-//! - [`plan`]: the difference; [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
+//! - [`plan`]: the difference, sorted by what needs a reload (`plan/live.rs`, the only place that decides it, by
+//!   [`plane::Capabilities`]); [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
 //!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].

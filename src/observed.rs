@@ -72,6 +72,8 @@ pub struct ObservedBackend {
     /// What a server line of it inherits, as far as a server that is added at run time can be given the same. `None`:
     /// that is not known, as an option is not, or it is stated in a conditional block or in another file.
     pub server_defaults: Option<ServerDefaults>,
+    /// Whether that would be known if the backend itself gave nothing, as one of ours that was just written.
+    pub knows_defaults: bool,
     /// Whether an agent may set the states and weights of its servers.
     pub agent_check: AgentCheck,
     /// The servers of ours.
@@ -109,6 +111,8 @@ pub struct Observed {
     pub default_weight: u16,
     /// Whether a new backend inherits `agent-check`.
     pub default_agent_check: bool,
+    /// Whether it is known what the servers of a new backend inherit.
+    pub knows_defaults: bool,
 }
 
 /// What a section inherits. The default is that of a section whose `defaults` are not in this file.
@@ -147,9 +151,11 @@ impl Observed {
                     let elsewhere = section.from.is_some() && above.is_none();
                     let mut above = above.unwrap_or_else(|| last.clone());
                     above.servers.take_if(|_| elsewhere);
+                    let knows_defaults = above.servers.is_some();
                     let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
+                    backend.knows_defaults = knows_defaults;
                     if unclear {
                         backend.is_unclear();
                     }
@@ -172,8 +178,8 @@ impl Observed {
         }
         let default_weight = last.weight.unwrap_or(DEFAULT_WEIGHT);
         let defaults = defaults.filter(|_| explicit);
-        let (owner, default_agent_check) = (owner.clone(), last.agent_check);
-        Self { version, owner, others, text, backends, defaults, default_weight, default_agent_check }
+        let (owner, default_agent_check, knows_defaults) = (owner.clone(), last.agent_check, last.servers.is_some());
+        Self { version, owner, others, text, backends, defaults, default_weight, default_agent_check, knows_defaults }
     }
 
     /// The namespaces of the services that HAProxy serves through us: a list from Nomad that lacks one may have been
@@ -320,6 +326,11 @@ impl ObservedBackend {
         matches!(self.ownership, Ownership::Ours(_))
     }
 
+    /// Whether a server of ours is called this, changed by a person or not.
+    pub fn has_server(&self, name: &ServerName) -> bool {
+        self.drifted.contains(name) || self.servers.iter().any(|server| server.name == *name)
+    }
+
     /// Whether this line (from 0) is a server of ours, changed by a person or not.
     pub fn is_our_server(&self, line: usize) -> bool {
         self.our_lines.contains_key(&line)
@@ -328,15 +339,27 @@ impl ObservedBackend {
     /// Whether its algorithm is static, so that HAProxy accepts only weights of 0 and 100 % at run time (configuration
     /// manual, `balance`). With `hash-type consistent` some are not: an unneeded reload is still correct.
     pub fn has_static_algorithm(&self) -> bool {
-        const STATIC: &[&str] = &["static-rr", "source", "uri", "url_param", "hdr", "rdp-cookie", "hash"];
-        let end = self.balance.find(['(', ' ']).unwrap_or(self.balance.len());
-        STATIC.contains(&&self.balance[..end])
+        is_static(&self.balance)
+    }
+
+    /// Whether servers can be added to it, and removed from it, at run time, as it is: HAProxy does so in a backend with
+    /// a dynamic algorithm (management guide, 9.3, `add server`), and an agent keeps a server from being removed.
+    pub fn takes_servers(&self) -> bool {
+        let is_plain = self.server_defaults.is_some() && !self.agent_check.now;
+        is_plain && ["http", "tcp"].contains(&self.mode.as_str()) && !self.has_static_algorithm()
     }
 
     /// Whether anything in it is ours.
     pub fn is_managed(&self) -> bool {
         self.is_ours() || !self.servers.is_empty() || !self.drifted.is_empty()
     }
+}
+
+/// Whether `balance` names a static algorithm.
+pub fn is_static(balance: &str) -> bool {
+    const STATIC: &[&str] = &["static-rr", "source", "uri", "url_param", "hdr", "rdp-cookie", "hash"];
+    let end = balance.find(['(', ' ']).unwrap_or(balance.len());
+    STATIC.contains(&&balance[..end])
 }
 
 /// Whether what looks like a section of an unknown kind may be directives of the section above it, which is then not
@@ -396,6 +419,7 @@ fn observed_backend(
         balance: effective.balance.unwrap_or_else(|| "roundrobin".to_owned()),
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
         server_defaults: effective.servers,
+        knows_defaults: false,
         agent_check: AgentCheck { now: effective.agent_check, once_written: effective.agent_check },
         servers: Vec::new(),
         drifted: BTreeSet::new(),

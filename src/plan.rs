@@ -65,6 +65,8 @@ pub struct Options {
     pub uninstall: bool,
     /// What HAProxy takes at run time. Each pass finds it out.
     pub capabilities: Capabilities,
+    /// Servers that the process has and the file does not: their names are not free before they are gone.
+    pub taken: BTreeSet<(BackendName, ServerName)>,
 }
 
 /// A change of one server line.
@@ -87,7 +89,12 @@ pub enum ServerEdit {
         fixed_weight: bool,
     },
     /// The line is removed.
-    Remove(ServerName),
+    Remove {
+        /// The server.
+        name: ServerName,
+        /// Whether HAProxy removes it at run time.
+        is_live: bool,
+    },
 }
 
 /// How much of the settings of a backend of ours is written.
@@ -488,11 +495,13 @@ impl Planner<'_> {
         observed: Option<&ObservedBackend>,
         may_shrink: bool,
     ) -> Vec<Server> {
-        let none = BTreeSet::new();
+        let mut taken = observed.map(|observed| observed.foreign.clone()).unwrap_or_default();
+        let in_process = self.options.taken.iter().filter(|(backend, _)| backend == name);
+        taken.extend(in_process.map(|(_, server)| server.to_string()));
         slots::seat(&Seating {
             backend: name,
             servers: observed.map_or(&[], |observed| &observed.servers),
-            foreign: observed.map_or(&none, |observed| &observed.foreign),
+            taken: &taken,
             instances: &desired.instances,
             held: self.held,
             left_out: self.left_out,
@@ -502,14 +511,19 @@ impl Planner<'_> {
             gated: desired.gated,
             now: self.options.now,
             may_shrink,
+            at_run_time: self.grows(desired, observed),
         })
     }
 
     fn policy(&self, desired: &Backend, observed: Option<&ObservedBackend>) -> SlotPolicy {
-        match self.has_agents(observed) {
+        match self.has_agents(observed) || self.grows(desired, observed) {
             true => SlotPolicy { min_free: 0, ..desired.slots },
             false => desired.slots,
         }
+    }
+
+    fn grows(&self, desired: &Backend, observed: Option<&ObservedBackend>) -> bool {
+        live::grows(self.options.capabilities, desired, observed, self.observed)
     }
 
     /// Agents are also queried in maintenance, and their `up` and `ready` end it (seen on 3.0, 3.2 and 3.4). A spare
@@ -614,7 +628,7 @@ fn differences(observed: &ObservedBackend, servers: &[Server], capabilities: Cap
         })
         .collect();
     let gone = before.keys().copied().chain(&observed.drifted).filter(|name| !wanted.contains(name));
-    edits.extend(gone.map(|name| ServerEdit::Remove(name.clone())));
+    edits.extend(gone.map(|name| ServerEdit::remove(name.clone(), observed, capabilities)));
     edits
 }
 
@@ -623,7 +637,7 @@ impl ServerEdit {
     pub fn name(&self) -> &ServerName {
         match self {
             Self::Add { server, .. } | Self::Set { after: server, .. } => &server.name,
-            Self::Remove(name) => name,
+            Self::Remove { name, .. } => name,
         }
     }
 
@@ -631,7 +645,7 @@ impl ServerEdit {
     fn after(&self) -> Option<&Server> {
         match self {
             Self::Add { server, .. } | Self::Set { after: server, .. } => Some(server),
-            Self::Remove(_) => None,
+            Self::Remove { .. } => None,
         }
     }
 
@@ -646,7 +660,7 @@ impl ServerEdit {
                     _ => None,
                 }
             }
-            Self::Remove(_) => None,
+            Self::Remove { .. } => None,
         }
     }
 }

@@ -11,7 +11,7 @@ pub mod dataplane;
 pub mod local;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -223,6 +223,36 @@ impl Runtime {
         Self(servers)
     }
 
+    /// The servers in backends of this file that the file does not have, whoever added them.
+    pub fn unknown_to(&self, observed: &Observed) -> Vec<(BackendName, ServerName)> {
+        let mut unknown = Vec::new();
+        for (name, section) in &observed.backends {
+            let Ok(backend) = name.parse::<BackendName>() else { continue };
+            let ours: BTreeSet<&str> = section
+                .servers
+                .iter()
+                .map(|server| &server.name)
+                .chain(&section.drifted)
+                .map(ServerName::as_str)
+                .collect();
+            let from = (name.clone(), String::new());
+            let running = self.0.range(from..).take_while(|((backend, _), _)| backend == name);
+            let others = running.map(|((_, server), _)| server);
+            let others = others.filter(|server| !ours.contains(server.as_str()) && !section.foreign.contains(*server));
+            unknown.extend(others.filter_map(|server| Some((backend.clone(), server.parse().ok()?))));
+        }
+        unknown
+    }
+
+    /// Adds servers that are in maintenance and not in the file.
+    #[must_use]
+    pub fn with_leaving<'a>(mut self, leaving: impl Iterator<Item = &'a (BackendName, ServerName)>) -> Self {
+        let state = State::Maint;
+        let server = RuntimeServer { address: None, port: 0, state, weight: None, unchecked: false };
+        self.0.extend(leaving.map(|(backend, name)| ((backend.to_string(), name.to_string()), server.clone())));
+        self
+    }
+
     /// One server; `None`: the process lacks it.
     pub fn server(&self, backend: &BackendName, server: &ServerName) -> Option<&RuntimeServer> {
         self.0.get(&(backend.to_string(), server.to_string()))
@@ -322,6 +352,9 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError>;
     /// Sets one state in the process, not in the file. A server that the process lacks is not an error.
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError>;
+    /// Removes a server from the process, which is in maintenance there. `false`: somebody is still connected to it, or
+    /// something refers to it. Only where [`Capabilities::servers`] is set.
+    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError>;
     /// Loads the configuration as it is, again. [`WriteError::Access`], [`WriteError::Conflict`],
     /// [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
     async fn reload(&self, observed: &Observed) -> Result<(), WriteError>;

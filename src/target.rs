@@ -1,5 +1,6 @@
 //! One HAProxy: its controller, from the settings.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::apply::{Controller, Moment, Options};
@@ -54,6 +55,7 @@ pub fn options(config: &Config, target: &TargetOptions) -> Options {
             uninstall: false,
             now: Moment::now(true).clock,
             capabilities: Capabilities::default(),
+            taken: BTreeSet::new(),
         },
         guard: *guard,
         reload_min_interval: *reload_min_interval,

@@ -139,7 +139,7 @@ mod cases {
         apply(&rig.env(), &rig.catalog()).await;
         rig.edit(|text| {
             let text = text.replace("balance leastconn", "balance first").replace("127.0.0.1:1234", "127.0.0.1:4321");
-            text.replace("server api_2 ", "server by_hand 127.0.0.1:5\n  server api_2 ")
+            text.replace("server api_1 ", "server by_hand 127.0.0.1:5\n  server api_1 ")
         })
         .await;
         apply(&rig.env(), &rig.catalog()).await;

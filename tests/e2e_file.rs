@@ -355,6 +355,7 @@ fn controller(rig: &Rig) -> Controller {
             now: Duration::ZERO,
             uninstall: false,
             capabilities: nomad_haproxy::plane::Capabilities::default(),
+            taken: std::collections::BTreeSet::new(),
         },
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,

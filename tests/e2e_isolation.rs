@@ -67,6 +67,14 @@ async fn is_out(rig: &Rig, server: &str) {
     assert!(["maint", "missing"].contains(&state), "{server} is {state}, HAProxy {}", rig.series);
 }
 
+/// Nothing that is in service has this port: where servers are added at run time, another instance may have the name of
+/// one that left.
+async fn is_gone(rig: &Rig, port: u16) {
+    let running = rig.haproxy.running().await;
+    let mut there = running.values().filter(|server| server.address.ends_with(&format!(":{port}")));
+    assert!(there.all(|server| server.state() == "maint"), "{port} is in service, HAProxy {}: {running:?}", rig.series);
+}
+
 mod names {
     use super::*;
 
@@ -80,8 +88,9 @@ mod names {
         write_catalog(&rig.catalog(), &[one(2002), one(2003), named()]);
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("service api") && said.contains(NOWHERE), "{said}");
-        is_out(&rig, "api/api_1").await;
-        assert!(line(&rig, "api_4").contains(" init-addr last,libc,none"), "{}", line(&rig, "api_4"));
+        is_gone(&rig, 2001).await;
+        let its = if way == Way::Local { "api_1" } else { "api_4" };
+        assert!(line(&rig, its).contains(" init-addr last,libc,none"), "{}", line(&rig, its));
         assert!(loads(&rig));
         for sibling in ["api/api_2", "api/api_3"] {
             assert_eq!(rig.haproxy.state(sibling).await, "ready");
@@ -92,11 +101,12 @@ mod names {
         let reloads = rig.haproxy.reloads().await;
         write_catalog(&rig.catalog(), &[one(2003), one(2005), named()]);
         apply_failing(&rig.env(), &rig.catalog()).await;
-        is_out(&rig, "api/api_2").await;
+        is_gone(&rig, 2002).await;
         write_catalog(&rig.catalog(), &[one(2003), one(2005)]);
         apply(&rig.env(), &rig.catalog()).await;
         // Without an address it is out in any case, as HAProxy itself reports.
-        assert!(rig.haproxy.statuses().await["api/api_4"].contains("MAINT"));
+        let status = rig.haproxy.statuses().await.get(&format!("api/{its}")).cloned();
+        assert!(status.is_none_or(|status| way == Way::Api && status.contains("MAINT")));
         assert!(!rig.haproxy.text().contains(NOWHERE), "{}", rig.haproxy.text());
         assert_eq!(rig.haproxy.reloads().await, reloads, "HAProxy {}, {way:?}", rig.series);
         assert!(apply(&rig.env(), &rig.catalog()).await.contains("Nothing to do"));
@@ -154,7 +164,7 @@ mod servers {
         services.push(unnameable("alone", 2051, &[]));
         write_catalog(&rig.catalog(), &services);
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
-        is_out(&rig, "api/api_1").await;
+        is_gone(&rig, 2001).await;
         let running = rig.haproxy.running().await;
         let in_service = |port: u16| {
             running.values().any(|server| server.address == format!("127.0.0.1:{port}") && server.state() == "ready")
@@ -186,7 +196,7 @@ mod servers {
         assert_eq!(seats.count(), 2, "{running:?}");
     }
 
-    pub async fn bad_beside_repaired(rig: Rig, _way: Way) {
+    pub async fn bad_beside_repaired(rig: Rig, way: Way) {
         let named = || at(NOWHERE, instance("named", 2009, &[]));
         write_catalog(&rig.catalog(), &[instance("api", 2001, &[]), instance("api", 2002, &[]), named()]);
         apply_failing(&rig.env(), &rig.catalog()).await;
@@ -195,7 +205,11 @@ mod servers {
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
         assert!(said.contains("service api: instance 2003 is left as it was"), "{said}");
         is_out(&rig, "api/api_1").await;
-        assert!(loads(&rig) && line(&rig, "api_1").contains(" disabled"), "{}", rig.haproxy.text());
+        assert!(loads(&rig), "{}", rig.haproxy.text());
+        match way {
+            Way::Local => assert!(!rig.haproxy.text().contains("server api_1 "), "{}", rig.haproxy.text()),
+            Way::Api => assert!(line(&rig, "api_1").contains(" disabled"), "{}", rig.haproxy.text()),
+        }
     }
 }
 
@@ -305,6 +319,7 @@ fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> (Controller, Moment) {
             linger: Duration::ZERO,
             uninstall: false,
             capabilities: nomad_haproxy::plane::Capabilities::default(),
+            taken: std::collections::BTreeSet::new(),
             now: Duration::ZERO,
         },
         reload_min_interval: Duration::ZERO,
@@ -389,7 +404,7 @@ async fn comes_back(rig: &Rig, plane: Arc<dyn Plane>) {
     write_catalog(&rig.catalog(), &[named(), instance("api", 2002, &[]), instance("new", 2003, &[])]);
     let status = pass(&mut controller, start, 1).await;
     assert!(is_noted(&status) && status.reloads == 1, "{status:?}");
-    is_out(rig, "api/api_1").await;
+    is_gone(rig, 2001).await;
     assert_eq!(answer().await, 503);
 
     // While it does not resolve there is no reload.
@@ -446,7 +461,7 @@ async fn left_out(rig: &Rig, plane: Arc<dyn Plane>) {
         status.notes.iter().all(|note| note.code == Code::NotLoaded && note.text.contains("FD limit")),
         "{status:?}"
     );
-    is_out(rig, "api/api_1").await;
+    is_gone(rig, 2001).await;
     let text = rig.haproxy.text();
     for name in ["a", "b", "c", "m", "n", "x", "y", "z"] {
         assert!(has_backend(&text, name), "{name}: {text}");

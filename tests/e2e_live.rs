@@ -143,9 +143,10 @@ async fn a_slot_that_is_filled_waits_for_its_first_check() {
             let one = registration("api", "1", 1, good.port(), &tags);
             write_catalog(&rig.catalog(), std::slice::from_ref(&one));
             apply(&rig.env(), &rig.catalog()).await;
-            if !rig.haproxy.text().contains("init-state down") {
+            // Where a server is added for it, the line of the instance does not have it.
+            if way == Way::Api && !rig.haproxy.text().contains("init-state down") {
                 // Version 3.0 of the API drops it, whatever HAProxy it has: a real one, and no other.
-                assert!(way == Way::Api && support::api::real().is_some(), "HAProxy {series}, {way:?}: no init-state");
+                assert!(support::api::real().is_some(), "HAProxy {series}: no init-state");
                 eprintln!("HAProxy {series}: not looked at, as this API does not know init-state");
                 continue;
             }
@@ -337,7 +338,7 @@ async fn a_refused_change_is_made_once_its_cause_is_gone() {
 }
 
 /// The state after a crash right after a failed reload: the file has a server that the process lacks, and cannot be
-/// loaded.
+/// loaded. Where servers are added at run time it need not be.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_loaded_holds_up_no_live_change() {
     for way in WAYS {
@@ -345,13 +346,19 @@ async fn a_file_that_cannot_be_loaded_holds_up_no_live_change() {
         write_catalog(&rig.catalog(), &api(&[2001]));
         apply(&rig.env(), &rig.catalog()).await;
         let (taken, bind) = taken_port();
-        let spare = "server api_9 127.0.0.1:1 disabled # {\"freed\":\"0\",\"owner\":\"nomad\"}\n  server api_5 ";
-        rig.edit(|text| text.replacen("acl is_shop", &bind, 1).replacen("server api_5 ", spare, 1)).await;
+        let spare = "server api_9 127.0.0.1:1 disabled # {\"freed\":\"0\",\"owner\":\"nomad\"}\n  server api_1 ";
+        rig.edit(|text| text.replacen("acl is_shop", &bind, 1).replacen("server api_1 ", spare, 1)).await;
         let foreign = rig.foreign();
         write_catalog(&rig.catalog(), &api(&[2002]));
         let catalog = rig.catalog().display().to_string();
         let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
-        assert!(!output.status.success() && stderr(&output).contains("could not load"), "{}", stderr(&output));
+        let could_load = !stderr(&output).contains("could not load");
+        assert_eq!(
+            (output.status.success(), could_load),
+            (way == Way::Local, way == Way::Local),
+            "{}",
+            stderr(&output)
+        );
         let servers = rig.haproxy.servers().await;
         let ready = |(_, admin, _): &&(String, String, String)| admin.parse::<u16>().unwrap() & 1 == 0;
         let mut seats = servers.iter().filter(|(name, _)| name.starts_with("api/")).map(|(_, server)| server);
@@ -488,7 +495,7 @@ async fn an_instance_that_asks_for_it_is_drained_first() {
         write_catalog(&rig.catalog(), &[one(2001)]);
         let gone = Instant::now();
         state("DRAIN").await;
-        state("MAINT").await;
+        rig.haproxy.wait_for_state("api/api_2", way.gone()).await;
         assert!(gone.elapsed() >= Duration::from_secs(2), "{:?}", gone.elapsed());
         assert_eq!(rig.haproxy.reloads().await, reloads);
         // The last one, too: the backend is removed when it has drained.

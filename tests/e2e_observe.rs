@@ -304,7 +304,7 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
             "{stage}: {text}"
         );
     }
-    let slots = format!("nomad_haproxy_backend_slots{{haproxy=\"{name}\",backend=\"s1\",state=\"free\"}} 4\n");
+    let slots = format!("nomad_haproxy_backend_slots{{haproxy=\"{name}\",backend=\"s1\",state=\"free\"}} 0\n");
     assert!(text.contains(&slots), "{text}");
     let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
     let (kind, open) = scrape(&controller, Some(prometheus)).await;

@@ -182,20 +182,23 @@ mod never_twice {
         assert_eq!(state(&rig).await, before);
     }
 
-    pub async fn helps_each_time(rig: Rig, _way: Way) {
+    /// A server that somebody deletes in the process is back: by a reload, or by adding it where that can be done.
+    pub async fn helps_each_time(rig: Rig, way: Way) {
         write_catalog(&rig.catalog(), &[instance("api", 2001, &[])]);
         let controller = running(&rig, &[]);
         controller.wait_until_ready().await;
         let reloads = rig.haproxy.reloads().await;
+        let (server, back, each) =
+            if way == Way::Local { ("api/api_1", "ready", 0) } else { ("api/api_2", "maint", 1) };
         for time in 1..=2 {
-            rig.haproxy.command("@1 set server api/api_2 state maint").await;
-            rig.haproxy.command("@1 del server api/api_2").await;
+            rig.haproxy.command(&format!("@1 set server {server} state maint")).await;
+            rig.haproxy.command(&format!("@1 del server {server}")).await;
             wait_for("the server to be back", Duration::from_secs(15), async || {
-                (rig.haproxy.state("api/api_2").await == "maint").then_some(())
+                (rig.haproxy.state(server).await == back).then_some(())
             })
             .await;
             controller.wait_for_resyncs(1).await;
-            assert_eq!(rig.haproxy.reloads().await, reloads + time);
+            assert_eq!(rig.haproxy.reloads().await, reloads + time * each);
         }
         assert!(!controller.log().contains("does not help"));
     }
@@ -269,7 +272,7 @@ async fn weights(rig: Rig, way: Way) {
         assert_eq!(rig.haproxy.running().await["pool/pool_1"].weight, weight);
         rig.agrees().await;
         assert!(apply(&rig.env(), &rig.catalog()).await.contains("Nothing to do"));
-        assert_eq!(rig.haproxy.reloads().await, 1, "the first one, which adds the server");
+        assert_eq!(rig.haproxy.reloads().await, u64::from(way == Way::Api), "the first one, which adds the server");
     }
     assert_eq!(rig.haproxy.running().await["pool/hand"].weight, 100);
 }

@@ -81,6 +81,7 @@ fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
         linger: Duration::ZERO,
         uninstall: false,
         capabilities: nomad_haproxy::plane::Capabilities::default(),
+        taken: std::collections::BTreeSet::new(),
         now: Duration::ZERO,
     };
     let built = build(catalog, &observed.present(), &build_options());

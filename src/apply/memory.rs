@@ -12,6 +12,9 @@ use super::culprit::Culprit;
 /// From a refusal, or a reload that failed, to the next attempt: the cause may be outside of what is visible here (a
 /// port in use, a name that did not resolve). Each further attempt waits twice as long.
 const FIRST_RETRY: Duration = Duration::from_secs(30);
+/// From the attempt to remove a server that somebody is connected to, to the next one; each further attempt waits twice
+/// as long.
+const FIRST_LEAVING: Duration = Duration::from_secs(1);
 /// The longest wait.
 const LAST_RETRY: Duration = Duration::from_secs(15 * 60);
 
@@ -45,6 +48,11 @@ pub(super) struct Retry {
 impl Retry {
     fn first(now: Instant) -> Self {
         Self { wait: FIRST_RETRY, at: now + FIRST_RETRY }
+    }
+
+    /// Of a server that somebody is connected to: most connections end soon.
+    fn leaving(now: Instant) -> Self {
+        Self { wait: FIRST_LEAVING, at: now + FIRST_LEAVING }
     }
 
     fn turn(turn: u32, now: Instant) -> Self {
@@ -156,6 +164,9 @@ pub(super) struct Memory {
     search: Option<Search>,
     unhelped: Option<Unhelped>,
     unresolved: Option<Unresolved>,
+    /// Servers that the file has no more, and the process has until nobody is connected to them: when they are tried to
+    /// be removed again.
+    leaving: BTreeMap<(BackendName, ServerName), Retry>,
 }
 
 impl Memory {
@@ -175,6 +186,7 @@ impl Memory {
             self.unloadable = None;
             self.search = None;
             self.unhelped = None;
+            self.leaving.clear();
         }
         if everything || known != Some(pid) {
             self.process = Process::Unknown;
@@ -197,6 +209,7 @@ impl Memory {
     /// HAProxy has loaded the file.
     pub(super) fn loaded(&mut self, pid: u64, now: Instant) {
         self.process = Process::Loaded { pid };
+        self.leaving.clear();
         self.reloaded = Some(now);
     }
 
@@ -210,6 +223,31 @@ impl Memory {
         self.clean = well;
         if !well {
             self.forget_process();
+        }
+    }
+
+    /// The servers that the process has until nobody is connected to them.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = &(BackendName, ServerName)> {
+        self.leaving.keys()
+    }
+
+    /// Of the servers that the process has too much, those that are due to be removed. The others that are remembered
+    /// are gone.
+    pub(super) fn due_to_leave(
+        &mut self,
+        surplus: Vec<(BackendName, ServerName)>,
+        now: Instant,
+    ) -> Vec<(BackendName, ServerName)> {
+        self.leaving.retain(|server, _| surplus.contains(server));
+        surplus.into_iter().filter(|server| self.leaving.get(server).is_none_or(|retry| retry.is_due(now))).collect()
+    }
+
+    /// A server was to be removed from the process.
+    pub(super) fn left(&mut self, server: (BackendName, ServerName), is_gone: bool, now: Instant) {
+        let earlier = self.leaving.remove(&server);
+        if !is_gone {
+            let retry = earlier.map_or_else(|| Retry::leaving(now), |earlier| earlier.next(now));
+            self.leaving.insert(server, retry);
         }
     }
 
@@ -378,7 +416,8 @@ impl Memory {
     pub(super) fn next_retry(&self) -> Option<Instant> {
         let refused = self.refused.values().map(|refusal| refusal.retry.at);
         let unresolved = self.unresolved.as_ref().map(|known| known.retry.at);
-        refused.chain(self.unloadable.as_ref().map(|known| known.retry.at)).chain(unresolved).min()
+        let leaving = self.leaving.values().map(|retry| retry.at);
+        refused.chain(self.unloadable.as_ref().map(|known| known.retry.at)).chain(unresolved).chain(leaving).min()
     }
 
     /// Notes about what is left out.

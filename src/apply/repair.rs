@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
+
 use crate::desired::{BackendName, ServerName, State};
+use crate::errors::chain;
 use crate::observed::Observed;
 use crate::plan::{self, Action, Changes, Waiting};
 use crate::plane::{Runtime, StateChange, Verdict, WriteError};
 
 use super::memory::{Process, Unhelped};
-use super::{Controller, PassError, PassStatus, Round, Seen, Stage, culprit};
+use super::{CONCURRENCY, Controller, PassError, PassStatus, Round, Seen, Stage, culprit};
 
 impl Controller {
     /// After a write: reads the file again, and sets in the process what the reload did not.
@@ -59,7 +62,7 @@ impl Controller {
     ) -> Result<Round, PassError> {
         status.stage = Stage::Repair;
         let Seen { observed, info, .. } = seen;
-        let Changes { out: _, rest, lacks } = changes;
+        let Changes { out: _, rest, lacks, surplus: _ } = changes;
         let (alone, others) = states_alone(&rest);
         let all_set = self.set_states(&alone, status).await && all_set;
         if lacks.is_empty() && others.is_empty() && seen.looked {
@@ -93,6 +96,28 @@ impl Controller {
             Err(WriteError::NotLive(why)) => self.reload_for(seen, why, status).await,
             Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes servers that the file has no more from the process. What somebody is still connected to stays there, in
+    /// maintenance, and is removed later.
+    pub(super) async fn remove(
+        &mut self,
+        surplus: Vec<(BackendName, ServerName)>,
+        seen: &Seen,
+        status: &mut PassStatus,
+    ) {
+        let due = self.memory.due_to_leave(surplus, seen.moment.instant);
+        let asked: Vec<_> = due.iter().map(|(backend, server)| self.plane.remove_server(backend, server)).collect();
+        let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
+        for (server, result) in due.into_iter().zip(results) {
+            if let Err(error) = &result {
+                let (backend, server) = &server;
+                tracing::warn!(%backend, %server, error = %chain(error), "a server is not removed from the process");
+            }
+            let is_gone = result.is_ok_and(|is_gone| is_gone);
+            status.run_time_changes += usize::from(is_gone);
+            self.memory.left(server, is_gone, seen.moment.instant);
         }
     }
 
@@ -151,7 +176,7 @@ impl Controller {
         status.saw(&observed);
         let process = self.plane.runtime(&observed).await?;
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
-        let Changes { out, rest, lacks } = Changes::new(&process, &observed, &observed, &seen.growth);
+        let Changes { out, rest, lacks, surplus: _ } = Changes::new(&process, &observed, &observed, &seen.growth);
         let (alone, actions) = states_alone(&rest);
         let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
         let left = !lacks.is_empty() || !actions.is_empty();

@@ -72,7 +72,7 @@ fn after(section: &ObservedBackend, edits: &[ServerEdit]) -> Vec<Server> {
             ServerEdit::Add { server, .. } | ServerEdit::Set { after: server, .. } => {
                 servers.insert(&server.name, server)
             }
-            ServerEdit::Remove(name) => servers.remove(name),
+            ServerEdit::Remove { name, .. } => servers.remove(name),
         };
     }
     servers.into_values().cloned().collect()

@@ -119,7 +119,7 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
         match (edit.movement(), edit) {
             (Some(true), _) => summary.instances_added += 1,
             (Some(false), _) => summary.instances_removed += 1,
-            (None, ServerEdit::Remove(name)) if seated.contains(name) => summary.instances_removed += 1,
+            (None, ServerEdit::Remove { name, .. }) if seated.contains(name) => summary.instances_removed += 1,
             (None, ServerEdit::Set { .. }) => summary.servers_changed += 1,
             (None, _) => {}
         }

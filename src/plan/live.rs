@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::desired::{Address, BackendName, Desired, Server, ServerOptions, State};
-use crate::observed::ObservedBackend;
+use crate::desired::{Address, Backend, BackendKind, BackendName, Desired, Server, ServerName, ServerOptions, State};
+use crate::observed::{Observed, ObservedBackend, is_static};
 use crate::plane::Capabilities;
 
 use super::{Edit, Plan, Rewrite, ServerEdit};
@@ -39,11 +39,34 @@ impl Growth {
         Self { capabilities, gated: gated.collect() }
     }
 
+    /// Whether servers leave the process at run time.
+    pub(super) fn removes(&self) -> bool {
+        self.capabilities.servers
+    }
+
     /// The server as it is added to the process; `None`: only a reload brings it in.
     pub(super) fn of(&self, name: &BackendName, section: &ObservedBackend, server: &Server) -> Option<NewServer> {
         let is_gated = self.gated.contains(name);
         self.capabilities.servers.then(|| NewServer::new(section, server, is_gated)).flatten()
     }
+}
+
+/// Whether a backend needs no spare servers, as it is given servers at run time once it is written.
+pub(super) fn grows(
+    capabilities: Capabilities,
+    desired: &Backend,
+    section: Option<&ObservedBackend>,
+    observed: &Observed,
+) -> bool {
+    let is_balanced = || !is_static(desired.settings.balance.algorithm());
+    capabilities.servers
+        && match (section, desired.kind) {
+            (Some(section), BackendKind::Dynamic) if section.is_ours() => {
+                section.knows_defaults && !section.agent_check.once_written && is_balanced()
+            }
+            (Some(section), _) => section.takes_servers(),
+            (None, _) => observed.knows_defaults && !observed.default_agent_check && is_balanced(),
+        }
 }
 
 impl NewServer {
@@ -53,8 +76,7 @@ impl NewServer {
         let Server { name: _, address: Address::Ip(address), port, check, options, gated, occupant: _ } = server else {
             return None;
         };
-        let is_balanced = ["http", "tcp"].contains(&section.mode.as_str()) && !section.has_static_algorithm();
-        let mut stated = section.server_defaults.clone().filter(|_| is_balanced)?;
+        let mut stated = section.server_defaults.clone().filter(|_| section.takes_servers())?;
         let ServerOptions { weight, maxconn, backup } = options;
         if *check {
             stated.set("check", None);
@@ -103,13 +125,19 @@ impl ServerEdit {
         Self::Add { server, is_live }
     }
 
+    /// A line that is removed. A server of a person has its name where one was copied; that one stays.
+    pub(super) fn remove(name: ServerName, section: &ObservedBackend, capabilities: Capabilities) -> Self {
+        let is_live = capabilities.servers && section.takes_servers() && !section.foreign.contains(name.as_str());
+        Self::Remove { name, is_live }
+    }
+
     /// Whether HAProxy takes it without a reload. Address, state and weight change at run time; the rest of a line does
     /// not. A static algorithm refuses a new weight (management guide, `set server … weight`).
     pub(super) fn is_live(&self) -> bool {
         let (before, after, fixed_weight) = match self {
-            Self::Add { server: _, is_live } => return *is_live,
+            Self::Add { server: _, is_live } | Self::Remove { name: _, is_live } => return *is_live,
             Self::Set { before: Some(before), after, fixed_weight } => (before, after, fixed_weight),
-            Self::Set { before: None, .. } | Self::Remove(_) => return false,
+            Self::Set { before: None, .. } => return false,
         };
         let ServerOptions { weight, maxconn, backup } = after.options;
         let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);

@@ -4,7 +4,7 @@
 //! configuration before (which instance was in which slot), and the one after. If the last pass verified the process,
 //! [`Runtime::of`] the old configuration stands for the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{Address, BackendName, Server, ServerName, State};
 use crate::observed::{Observed, ObservedBackend};
@@ -23,6 +23,9 @@ pub struct Changes {
     /// address (their host name did not resolve, and then the process accepts no other address; seen on 3.0, 3.2 and
     /// 3.4): only a reload helps.
     pub lacks: Vec<(BackendName, ServerName)>,
+    /// Last: servers that the process has and the file after does not, where it takes and loses servers at run time.
+    /// They are out of service, and removed once nobody is connected to them.
+    pub surplus: Vec<(BackendName, ServerName)>,
 }
 
 impl Changes {
@@ -59,7 +62,30 @@ impl Changes {
                 }
             }
         }
+        if growth.removes() {
+            changes.find_surplus(process, before, after);
+        }
         changes
+    }
+
+    /// Servers are ours by their names. In a backend of a person, who may have added some without the file, only one that
+    /// is in maintenance is: that is how we leave it.
+    fn find_surplus(&mut self, process: &Runtime, before: &Observed, after: &Observed) {
+        let managed: BTreeSet<BackendName> = before.managed().chain(after.managed()).map(|(name, _)| name).collect();
+        for (name, server) in process.unknown_to(after) {
+            let Some(section) = after.backend(&name).filter(|_| managed.contains(&name)) else { continue };
+            let is_slot = name.slot_number(&server).is_some_and(|number| number > 0 && name.slot(number) == server);
+            let is_known = before.backend(&name).is_some_and(|before| before.has_server(&server));
+            let state = process.server(&name, &server).map(|running| running.state);
+            if !is_slot || !(section.is_ours() || is_known || state == Some(State::Maint)) {
+                continue;
+            }
+            if !is_known && state != Some(State::Maint) {
+                let (backend, server) = (name.clone(), server.clone());
+                self.out.push(StateChange { backend, server, state: State::Maint });
+            }
+            self.surplus.push((name, server));
+        }
     }
 
     /// A new server in its order: in maintenance, with its check on, in service.
@@ -103,8 +129,8 @@ impl Changes {
 
     /// Whether the process already agrees.
     pub fn is_empty(&self) -> bool {
-        let Self { out, rest, lacks } = self;
-        out.is_empty() && rest.is_empty() && lacks.is_empty()
+        let Self { out, rest, lacks, surplus } = self;
+        out.is_empty() && rest.is_empty() && lacks.is_empty() && surplus.is_empty()
     }
 
     /// All of it as actions, for a change that is made in one step.

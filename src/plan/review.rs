@@ -266,7 +266,7 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
         let written = edits.map(|edit| match edit {
             ServerEdit::Add { server, is_live: _ } => format!("add {}", line(server)),
             ServerEdit::Set { after, .. } => format!("set {}", line(after)),
-            ServerEdit::Remove(name) => format!("remove {name}\n"),
+            ServerEdit::Remove { name, is_live: _ } => format!("remove {name}\n"),
         });
         written.collect()
     };

@@ -83,7 +83,7 @@ fn removed(server: &Server) -> ServerSummary {
 fn edited(edit: &ServerEdit, known: &[Server]) -> Vec<ServerSummary> {
     match edit {
         ServerEdit::Add { server, is_live: _ } => vec![added(server)],
-        ServerEdit::Remove(name) => match known.iter().find(|server| server.name == *name) {
+        ServerEdit::Remove { name, is_live: _ } => match known.iter().find(|server| server.name == *name) {
             Some(server) => vec![removed(server)],
             None => vec![ServerSummary::unread(ServerAction::Remove, name)],
         },

@@ -3,6 +3,9 @@
 //!
 //! A new instance takes a free slot: a change of address and state, which HAProxy takes without a reload. Only if none
 //! is free does the backend grow, by doubling, so that a service that scales to n needs log n reloads.
+//!
+//! Where HAProxy adds and removes servers at run time there are no spares: a new instance gets a new server, or the one
+//! that another instance leaves at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,13 +20,14 @@ use super::LeftOut;
 const PLACEHOLDER_PORT: u16 = 1;
 
 /// What a backend has, and what it should have.
+#[allow(clippy::struct_excessive_bools, reason = "four facts about a backend that do not depend on each other")]
 pub struct Seating<'a> {
     /// The backend.
     pub backend: &'a BackendName,
     /// Our servers as they are.
     pub servers: &'a [Server],
-    /// Names that are taken by servers which are not ours.
-    pub foreign: &'a BTreeSet<String>,
+    /// Names that are taken, by servers which are not ours, or which the process still has.
+    pub taken: &'a BTreeSet<String>,
     /// The instances.
     pub instances: &'a [Instance],
     /// The instances that stay although they are not among these.
@@ -43,6 +47,9 @@ pub struct Seating<'a> {
     pub left_out: &'a LeftOut,
     /// Whether the backend is rewritten in any case, so that spares may be removed without another reload.
     pub may_shrink: bool,
+    /// Whether servers are added and removed at run time: then there are no spares, and a server that is not what an
+    /// instance needs is removed, and another one added.
+    pub at_run_time: bool,
 }
 
 /// Gives every instance a slot. The result is sorted by slot number and has each instance once.
@@ -143,15 +150,16 @@ impl Seating<'_> {
         let size = size(slots.len() + left.len(), self.policy);
         let options = self.instances.iter().max_by_key(|i| (i.created, &i.id)).map(|i| i.options).unwrap_or_default();
         let mut left = left.iter();
-        let mut number = 0;
+        let mut lowest = 1;
         while slots.len() < size {
-            number += 1;
-            let name = self.backend.slot(number);
-            if slots.contains_key(&number) || self.foreign.contains(name.as_str()) {
-                continue;
+            let instance = left.next();
+            while !self.is_free(slots, lowest) {
+                lowest += 1;
             }
+            let suits = |number: &u32| self.is_free(slots, *number) && self.suits(*number, instance.copied());
+            let Some(number) = (lowest..=u32::MAX).find(suits) else { return };
             let mut server = Server {
-                name,
+                name: self.backend.slot(number),
                 address: Address::PLACEHOLDER,
                 port: PLACEHOLDER_PORT,
                 check: self.check,
@@ -159,11 +167,27 @@ impl Seating<'_> {
                 options: ServerOptions { weight: Some(self.weight), ..options },
                 occupant: Occupant::Free { freed: 0, drain_until: None },
             };
-            if let Some(instance) = left.next() {
+            if let Some(instance) = instance {
                 self.assign(&mut server, instance);
             }
             slots.insert(number, server);
         }
+    }
+
+    fn is_free(&self, slots: &BTreeMap<u32, Server>, number: u32) -> bool {
+        !slots.contains_key(&number) && !self.taken.contains(self.backend.slot(number).as_str())
+    }
+
+    /// Whether an instance can have the server of this number, if there is one that somebody else just left. One that
+    /// can't be changed at run time into what the instance needs is left to go; unless the instance comes by a reload
+    /// in any case, as its host name is resolved then.
+    fn suits(&self, number: u32, instance: Option<&Instance>) -> bool {
+        let Some(instance) = instance.filter(|one| self.at_run_time && matches!(one.address, Address::Ip(_))) else {
+            return true;
+        };
+        let name = self.backend.slot(number);
+        let server = self.servers.iter().find(|server| server.name == name);
+        server.is_none_or(|server| self.fits(server, instance) && matches!(server.address, Address::Ip(_)))
     }
 
     /// Removes the highest spares, down to as many as the backend would get today.
@@ -261,11 +285,11 @@ mod tests {
     fn seated(servers: &[Server], ids: &[u32], policy: SlotPolicy) -> Vec<Server> {
         let backend: BackendName = "api".parse().expect("a name");
         let instances: Vec<_> = ids.iter().map(|id| instance(*id)).collect();
-        let foreign = BTreeSet::new();
+        let taken = BTreeSet::new();
         let seating = Seating {
             backend: &backend,
             servers,
-            foreign: &foreign,
+            taken: &taken,
             instances: &instances,
             held: &Held::default(),
             left_out: &LeftOut::default(),
@@ -275,6 +299,7 @@ mod tests {
             gated: false,
             now: Duration::ZERO,
             may_shrink: false,
+            at_run_time: false,
         };
         seat(&seating)
     }
@@ -305,7 +330,7 @@ mod tests {
     #[test]
     fn a_slot_drains_for_as_long_as_was_asked_and_is_taken_last() {
         let backend: BackendName = "api".parse().expect("a name");
-        let foreign = BTreeSet::new();
+        let taken = BTreeSet::new();
         let at = |now: u64, servers: &[Server], instances: &[Instance]| {
             let policy = SlotPolicy { min_free: 1, max: 8 };
             let (weight, check, gated, may_shrink) = (1, false, false, false);
@@ -313,7 +338,7 @@ mod tests {
             seat(&Seating {
                 backend,
                 servers,
-                foreign: &foreign,
+                taken: &taken,
                 instances,
                 held: &Held::default(),
                 left_out: &LeftOut::default(),
@@ -323,6 +348,7 @@ mod tests {
                 gated,
                 now: Duration::from_secs(now),
                 may_shrink,
+                at_run_time: false,
             })
         };
         let mut draining = instance(1);
@@ -356,12 +382,12 @@ mod tests {
     #[test]
     fn the_name_of_a_foreign_server_is_skipped() {
         let backend: BackendName = "api".parse().expect("a name");
-        let foreign = BTreeSet::from(["api_1".to_owned()]);
+        let taken = BTreeSet::from(["api_1".to_owned()]);
         let instances = [instance(1)];
         let seating = Seating {
             backend: &backend,
             servers: &[],
-            foreign: &foreign,
+            taken: &taken,
             instances: &instances,
             held: &Held::default(),
             left_out: &LeftOut::default(),
@@ -371,6 +397,7 @@ mod tests {
             gated: false,
             now: Duration::ZERO,
             may_shrink: false,
+            at_run_time: false,
         };
         assert_eq!(show(&seat(&seating)), ["api_2=i1", "api_3~0", "api_4~0"]);
     }
@@ -388,11 +415,11 @@ mod tests {
         let drained = seated(&eight, &[5], POLICY);
         assert_eq!(drained.len(), 8);
         let backend: BackendName = "api".parse().expect("a name");
-        let (foreign, instances) = (BTreeSet::new(), [instance(5)]);
+        let (taken, instances) = (BTreeSet::new(), [instance(5)]);
         let seating = Seating {
             backend: &backend,
             servers: &drained,
-            foreign: &foreign,
+            taken: &taken,
             instances: &instances,
             held: &Held::default(),
             left_out: &LeftOut::default(),
@@ -402,6 +429,7 @@ mod tests {
             gated: false,
             now: Duration::ZERO,
             may_shrink: true,
+            at_run_time: false,
         };
         let shrunk = seat(&seating);
         assert_eq!(shrunk.len(), 3);

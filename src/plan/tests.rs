@@ -6,7 +6,7 @@ use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
 use crate::desired::{Grant, Grants, InstanceId, Present, ServiceKey, SlotPolicy};
 use crate::haproxy::text::ConfigText;
-use crate::plane::Runtime;
+use crate::plane::{Runtime, RuntimeServer};
 
 const FOREIGN: &str = "\
 defaults base
@@ -82,7 +82,15 @@ fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration
     Plan::new(
         built,
         observed,
-        &Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities: Capabilities::default() },
+        &Options {
+            owner: owner(),
+            strategy,
+            linger,
+            now,
+            uninstall: false,
+            capabilities: Capabilities::default(),
+            taken: BTreeSet::new(),
+        },
         &LeftOut::default(),
     )
 }
@@ -364,6 +372,7 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
         now: Duration::ZERO,
         uninstall: false,
         capabilities: Capabilities::default(),
+        taken: std::collections::BTreeSet::new(),
     };
     let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
         .expect("no conflict")
@@ -735,11 +744,19 @@ fn a_copy_made_by_hand_is_not_touched_and_takes_no_instance_away() {
     }
 }
 
+const SERVERS: Capabilities = Capabilities { servers: true, backends: false };
+
 /// Plans on a HAProxy with a socket, and the run-time changes, if it needs no reload.
 fn grown(built: &Built, before: &Observed) -> (Plan, Option<Vec<Action>>) {
-    let capabilities = Capabilities { servers: true, backends: false };
+    grown_beside(built, before, &[])
+}
+
+/// The same, where the process has servers that the file lacks.
+fn grown_beside(built: &Built, before: &Observed, taken: &[u32]) -> (Plan, Option<Vec<Action>>) {
+    let capabilities = SERVERS;
+    let taken = taken.iter().map(|number| (name("api"), name("api").slot(*number))).collect();
     let (strategy, linger, now) = (Strategy::UseExisting, Duration::ZERO, Duration::ZERO);
-    let options = Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities };
+    let options = Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities, taken };
     let plan = Plan::new(built, before, &options, &LeftOut::default()).expect("no conflict").plan;
     let growth = Growth::new(capabilities, &built.desired);
     let changes = Changes::new(&Runtime::of(before), before, &applied(&plan, before), &growth);
@@ -806,4 +823,85 @@ fn what_cannot_be_added_at_run_time_is_structural() {
     named.desired.backends.get_mut(&name("api")).expect("api").instances[1].address =
         crate::desired::Address::Host("db".to_owned());
     assert!(!is_live(FOREIGN, &named));
+}
+
+/// The names of the servers of `api` after a plan.
+fn names_after(plan: &Plan, before: &Observed) -> Vec<String> {
+    let after = applied(plan, before);
+    after.backends["api"].servers.iter().map(|server| server.name.to_string()).collect()
+}
+
+#[test]
+fn a_backend_has_no_other_servers_than_those_of_its_instances() {
+    let service: &[&str] = &["enable", "slots=8"];
+    let three = [("api", service), ("api", service), ("api", service)];
+    // With spares, as the API alone writes it.
+    let before = after(&three, FOREIGN);
+    assert_eq!(before.backends["api"].servers.len(), 8);
+    let mut next = built(&three);
+    next.desired.backends.get_mut(&name("api")).expect("api").instances.remove(1);
+    let (plan, actions) = grown(&next, &before);
+    assert_eq!(names_after(&plan, &before), ["api_1", "api_3"]);
+    let out = Action::State(name("api"), name("api").slot(2), State::Maint);
+    assert_eq!(actions, Some(vec![out]), "who left is out");
+    let after = applied(&plan, &before);
+    let surplus = Changes::new(&Runtime::of(&before), &before, &after, &Growth::new(SERVERS, &next.desired)).surplus;
+    assert_eq!(surplus.len(), 6, "and its server is removed with the spares: {surplus:?}");
+    assert!(grown(&next, &after).0.is_empty());
+}
+
+#[test]
+fn a_name_is_free_once_the_process_has_no_server_of_it() {
+    let service: &[&str] = &["enable"];
+    let (one, two) = ([("api", service)], [("api", service), ("api", service)]);
+    let before = after(&one, FOREIGN);
+    let before = applied(&grown(&built(&one), &before).0, &before);
+    assert_eq!(names_after(&grown_beside(&built(&two), &before, &[2, 3]).0, &before), ["api_1", "api_4"]);
+    assert_eq!(names_after(&grown(&built(&two), &before).0, &before), ["api_1", "api_2"]);
+}
+
+#[test]
+fn an_instance_with_other_fixed_settings_gets_a_server_of_its_own() {
+    let service: &[&str] = &["enable", "slots=0", "maxconn=5"];
+    let before = after(&[("api", service)], FOREIGN);
+    let mut next = built(&[("api", service)]);
+    let instance = &mut next.desired.backends.get_mut(&name("api")).expect("api").instances[0];
+    instance.id = InstanceId::new("another");
+    let (plan, actions) = grown(&next, &before);
+    assert_eq!((names_after(&plan, &before), actions.is_some()), (vec!["api_1".to_owned()], true), "it is reused");
+    instance_of(&mut next).options.maxconn = Some(7);
+    let (plan, actions) = grown(&next, &before);
+    assert_eq!((names_after(&plan, &before), actions.is_some()), (vec!["api_2".to_owned()], true));
+    // One that stays keeps its name, and needs a reload.
+    let mut stays = built(&[("api", service)]);
+    instance_of(&mut stays).options.maxconn = Some(7);
+    let (plan, actions) = grown(&stays, &before);
+    assert_eq!((names_after(&plan, &before), actions), (vec!["api_1".to_owned()], None));
+}
+
+fn instance_of(built: &mut Built) -> &mut crate::desired::Instance {
+    &mut built.desired.backends.get_mut(&name("api")).expect("api").instances[0]
+}
+
+#[test]
+fn a_server_that_a_person_added_to_the_process_of_their_backend_is_left_there() {
+    let service: &[&str] = &["enable", "backend=custom"];
+    let before = after(&[("plain", service), ("api", &["enable"])], FOREIGN);
+    let mut process = Runtime::of(&before);
+    let ready = process.0.values().find(|server| server.state == State::Ready).expect("an instance").clone();
+    let mut add = |backend: &str, server: &str, state| {
+        process.0.insert((backend.to_owned(), server.to_owned()), RuntimeServer { state, ..ready.clone() });
+    };
+    add("plain", "plain_77", State::Ready);
+    add("plain", "hand", State::Maint);
+    add("plain", "plain_78", State::Maint);
+    add("api", "api_77", State::Ready);
+    add("picky", "picky_1", State::Maint);
+    let growth = Growth::new(SERVERS, &crate::desired::Desired::default());
+    let changes = Changes::new(&process, &before, &before, &growth);
+    let surplus: Vec<String> = changes.surplus.iter().map(|(_, server)| server.to_string()).collect();
+    assert_eq!(surplus, ["api_77", "plain_78"]);
+    assert_eq!(changes.out.iter().map(|out| out.server.as_str()).collect::<Vec<_>>(), ["api_77"]);
+    let alone = Changes::new(&process, &before, &before, &Growth::default());
+    assert!(alone.surplus.is_empty() && alone.out.is_empty(), "the API alone removes none: {alone:?}");
 }

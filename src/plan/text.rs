@@ -84,14 +84,14 @@ fn change(
             Some(ServerEdit::Set { after, .. }) if !blocks.is_inside() && written.insert(&after.name) => {
                 lines.push(render::server(after, owner));
             }
-            Some(ServerEdit::Set { .. } | ServerEdit::Remove(_)) => {}
+            Some(ServerEdit::Set { .. } | ServerEdit::Remove { .. }) => {}
             Some(ServerEdit::Add { .. }) | None => lines.push(ended(line)),
         }
     }
     let new = edits.iter().filter_map(|edit| match edit {
         ServerEdit::Add { server, .. } => Some(render::server(server, owner)),
         ServerEdit::Set { after, .. } if !written.contains(&after.name) => Some(render::server(after, owner)),
-        ServerEdit::Set { .. } | ServerEdit::Remove(_) => None,
+        ServerEdit::Set { .. } | ServerEdit::Remove { .. } => None,
     });
     let end = if blocks.is_inside() { before_block } else { lines.len() };
     lines.splice(end..end, new.collect::<Vec<_>>());

@@ -89,7 +89,8 @@ fn why_it_stays(section: &ObservedBackend) -> Option<String> {
 
 /// Without the servers of ours. Those that were edited by hand stay.
 fn servers(section: &ObservedBackend) -> Option<Edit> {
-    let edits: Vec<_> = section.servers.iter().map(|server| ServerEdit::Remove(server.name.clone())).collect();
+    let edits: Vec<_> =
+        section.servers.iter().map(|server| ServerEdit::Remove { name: server.name.clone(), is_live: false }).collect();
     (!edits.is_empty()).then_some(Edit::Servers(edits))
 }
 

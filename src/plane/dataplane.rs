@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use reqwest::{Method, StatusCode};
 use tokio::sync::Mutex;
 
-use crate::desired::Owner;
+use crate::desired::{BackendName, Owner, ServerName};
 use crate::errors::chain;
 use crate::haproxy::render::INIT_ADDR;
 use crate::haproxy::text::ConfigText;
@@ -456,6 +456,13 @@ impl Plane for Dataplane {
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
         self.put_state(change).await
+    }
+
+    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError> {
+        match self.socket.as_ref().and_then(RuntimeSocket::worker) {
+            Some(worker) => worker.remove(backend, server).await,
+            None => Ok(false),
+        }
     }
 
     async fn reload(&self, observed: &Observed) -> Result<(), WriteError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::desired::Owner;
+use crate::desired::{BackendName, Owner, ServerName};
 use crate::haproxy::socket::{self, SocketAddress};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
@@ -288,6 +288,10 @@ impl Plane for Local {
             return Ok(());
         }
         Err(AccessError::Unavailable { what: format!("HAProxy refuses {command:?}"), source: answer.into() })
+    }
+
+    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError> {
+        self.process().remove(backend, server).await
     }
 
     async fn reload(&self, _observed: &Observed) -> Result<(), WriteError> {

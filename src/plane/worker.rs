@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::desired::State;
+use crate::desired::{BackendName, ServerName, State};
 use crate::haproxy::socket::SocketAddress;
 use crate::plan::{Action, NewServer};
 
@@ -13,6 +13,12 @@ use super::{AccessError, Runtime, RuntimeServer, WriteError};
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The answer to `add server` that means success.
 const ADDED: &str = "New server registered.";
+
+/// The answers to `del server` that mean that the process does not have the server any more.
+const GONE: &[&str] = &["Server deleted.", "No such server.", "No such backend."];
+/// How long HAProxy waits for a server to be free of connections. Most are within some milliseconds; for the others it is
+/// tried again.
+const REMOVABLE_WAIT: &str = "100ms";
 
 /// The worker behind a socket.
 #[derive(Debug, Clone)]
@@ -45,6 +51,18 @@ impl Worker {
     /// All servers of the process.
     pub(super) async fn servers(&self) -> Result<Runtime, AccessError> {
         Ok(parse_servers_state(&self.command("show servers state").await?))
+    }
+
+    /// Removes a server that is in maintenance. `false`: HAProxy does not, as somebody is connected to it. Its idle
+    /// connections are closed meanwhile.
+    pub(super) async fn remove(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError> {
+        self.command(&format!("wait {REMOVABLE_WAIT} srv-removable {backend}/{server}")).await?;
+        let answer = self.command(&format!("del server {backend}/{server}")).await?;
+        let is_gone = GONE.contains(&answer.as_str());
+        if !is_gone {
+            tracing::debug!(%backend, %server, answer, "the process keeps a server for now");
+        }
+        Ok(is_gone)
     }
 
     /// Makes the changes in their order, up to the first one that is refused.

@@ -111,6 +111,7 @@ impl Settings {
             now,
             uninstall: false,
             capabilities: self.capabilities,
+            taken: std::collections::BTreeSet::new(),
         }
     }
 }

@@ -23,6 +23,16 @@ pub enum Way {
     Api,
 }
 
+impl Way {
+    /// The state of a server whose instance is gone: where there is a socket of the process, the server is removed.
+    pub fn gone(self) -> &'static str {
+        match self {
+            Self::Local => "missing",
+            Self::Api => "maint",
+        }
+    }
+}
+
 pub const WAYS: [Way; 2] = [Way::Local, Way::Api];
 
 /// A real Data Plane API, if there is one.

@@ -157,7 +157,7 @@ impl Dataplane {
             ServerEdit::Set { after, .. } => {
                 self.write(Method::PUT, &one, transaction, Some(json::server(after, &self.owner))).await
             }
-            ServerEdit::Remove(_) => self.write(Method::DELETE, &one, transaction, None).await,
+            ServerEdit::Remove { .. } => self.write(Method::DELETE, &one, transaction, None).await,
         }
     }
 
