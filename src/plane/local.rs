@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, Owner, State};
 use crate::haproxy::socket;
@@ -32,6 +33,8 @@ use super::{
     Verdict, WriteError,
 };
 
+/// Backends whose servers are read in parallel.
+const CONCURRENCY: usize = 8;
 /// For one command of the running process.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How this HAProxy is reached.
@@ -196,7 +199,7 @@ impl Local {
     /// command that does not fit its buffer (16 kB, about 150 servers) and whose reader is gone before the end. Every
     /// reload ends the master's connections, and so does the end of this program. (HAProxy's commits 282ac06d8, which
     /// brought the fault, and 2d5ef608e, which mends it.)
-    async fn servers_of(&self, backend: &BackendName) -> Result<Runtime, AccessError> {
+    async fn servers_of(&self, backend: BackendName) -> Result<Runtime, AccessError> {
         let command = format!("show servers state {backend}");
         let answer = self.worker(&command).await?;
         if answer == "Can't find backend." {
@@ -305,11 +308,10 @@ impl Plane for Local {
     }
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
-        let mut runtime = Runtime::default();
-        for (backend, _) in observed.managed() {
-            runtime.0.extend(self.servers_of(&backend).await?.0);
-        }
-        Ok(runtime)
+        let names: Vec<BackendName> = observed.managed().map(|(name, _)| name).collect();
+        let asked = names.into_iter().map(|name| self.servers_of(name));
+        let parts: Vec<Runtime> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
+        Ok(Runtime(parts.into_iter().flat_map(|part| part.0).collect()))
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
