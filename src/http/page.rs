@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn no_file_parses_markup_or_runs_text() {
-        let banned = ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser"];
+        let banned =
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "DOMParser"];
         for (path, _, text) in FILES {
             assert!(!text.contains("http://") && !text.contains("https://"), "{path} names another server");
             for word in banned {

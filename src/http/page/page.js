@@ -63,16 +63,12 @@ function applyFilter() {
   setText(byId('shown'), `Showing ${sum(0)} of ${sum(1)} backends.`);
 }
 
-/** Brings a person to the backend of a service; without one, filters by its name. */
+/** Brings a person to the backend of a service. */
 function showService(service) {
   [byId('filter').value, byId('only-problems').checked] = ['', false];
   applyFilter();
   const fold = [...haproxys.values()].map((haproxy) => haproxy.find(service)).find(Boolean);
-  if (!fold) {
-    byId('filter').value = service;
-    applyFilter();
-    return byId('filter').focus();
-  }
+  if (!fold) return;
   fold.open();
   fold.summary.focus();
   fold.element.scrollIntoView({ block: 'start' });

@@ -8,17 +8,27 @@ import { Passes } from './passes.js';
 import { ago } from './times.js';
 import { count, duration, shown } from './words.js';
 
+/** A judged backend as text: what is not shown does not count. */
+const asText = (judged) => JSON.stringify(judged, (key, value) => (['connections', 'errors'].includes(key) ? undefined : value));
+
 /** Up to so many backends are open from the start. */
 const FEW = 5;
 
 const COLUMNS = ['Server', 'Address', 'State', 'Check', 'Service', 'Registration', 'Allocation'];
 
+/** What HAProxy's check says: `DOWN, L4CON: Connection refused`. */
+function checked(check) {
+  if (!check) return 'not known';
+  const result = [check.result, check.description, check.answer].filter(Boolean).join(': ');
+  return result ? `${check.status}, ${result}` : check.status;
+}
+
+/** The columns of a server. */
 function cells(server) {
   const address = server.address.includes(':') ? `[${server.address}]` : server.address;
   const weight = server.weight === null || server.weight === 1 ? '' : `, weight ${server.weight}`;
-  const check = server.check ? [server.check.status, server.check.words].filter(Boolean).join(': ') : 'not known';
   const instance = [server.service, server.registration, server.allocation].map((text) => text ?? '');
-  return [server.name, `${address}:${server.port}`, server.state + weight, check, ...instance];
+  return [server.name, `${address}:${server.port}`, server.state + weight, checked(server.check), ...instance];
 }
 
 function row(server) {
@@ -76,8 +86,7 @@ class Row {
 
   isOf(service) {
     const { backend } = this.#judged;
-    const names = [backend.name, ...backend.services, ...backend.servers.map((server) => server.service)];
-    return names.includes(service);
+    return [backend.name, ...backend.services].includes(service);
   }
 
   matches({ words, onlyProblems }) {
@@ -136,7 +145,7 @@ export class Haproxy {
     this.#title.replaceChildren(...mark(own), el('bdi', {}, `${whose}: ${state}${about}`));
     this.#facts.replaceChildren(...facts(target));
     this.#isKnown = target.haproxy !== null;
-    this.#list.update(backends.map((judged) => ({ key: judged.backend.name, text: JSON.stringify(judged), judged })));
+    this.#list.update(backends.map((judged) => ({ key: judged.backend.name, text: asText(judged), judged })));
     this.#shown = backends.map(({ backend }) => this.#rows.get(backend.name));
     const kept = new Set(this.#shown);
     for (const [key, row] of this.#rows) if (!kept.has(row)) this.#rows.delete(key);

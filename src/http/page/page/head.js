@@ -76,8 +76,8 @@ export function showFigures({ catalog, leader: lead }, { haproxys, problems }) {
     leader(lead));
 }
 
-function drawProblem(element, { level, title, lines, hint, command, times = [], service }, show) {
-  const time = times.filter(([, time]) => time).map(([name, time]) => [`${name} `, ago(time), ' ']);
+function drawProblem(element, { level, title, lines, hint, command, times = [], service, isRouted }, show) {
+  const time = times.filter(([, time]) => time).map(([name, time]) => [`${name} `, ago(time), '. ']);
   const shownLines = lines.slice(0, 10).map((line) => el('li', {}, line));
   if (lines.length > 10) shownLines.push(el('li', {}, `and ${lines.length - 10} more`));
   const button = el('button', { type: 'button' }, 'Show below', el('span', { class: 'unseen' }, `: ${title}`));
@@ -88,7 +88,7 @@ function drawProblem(element, { level, title, lines, hint, command, times = [], 
     el('ul', {}, shownLines),
     ...(time.length ? [el('p', {}, ...time)] : []),
     ...(hint ? [el('p', { class: 'hint' }, hint, command ? [' ', el('code', {}, command)] : null)] : []),
-    ...(service ? [button] : []),
+    ...(isRouted ? [button] : []),
   );
 }
 

@@ -46,11 +46,14 @@ function haproxyProblems(target, whose) {
   if (breaker && breaker.state !== 'closed') {
     const isOpen = breaker.state === 'open';
     const lines = [isOpen
-      ? `After ${count(breaker.failures, 'failure')} in a row nothing but a probe is sent to it. It goes on with the configuration that it has.`
+      ? `After ${count(breaker.failures, 'failure')} in a row nothing but a probe is sent to it. `
+        + 'If HAProxy runs, it goes on with the configuration that it has.'
       : 'A probe is asking it whether it answers again.'];
     const hint = isOpen ? 'Check that HAProxy and its Data Plane API run, and that the controller can reach them.' : null;
     add(isOpen ? 'error' : 'warning', 'breaker', `The circuit breaker of ${whose} is ${breaker.state}`, lines, {
-      clause: `the circuit breaker of ${whose} is ${breaker.state}`, hint, times: isOpen ? [['since', breaker.changed], ['next probe', breaker.next_probe]] : [],
+      clause: `the circuit breaker of ${whose} is ${breaker.state}`,
+      hint,
+      times: isOpen ? [['Opened', breaker.changed], ['Next probe', breaker.next_probe]] : [],
     });
   }
   if (guard) {
@@ -99,6 +102,9 @@ function addLine(services, name, haproxy, { level, text }) {
   services.set(name, problem);
 }
 
+/** How many HAProxys are all of them. */
+const all = (number) => (number === 2 ? 'both' : `all ${number}`);
+
 function serviceProblems(haproxys) {
   const services = new Map();
   for (const { target, notesOf, backends } of haproxys) {
@@ -114,12 +120,14 @@ function serviceProblems(haproxys) {
   }
   const where = (names) => {
     if (haproxys.length === 1) return '';
-    if (names.length === haproxys.length) return ` (on all ${names.length} HAProxys)`;
+    if (names.length === haproxys.length) return ` (on ${all(names.length)} HAProxys)`;
     return ` (on ${names.map((name) => shown(name)).join(', ')})`;
   };
+  const routed = new Set(haproxys.flatMap(({ backends }) => backends.flatMap(({ backend }) => [backend.name, ...backend.services])));
   return [...services.values()].map(({ parts, ...problem }) => {
     const sorted = [...parts.values()].sort(byRank);
-    return { ...problem, level: sorted[0].level, lines: sorted.map((part) => `${part.level}: ${part.text}${where(part.where)}`) };
+    const lines = sorted.map((part) => `${part.level}: ${part.text}${where(part.where)}`);
+    return { ...problem, level: sorted[0].level, lines, isRouted: routed.has(problem.service) };
   });
 }
 
@@ -140,22 +148,28 @@ function listed(names) {
 function inLine(haproxys) {
   const not = haproxys.filter(({ target }) => !target.is_ready);
   if (haproxys.length === 0) return ['error', 'No HAProxy is known yet'];
-  if (not.length === 1) return ['error', `${not[0].whose} is not in line with Nomad`];
+  if (not.length === 1) {
+    // Without the times of `not_ready`: a screen reader would be told every few seconds.
+    const error = not[0].target.last_pass?.error;
+    return ['error', `${not[0].whose} is not in line with Nomad${error ? `: ${shown(error, 100)}` : ''}`];
+  }
   if (not.length > 1) {
     const names = listed(not.map((one) => one.whose));
     return ['error', `${not.length} of ${haproxys.length} HAProxys are not in line with Nomad: ${names}`];
   }
-  const all = haproxys.length === 1 ? 'HAProxy is' : `All ${haproxys.length} HAProxys are`;
-  return ['good', `${all} in line with Nomad`];
+  if (haproxys.length === 1) return ['good', 'HAProxy is in line with Nomad'];
+  const number = all(haproxys.length);
+  return ['good', `${number[0].toUpperCase()}${number.slice(1)} HAProxys are in line with Nomad`];
 }
 
 /** What is wrong beside that, of one level: `1 service has an error: web-137`. */
 function alsoWrong(problems, level) {
   const services = problems.filter((problem) => problem.service).map((problem) => problem.title);
-  const parts = problems.filter((problem) => !problem.service).map((problem) => problem.clause);
-  if (parts.length > 2) parts.splice(2, parts.length, `there are ${parts.length - 2} more problems`);
+  const clauses = problems.filter((problem) => !problem.service).map((problem) => problem.clause);
+  const parts = clauses.slice(0, 2);
   const has = services.length > 1 ? `have ${level}s` : { error: 'has an error', warning: 'has a warning' }[level];
   if (services.length > 0) parts.push(`${count(services.length, 'service')} ${has}: ${listed(services)}`);
+  if (clauses.length > 2) parts.push(`there are ${count(clauses.length - 2, 'more problem')}`);
   return parts.join(', and ');
 }
 

@@ -14,7 +14,8 @@ export function setClock(date) {
 
 function relative(time) {
   const seconds = (Date.now() + ahead - Date.parse(time)) / 1000;
-  return seconds < -1 ? `in ${duration(-seconds)}` : `${duration(seconds)} ago`;
+  if (Math.abs(seconds) < 1) return 'now';
+  return seconds < 0 ? `in ${duration(-seconds)}` : `${duration(seconds)} ago`;
 }
 
 /** `12 s ago`, kept true by refreshTimes. */

@@ -12,7 +12,7 @@ const LONGEST = 160;
 /** A text from outside: what cannot be seen is written as `\u202e`, and a long text is cut. */
 export function shown(text, longest = LONGEST) {
   const string = String(text);
-  const cut = string.length > longest ? `${string.slice(0, longest)}… (${string.length} characters)` : string;
+  const cut = string.length > longest ? `${string.slice(0, longest)}…` : string;
   return cut.replace(UNSEEN, (unseen) => `\\u${unseen.codePointAt(0).toString(16).padStart(4, '0')}`);
 }
 
