@@ -95,15 +95,16 @@ fn hostile_services() -> Vec<Value> {
         let text = if n == 60 { long.as_str() } else { text };
         let (tag, known) = (format!("{text}={text}"), format!("balance={text}"));
         let backend = format!("backend.name={text}{n}");
-        let tags = ["enable=true", "check.disabled", &tag, &known, if n % 3 == 0 { &backend } else { "mode=http" }];
+        let tags =
+            ["enable=true", "check.disabled", &tag, &known, if n.is_multiple_of(3) { &backend } else { "mode=http" }];
         // Half of them have a name that a backend can have, and are routed.
-        let service = if n % 2 == 0 { format!("web-{n:03}") } else { format!("{text}{n}") };
+        let service = if n.is_multiple_of(2) { format!("web-{n:03}") } else { format!("{text}{n}") };
         let mut one = registration(&service, &format!("{text}{n}"), u64::from(n), 20_000 + n, &tags);
         one["AllocID"] = json!(format!("{text}{n}"));
-        if n % 7 == 0 {
+        if n.is_multiple_of(7) {
             one["Address"] = json!(text);
         }
-        if n % 11 == 0 {
+        if n.is_multiple_of(11) {
             one["Namespace"] = json!(text);
         }
         one

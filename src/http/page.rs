@@ -86,7 +86,7 @@ mod tests {
     fn every_file_of_the_folder_is_served() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/page");
         let of = |folder: &std::path::Path| {
-            let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+            let files = std::fs::read_dir(folder).expect("the folder of the page").flatten().map(|entry| entry.path());
             files.filter(|path| path.is_file()).count()
         };
         assert_eq!(of(&folder) + of(&folder.join("page")), FILES.len());
@@ -100,6 +100,28 @@ mod tests {
             assert!(!text.contains("http://") && !text.contains("https://"), "{path} names another server");
             for word in banned {
                 assert!(!text.contains(word), "{path} uses {word}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_answer_has_the_policy_and_is_asked_for_again() {
+        for (path, kind, text) in FILES {
+            for request in [
+                HeaderMap::new(),
+                [(header::IF_NONE_MATCH, axum::http::HeaderValue::from_static("*"))].into_iter().collect(),
+            ] {
+                let answer = answer(kind, text, &tag(text), &request);
+                let has = |name: HeaderName, value: &str| assert_eq!(answer.headers()[&name], value, "{path}: {name}");
+                has(header::CONTENT_TYPE, kind);
+                has(header::CACHE_CONTROL, "no-cache");
+                has(header::REFERRER_POLICY, "no-referrer");
+                has(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+                has(
+                    header::CONTENT_SECURITY_POLICY,
+                    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+                     base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+                );
             }
         }
     }

@@ -63,6 +63,10 @@ await run(async (browser) => {
   const titles = await texts(page, '.haproxy > h3');
   check(titles[0].includes('edge-a: not in line') && titles[1].includes('edge-b: in line'), `the worst is not the first: ${titles}`);
   check(titles[0].includes('✖') && titles[1].includes('✔'), `they are not marked: ${titles}`);
+  const links = await texts(page, '#names a');
+  check(links[0].includes('edge-a') && links[1].includes('edge-b'), `there is a link to each: ${links}`);
+  await page.click('#names li:last-child a');
+  check(await page.$eval('.haproxy:last-child', (element) => element.matches(':target')), 'the link leads to its section');
   const open5 = await page.$$eval('.haproxy .backend[open] table', (tables) => tables.length);
   check(open5 === 4, `of few backends the instances are shown at once: ${open5}`);
   for (const size of ['desk', 'phone']) {

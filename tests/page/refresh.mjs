@@ -81,6 +81,7 @@ await run(async (browser) => {
   changeCatalog(({ Services }) => (Services.find(({ ID }) => ID === 'web-137-3').Port = 20688));
   await until(page, 'all to be well', () => document.body.dataset.level === 'good');
   check(await page.evaluate(() => globalThis.changed) === 0, 'a backend that is the same is drawn again');
+  check(await page.evaluate(() => document.activeElement === globalThis.line), 'a backend that goes down the list takes the focus of another');
 
   await hides(page);
 

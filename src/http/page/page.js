@@ -1,8 +1,8 @@
 // The page: asks the controller for its state every few seconds, and draws what changed.
 
-import { KeyedList, keepingFocus, setText } from './page/dom.js';
+import { KeyedList, el, keepingFocus, setText } from './page/dom.js';
 import { Haproxy } from './page/backends.js';
-import { Problems, showFigures, showVerdict, showVersion } from './page/head.js';
+import { Problems, mark, showFigures, showVerdict, showVersion } from './page/head.js';
 import { judge } from './page/judge.js';
 import { refreshTimes, setClock } from './page/times.js';
 import { clock, duration } from './page/words.js';
@@ -17,9 +17,17 @@ const byId = (id) => document.getElementById(id);
 /** What was answered last. */
 const known = { status: null, text: null, at: null, passes: null };
 const haproxys = new Map();
+/** How many sections were made: their ids are numbers, as a name can be anything. */
+let made = 0;
 const problems = new Problems(showService);
 const sections = new KeyedList(byId('haproxys'), ({ key }) => haproxys.get(key).element,
   (_, { key, judged }) => haproxys.get(key).draw(judged));
+
+const names = new KeyedList(byId('names'), () => el('li'), (element, { key, one }) => {
+  const link = element.querySelector('a') ?? el('a', { href: `#${haproxys.get(key).id}` });
+  link.replaceChildren(...mark(one.level), one.whose);
+  element.replaceChildren(link);
+});
 
 /** The controller gave no answer that can be used. */
 class Silence extends Error {}
@@ -48,10 +56,13 @@ function draw(status) {
   showFigures(status, judged);
   problems.update(judged.problems);
   for (const { target } of judged.haproxys) {
-    if (!haproxys.has(target.name)) haproxys.set(target.name, new Haproxy());
+    if (!haproxys.has(target.name)) haproxys.set(target.name, new Haproxy(`haproxy-${(made += 1)}`));
   }
   sections.update(judged.haproxys.map((one) => ({ key: one.target.name, text: JSON.stringify([one.target, one.whose]), judged: one })));
   for (const name of haproxys.keys()) if (!judged.haproxys.some(({ target }) => target.name === name)) haproxys.delete(name);
+  // A single one is found without links.
+  const named = judged.haproxys.length > 1 ? judged.haproxys : [];
+  names.update(named.map((one) => ({ key: one.target.name, text: one.level, one })));
   applyFilter();
 }
 

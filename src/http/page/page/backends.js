@@ -127,8 +127,10 @@ export class Haproxy {
   #list;
   passes = new Passes();
 
-  constructor() {
-    this.element = el('section', { class: 'haproxy' }, this.#title, this.#facts, this.passes.element, this.#empty, this.#backends);
+  /** `id` is the element's, for links to it. */
+  constructor(id) {
+    this.id = id;
+    this.element = el('section', { class: 'haproxy', id }, this.#title, this.#facts, this.passes.element, this.#empty, this.#backends);
     this.#list = new KeyedList(this.#backends, ({ key }) => this.#make(key), (_, { key, judged }) => this.#rows.get(key).draw(judged));
   }
 

@@ -58,6 +58,11 @@ export class KeyedList {
   #order() {
     let next = this.#parent.firstChild;
     for (const { element } of this.#rows.values()) {
+      if (next && next !== element && next.nextSibling === element) {
+        // It went down the list, and is moved alone instead of all that it stood before.
+        this.#parent.append(next);
+        next = element;
+      }
       if (element === next) next = next.nextSibling;
       else this.#parent.insertBefore(element, next);
     }

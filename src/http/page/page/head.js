@@ -80,8 +80,10 @@ function drawProblem(element, { level, title, lines, hint, command, times = [], 
   const time = times.filter(([, time]) => time).map(([name, time]) => [`${name} `, ago(time), '. ']);
   const shownLines = lines.slice(0, 10).map((line) => el('li', {}, line));
   if (lines.length > 10) shownLines.push(el('li', {}, `and ${lines.length - 10} more`));
-  const button = el('button', { type: 'button' }, 'Show below', el('span', { class: 'unseen' }, `: ${title}`));
-  button.addEventListener('click', () => show(service));
+  // The same one as before, which may have the focus.
+  const button = element.querySelector('button') ?? el('button', { type: 'button' });
+  button.replaceChildren('Show below', el('span', { class: 'unseen' }, `: ${title}`));
+  button.onclick = () => show(service);
   setAttribute(element, 'data-level', level);
   element.replaceChildren(
     el('h3', {}, mark(level), el('bdi', {}, title)),
