@@ -12,13 +12,16 @@ const puppeteer = require('puppeteer-core');
 const axe = readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8');
 
 const SIZES = { desk: { width: 1280, height: 800 }, phone: { width: 360, height: 740, isMobile: true, hasTouch: true } };
+/** From one state to the next, in milliseconds. */
 const TIMEOUT = 20_000;
+/** Of a sentence: a list of names can have megabytes. */
+const LONGEST = 2000;
 
-const failures = [];
+const failures = new Set();
 
 /** Notes a failure, and goes on: one run says all that is wrong. */
 export function check(isTrue, sentence) {
-  if (!isTrue) failures.push(sentence);
+  if (!isTrue) failures.add(sentence.slice(0, LONGEST));
 }
 
 /** The page in a new tab, which tells what it should not do. */
@@ -118,10 +121,10 @@ export async function run(test) {
   try {
     await test(browser);
   } catch (error) {
-    failures.push(error.stack);
+    failures.add(error.stack);
   } finally {
     await browser.close();
   }
   failures.forEach((failure) => console.error(`FAILED: ${failure}`));
-  process.exitCode = failures.length > 0 ? 1 : 0;
+  process.exitCode = failures.size > 0 ? 1 : 0;
 }
