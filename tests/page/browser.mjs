@@ -24,7 +24,7 @@ export function check(isTrue, sentence) {
   if (!isTrue) failures.add(sentence.slice(0, LONGEST));
 }
 
-/** The page in a new tab, which tells what it should not do. */
+/** The page in a new tab; what it should not do is a failure. */
 export async function open(browser) {
   const page = await browser.newPage();
   page.setDefaultTimeout(TIMEOUT);

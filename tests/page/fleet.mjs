@@ -29,7 +29,7 @@ function addTrouble(status) {
   one.breaker = { ...one.breaker, state: 'open', failures: 5, changed: time, next_probe: time };
   const held = { service, instances: 2, why: 'Nomad does not know the allocation' };
   other.guard = { reason: 'the read removes every server', instances: 2, services: [held] };
-  other.namespaces = [{ namespace: 'gone', code: 'missing-namespace', text: 'it does not exist' }];
+  for (const target of [one, other]) target.namespaces = [{ namespace: 'gone', code: 'missing-namespace', text: 'it does not exist' }];
   other.sampled = time;
   other.backends = [
     backend('good', ['good'], [server('good_1', up)]),
@@ -47,7 +47,7 @@ const TROUBLE = [
   'The guard holds 2 instances on edge-b: the read removes every server',
   'shop/basket: 2 instances: Nomad does not know the allocation',
   'nomad-haproxy apply --allow-removals',
-  'Namespace gone\nit does not exist',
+  'Namespace gone\nerror: it does not exist (on both HAProxys)',
   "dead\nerror: backend dead: 1 of 1 instance down by HAProxy's check: dead_1 (on edge-b)",
   "cart\nwarning: backend cart: 1 of 2 instances down by HAProxy's check: cart_1",
   'empty\nwarning: backend empty: no instance',

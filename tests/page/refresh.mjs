@@ -72,7 +72,7 @@ await run(async (browser) => {
   check(kept.first.includes('web-137'), `the failing backend is not the first: ${kept.first}`);
   check(Math.abs(await place() - before) < 60, `a refresh moves what is read from ${before} to ${await place()} px`);
 
-  // The one that fails is read while it is mended, and sorted back to its place.
+  // A person reads the one that fails while it is repaired, and sorted back to its place.
   await read(page, 'web-137');
   // Of a backend that did not change no node is made again.
   await page.evaluate(() => {

@@ -15,7 +15,7 @@ const TIMEOUT = 10_000;
 const byId = (id) => document.getElementById(id);
 
 /** What was answered last. */
-const known = { status: null, text: null, at: null, passes: null };
+const known = { status: null, text: null, at: null, passes: null, version: null };
 const haproxys = new Map();
 /** How many sections were made: their ids are numbers, as a name can be anything. */
 let made = 0;
@@ -58,7 +58,8 @@ function draw(status) {
   for (const { target } of judged.haproxys) {
     if (!haproxys.has(target.name)) haproxys.set(target.name, new Haproxy(`haproxy-${(made += 1)}`));
   }
-  sections.update(judged.haproxys.map((one) => ({ key: one.target.name, text: JSON.stringify([one.target, one.whose]), judged: one })));
+  // Each draws itself, and compares its backends one by one.
+  sections.update(judged.haproxys.map((one) => ({ key: one.target.name, text: one, judged: one })));
   for (const name of haproxys.keys()) if (!judged.haproxys.some(({ target }) => target.name === name)) haproxys.delete(name);
   // A single one is found without links.
   const named = judged.haproxys.length > 1 ? judged.haproxys : [];
@@ -87,7 +88,8 @@ function showService(service) {
 
 /** The passes are asked for only when one ended: their diffs are long. */
 async function askPasses() {
-  const ended = JSON.stringify([known.status.started, known.status.haproxys.map(({ name, last_pass: last }) => [name, last?.ended])]);
+  const { started, haproxys: targets } = known.status;
+  const ended = JSON.stringify([started, targets.map(({ name, last_pass: last }) => [name, last?.ended])]);
   if (ended === known.passes) return;
   const answer = JSON.parse(await ask('api/v1/passes'));
   keepingFocus(() => answer.haproxys.forEach(({ name, passes }) => haproxys.get(name)?.passes.update(passes)));
@@ -98,7 +100,8 @@ async function refresh() {
   const text = await ask('api/v1/status');
   const status = JSON.parse(text);
   if (text !== known.text || document.body.classList.contains('old')) keepingFocus(() => draw(status));
-  const isUpgraded = known.status && known.status.version !== status.version;
+  known.version ??= status.version;
+  const isUpgraded = known.version !== status.version;
   [known.status, known.text, known.at] = [status, text, Date.now()];
   document.body.classList.remove('old');
   setText(byId('freshness'), isUpgraded ? 'The controller was upgraded: load this page again.' : `State at ${clock(known.at)}.`);

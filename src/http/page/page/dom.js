@@ -11,7 +11,7 @@ export function el(name, attributes = {}, ...children) {
   return element;
 }
 
-/** Changes a text only where it differs, so that a screen reader is not told the same again. */
+/** Changes a text only where it differs, so that a screen reader does not read it again. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

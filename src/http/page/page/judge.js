@@ -41,7 +41,7 @@ function haproxyProblems(target, whose) {
   const add = (level, kind, title, lines, more = {}) =>
     problems.push({ key: `${kind} ${target.name}`, level, title, lines, ...more });
   if (!target.is_ready) {
-    add('error', 'ready', `${whose} is not in line with Nomad`, [target.not_ready.replace(/^not ready: /, '')]);
+    add('error', 'ready', `${whose} is not in line with Nomad`, [shown(target.not_ready.replace(/^not ready: /, ''), 1000)]);
   }
   if (breaker && breaker.state !== 'closed') {
     const isOpen = breaker.state === 'open';
@@ -69,10 +69,6 @@ function haproxyProblems(target, whose) {
     const lines = [`stage ${last.stage}: ${shown(last.error ?? '', 1000)}`];
     add('warning', 'pass', `The last pass on ${whose} failed`, lines, { clause: `the last pass on ${whose} failed` });
   }
-  for (const { namespace, text } of target.namespaces) {
-    const clause = `nothing of namespace ${shown(namespace)} is read`;
-    add('error', `namespace ${namespace}`, `Namespace ${shown(namespace)}`, [shown(text, 1000)], { clause });
-  }
   return problems;
 }
 
@@ -93,38 +89,50 @@ function judgeHaproxy(target, isOnly) {
   return { target, whose, problems, notesOf, backends, own, level };
 }
 
-/** Adds a line of a service to its problem; the same on several HAProxys is one line. */
-function addLine(services, name, haproxy, { level, text }) {
-  const problem = services.get(name) ?? { key: `service ${name}`, service: name, title: shown(name), parts: new Map() };
+/** Adds a line to a problem that several HAProxys may have; the same on several is one line. */
+function addLine(groups, { key, ...about }, haproxy, { level, text }) {
+  const problem = groups.get(key) ?? { key, ...about, parts: new Map() };
   const part = problem.parts.get(text) ?? { level, text, where: [] };
   if (!part.where.includes(haproxy)) part.where.push(haproxy);
   problem.parts.set(text, part);
-  services.set(name, problem);
+  groups.set(key, problem);
+}
+
+const aboutService = (name) => ({ key: `service ${name}`, service: name, title: shown(name) });
+
+const aboutNamespace = (name) =>
+  ({ key: `namespace ${name}`, title: `Namespace ${shown(name)}`, clause: `nothing of namespace ${shown(name)} is read` });
+
+/** The problems of one HAProxy's services and namespaces. */
+function addLines(groups, { target, notesOf, backends }) {
+  const { name: haproxy, guard, namespaces } = target;
+  for (const { namespace, text } of namespaces) {
+    addLine(groups, aboutNamespace(namespace), haproxy, { level: 'error', text: shown(text, 1000) });
+  }
+  for (const [name, notes] of notesOf) {
+    // The guard's own problem has these.
+    const others = notes.filter(({ code }) => !guard || code !== 'guard-held');
+    others.forEach((note) => addLine(groups, aboutService(name), haproxy, note));
+  }
+  for (const { backend, wrongs } of backends) {
+    const about = aboutService(backend.services[0] ?? backend.name);
+    wrongs.forEach(({ level, text }) => addLine(groups, about, haproxy, { level, text: `backend ${shown(backend.name)}: ${text}` }));
+  }
 }
 
 /** How many HAProxys are all of them. */
 const all = (number) => (number === 2 ? 'both' : `all ${number}`);
 
-function serviceProblems(haproxys) {
-  const services = new Map();
-  for (const { target, notesOf, backends } of haproxys) {
-    for (const [name, notes] of notesOf) {
-      // The guard's own problem has these.
-      notes.filter(({ code }) => code !== 'guard-held').forEach((note) => addLine(services, name, target.name, note));
-    }
-    for (const { backend, wrongs } of backends) {
-      const name = backend.services[0] ?? backend.name;
-      wrongs.forEach(({ level, text }) =>
-        addLine(services, name, target.name, { level, text: `backend ${shown(backend.name)}: ${text}` }));
-    }
-  }
+function sharedProblems(haproxys) {
+  const groups = new Map();
+  haproxys.forEach((one) => addLines(groups, one));
   const where = (names) => {
     if (haproxys.length === 1) return '';
     if (names.length === haproxys.length) return ` (on ${all(names.length)} HAProxys)`;
     return ` (on ${names.map((name) => shown(name)).join(', ')})`;
   };
   const routed = new Set(haproxys.flatMap(({ backends }) => backends.flatMap(({ backend }) => [backend.name, ...backend.services])));
-  return [...services.values()].map(({ parts, ...problem }) => {
+  return [...groups.values()].map(({ parts, ...problem }) => {
     const sorted = [...parts.values()].sort(byRank);
     const lines = sorted.map((part) => `${part.level}: ${part.text}${where(part.where)}`);
     return { ...problem, level: sorted[0].level, lines, isRouted: routed.has(problem.service) };
@@ -149,7 +157,7 @@ function inLine(haproxys) {
   const not = haproxys.filter(({ target }) => !target.is_ready);
   if (haproxys.length === 0) return ['error', 'No HAProxy is known yet'];
   if (not.length === 1) {
-    // Without the times of `not_ready`: a screen reader would be told every few seconds.
+    // Without the times of `not_ready`: a screen reader would read it every few seconds.
     const error = not[0].target.last_pass?.error;
     return ['error', `${not[0].whose} is not in line with Nomad${error ? `: ${shown(error, 100)}` : ''}`];
   }
@@ -187,7 +195,7 @@ function verdict(haproxys, problems) {
 /** Everything that the page shows first. */
 export function judge(status) {
   const haproxys = status.haproxys.map((target) => judgeHaproxy(target, status.haproxys.length === 1)).sort(byRank);
-  const problems = [...catalogProblems(status.catalog), ...haproxys.flatMap((one) => one.problems), ...serviceProblems(haproxys)]
+  const problems = [...catalogProblems(status.catalog), ...haproxys.flatMap((one) => one.problems), ...sharedProblems(haproxys)]
     .sort(byRank);
   return { haproxys, problems, verdict: verdict(haproxys, problems) };
 }
