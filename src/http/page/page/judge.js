@@ -157,9 +157,10 @@ function inLine(haproxys) {
   const not = haproxys.filter(({ target }) => !target.is_ready);
   if (haproxys.length === 0) return ['error', 'No HAProxy is known yet'];
   if (not.length === 1) {
-    // Without the times of `not_ready`: a screen reader would read it every few seconds.
-    const error = not[0].target.last_pass?.error;
-    return ['error', `${not[0].whose} is not in line with Nomad${error ? `: ${shown(error, 100)}` : ''}`];
+    // Without the times of `not_ready`, as a screen reader would read it every few seconds, and without the causes of
+    // the cause, which the problem has.
+    const [why] = (not[0].target.last_pass?.error ?? '').split(': ');
+    return ['error', `${not[0].whose} is not in line with Nomad${why ? `: ${shown(why, 100)}` : ''}`];
   }
   if (not.length > 1) {
     const names = listed(not.map((one) => one.whose));
