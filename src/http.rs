@@ -1,6 +1,7 @@
-//! `/healthz`, `/readyz`, `/metrics`, and the API.
+//! `/healthz`, `/readyz`, `/metrics`, the API, and the page.
 
 mod api;
+mod page;
 mod view;
 
 use std::net::SocketAddr;
@@ -78,6 +79,7 @@ fn router(shared: Shared) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
         .merge(api::routes())
+        .merge(page::routes())
         .with_state(shared)
 }
 
