@@ -2,7 +2,8 @@
 //! from the start, so that a missing sample is not mistaken for zero. The exceptions are `haproxy`, and `backend`, which
 //! is bounded by HAProxy's configuration; when one of these is removed, so are its samples.
 //!
-//! Counters and histograms count here, pass by pass; gauges are a view of the [`Status`](crate::status::Status).
+//! Counters and histograms count here, pass by pass; gauges are a view of the [`Status`](crate::status::Status); what
+//! the process uses is read at the scrape. docs/metrics.md has them all.
 
 mod exposition;
 mod family;
