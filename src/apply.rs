@@ -34,7 +34,7 @@ use crate::plane::{AccessError, HaproxyInfo, Plane, Runtime, StateChange, Survey
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
-pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage};
+pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
 
 /// How many rounds one pass may take.
 const ROUNDS: usize = 4;
@@ -213,7 +213,9 @@ impl Controller {
     /// Runs one pass. With `review`, only if it does what was reviewed.
     pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
+        status.enter(Stage::Observe);
         let result = self.rounds(moment, review, &mut status).await;
+        status.leave();
         match result {
             Err(error) => status.error = Some(error),
             // A reload failed, and the pass continued without the changes that need one.
@@ -289,7 +291,7 @@ impl Controller {
         reading: &mut Option<Reading>,
         status: &mut PassStatus,
     ) -> Result<Seen, PassError> {
-        status.stage = Stage::Observe;
+        status.enter(Stage::Observe);
         let observed = self.plane.observe().await?;
         status.saw(&observed);
         let known = self.memory.process(observed.version);
@@ -298,7 +300,7 @@ impl Controller {
             Process::Loaded { .. } => Runtime::loaded(&observed),
             Process::Agrees { .. } => Runtime::of(&observed),
         };
-        status.stage = Stage::Catalog;
+        status.enter(Stage::Catalog);
         let Reading { catalog, at } = match reading {
             Some(reading) => reading,
             None => {
@@ -333,7 +335,7 @@ impl Controller {
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
         loop {
-            status.stage = Stage::Plan;
+            status.enter(Stage::Plan);
             let draft = match self.draft(&seen, status) {
                 Ok(draft) => draft,
                 Err(conflict) => {
@@ -344,7 +346,7 @@ impl Controller {
             if let Some(permit) = &mut permit {
                 permit.check(&draft.plan, &seen.observed)?;
             }
-            status.stage = Stage::Apply;
+            status.enter(Stage::Apply);
             status.notes.clone_from(&draft.notes);
             status.kept.clone_from(&draft.kept);
             let attempt = self.attempt(&seen, &draft, permit.is_some(), status).await;
