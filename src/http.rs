@@ -1,9 +1,12 @@
 //! `/healthz`, `/readyz`, `/metrics`, and the API.
 
+mod act;
 mod api;
+mod auth;
 mod view;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -25,6 +28,8 @@ use crate::health::NotReady;
 use crate::metrics::Format;
 use crate::{health, shutdown};
 
+pub use auth::{Access, Secret};
+
 /// For the header of a request, also of the next one on a kept-alive connection: longer than most intervals between
 /// scrapes and probes, so that these can reuse their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 struct Shared {
     faces: Faces,
+    access: Arc<Access>,
     rendered: api::Rendered,
 }
 
@@ -44,8 +50,14 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves until it is stopped, and then for at most [`shutdown::ANSWERS`]: idle connections are closed at once, the
 /// others after their answer or when the time is over.
-pub async fn serve(listener: TcpListener, faces: Faces, stop: CancellationToken) -> std::io::Result<()> {
-    let service = TowerToHyperService::new(router(Shared { faces, rendered: api::Rendered::default() }));
+pub async fn serve(
+    listener: TcpListener,
+    faces: Faces,
+    access: Access,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let shared = Shared { faces, access: Arc::new(access), rendered: api::Rendered::default() };
+    let service = TowerToHyperService::new(router(shared));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     // Dropping the set aborts its tasks.
@@ -78,6 +90,7 @@ fn router(shared: Shared) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
         .merge(api::routes())
+        .merge(act::routes())
         .with_state(shared)
 }
 

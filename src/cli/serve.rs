@@ -44,7 +44,7 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Res
     fleet.add_fixed(fixed);
     // Not before: without any HAProxy there is none that is not ready.
     let tasks = TaskTracker::new();
-    let server = tasks.spawn(http::serve(listener, faces, stop.clone()));
+    let server = tasks.spawn(http::serve(listener, faces, config.access.clone(), stop.clone()));
     if !discoveries.is_empty() {
         let following = follow(&mut fleet, discoveries, config.timings.resync_interval, connector);
         stop.run_until_cancelled(following).await;

@@ -76,10 +76,10 @@ pub(super) fn problem(status: StatusCode, why: &str) -> Response {
     json(status, text(&serde_json::json!({ "error": why })))
 }
 
-fn json(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
+pub(super) fn json(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
 
-fn text(value: &impl Serialize) -> String {
+pub(super) fn text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("our types have string keys, and their serialisation does not fail")
 }
