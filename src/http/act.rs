@@ -1,11 +1,12 @@
 //! The part of `/api/v1` that makes the loops do something. Each of these needs a token.
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::post;
-use serde::Serialize;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, NotTaken};
 use crate::plan::guard::Holding;
@@ -16,7 +17,10 @@ use super::auth::Authorized;
 use super::{Asked, Shared};
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/api/v1/reconcile", post(reconcile)).route("/api/v1/guard/release", post(release))
+    Router::new()
+        .route("/api/v1/reconcile", post(reconcile))
+        .route("/api/v1/guard/release", post(release))
+        .route("/api/v1/log", get(log).put(set_log))
 }
 
 /// What became of a command, for one HAProxy.
@@ -76,5 +80,28 @@ fn send(
             problem(status, &error.to_string())
         }
         _ => json(StatusCode::ACCEPTED, text(&serde_json::json!({ "haproxys": haproxys }))),
+    }
+}
+
+/// `log.level` while the controller runs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Level {
+    level: String,
+}
+
+/// The level of the log.
+async fn log(State(shared): State<Shared>) -> Response {
+    json(StatusCode::OK, text(&serde_json::json!({ "level": shared.level.get() })))
+}
+
+/// Another level, until the controller ends or it is set again.
+async fn set_log(_: Authorized, State(shared): State<Shared>, body: Bytes) -> Response {
+    let Ok(Level { level }) = serde_json::from_slice(&body) else {
+        return problem(StatusCode::BAD_REQUEST, "the body should be JSON such as {\"level\": \"debug\"}");
+    };
+    match shared.level.set(&level) {
+        Ok(before) => json(StatusCode::OK, text(&serde_json::json!({ "level": level, "before": before }))),
+        Err(bad) => problem(StatusCode::BAD_REQUEST, &bad.to_string()),
     }
 }

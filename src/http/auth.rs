@@ -21,6 +21,7 @@ use crate::endpoint::read_secret;
 
 use super::Shared;
 use super::api::problem;
+use super::audit::Trail;
 
 /// A credential is not longer than this, in bytes: the limit of common servers for one header.
 const LONGEST: usize = 8 * 1024;
@@ -44,15 +45,20 @@ impl Secret {
         }
     }
 
+    /// Why its file cannot be read.
+    fn unreadable(&self) -> Option<String> {
+        match self {
+            Self::Inline(_) => None,
+            Self::File(path) => read_secret(path).err().map(|error| format!("{}: {error}", path.display())),
+        }
+    }
+
     /// Whether this is the secret. The time that it takes says nothing about the secret, not even its length. A file
     /// that is empty or cannot be read has no secret.
     fn is(&self, sent: &[u8]) -> Choice {
         let (secret, is_set) = match self.read() {
             Ok(secret) => (Sha256::digest(secret.expose_secret()), !secret.expose_secret().is_empty()),
-            Err(error) => {
-                tracing::debug!(secret = ?self, %error, "cannot read the file of a token or key");
-                (Sha256::digest([]), false)
-            }
+            Err(_) => (Sha256::digest([]), false),
         };
         secret.ct_eq(&Sha256::digest(sent)) & Choice::from(u8::from(is_set))
     }
@@ -98,6 +104,18 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// In one phrase, for the log.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::NoTokens => "no token is configured",
+            Self::NoToken => "it has no token",
+            Self::WrongToken => "its token is wrong",
+            Self::NoAdminKeys => "no admin key is configured",
+            Self::WrongAdminKey => "its admin key is missing or wrong",
+            Self::TooLarge => "its token or admin key is too long",
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
@@ -136,6 +154,19 @@ impl Access {
         found.ok_or(Refusal::WrongToken)
     }
 
+    /// Leaves the result of a check for the log.
+    fn record(&self, parts: &Parts, checked: Result<&str, Refusal>) {
+        let Some(trail) = parts.extensions.get::<Trail>() else { return };
+        match checked {
+            Ok(who) => trail.accepted(who),
+            Err(refusal) => {
+                let secrets = self.tokens.values().chain(&self.admin_key);
+                let unreadable: Vec<String> = secrets.filter_map(Secret::unreadable).collect();
+                trail.refused(refusal, (!unreadable.is_empty()).then(|| unreadable.join("; ")));
+            }
+        }
+    }
+
     /// Whether the request has the admin key.
     fn has_admin_key(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let key = self.admin_key.as_ref().ok_or(Refusal::NoAdminKeys)?;
@@ -170,7 +201,9 @@ impl FromRequestParts<Shared> for Authorized {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Refusal> {
-        shared.access.user(&parts.headers).map(|_who| Self)
+        let checked = shared.access.user(&parts.headers);
+        shared.access.record(parts, checked);
+        checked.map(|_| Self)
     }
 }
 
@@ -184,7 +217,9 @@ impl FromRequestParts<Shared> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, shared: &Shared) -> Result<Self, Refusal> {
         Authorized::from_request_parts(parts, shared).await?;
-        shared.access.has_admin_key(&parts.headers).map(|()| Self)
+        let checked = shared.access.has_admin_key(&parts.headers);
+        shared.access.record(parts, checked.map(|()| ""));
+        checked.map(|()| Self)
     }
 }
 
