@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -49,6 +49,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at the same time. A process may have 1024 descriptors by default: half of them are left for HAProxy,
 /// Nomad and files. Those beyond wait until others end; when few places are left, each ends with its answer.
 const CONNECTIONS: usize = 512;
+/// Connections that wait for a place. Beyond the 128 of the standard library Linux drops those that arrive together, and
+/// their clients try again after a second (seen).
+const QUEUE: u32 = 1024;
 /// From an error of `accept` (no descriptors left) to the next attempt.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -75,8 +78,12 @@ pub struct Options {
 }
 
 /// Opens the listener, so that a port in use is reported before anything else begins.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await
+pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Another controller that has just ended leaves its port in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
 }
 
 /// Serves until it is stopped, and then for at most [`shutdown::ANSWERS`]: idle connections are closed at once, the
@@ -148,7 +155,7 @@ async fn accept(
 }
 
 fn router(shared: Shared) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics_text))
@@ -157,8 +164,9 @@ fn router(shared: Shared) -> Router {
         .layer(from_fn(limits::body))
         .layer(DefaultBodyLimit::max(limits::BODY_LIMIT))
         .layer(from_fn_with_state(shared.clone(), audit::audit))
-        .layer(from_fn(limits::tidy))
-        .with_state(shared)
+        .with_state(shared);
+    // Around the router: it adds `Allow` to an answer outside of its own layers.
+    Router::new().fallback_service(router).layer(from_fn(limits::tidy))
 }
 
 async fn alive(State(shared): State<Shared>) -> (StatusCode, &'static str) {

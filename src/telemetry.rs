@@ -25,7 +25,8 @@ pub struct BadLevel {
     why: String,
 }
 
-/// Of several directives, `TARGET` alone means all of its lines; here, it is a level with a typing error.
+/// To tracing-subscriber a word that is no level is a target, all of whose lines are logged. Here it is a level with a
+/// typing error.
 fn filter(text: &str) -> Result<EnvFilter, BadLevel> {
     let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part.trim()));
     if let Some(part) = text.split(',').find(|part| !is_level(part) && !part.contains(['=', '[', ']'])) {
@@ -68,7 +69,7 @@ impl LogLevel {
     pub fn set(&self, level: &str) -> Result<String, BadLevel> {
         let filter = filter(level)?;
         let mut now = self.0.now.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where the log is quieter than `info` this line is only seen after the change, or before it.
+        // The line is written while the log takes it: before a change to a quieter level, after one to a more verbose one.
         let is_seen = tracing::enabled!(tracing::Level::INFO);
         let log = |before: &str| tracing::info!(level, before, "the level of the log changes");
         if is_seen {

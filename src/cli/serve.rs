@@ -34,7 +34,7 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>, level: LogLeve
     let stop = shutdown::on_signal()?;
     level.toggle_on_signal()?;
     let listen = config.listen;
-    let listener = http::bind(listen).await.with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
+    let listener = http::bind(listen).with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
     let faces = Faces::default();
     let mut fleet = Fleet::start(&connector.catalog, config, faces.clone(), stop.clone());
     let mut fixed = Vec::new();

@@ -59,7 +59,7 @@ pub(super) async fn tidy(request: Request, next: Next) -> Response {
     let text = to_bytes(body, ERROR_LIMIT).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let why = match text.trim() {
-        "" => untold(status, &method, &parts.headers),
+        "" => default_text(status, &method, &parts.headers),
         text if is_api => text.to_owned(),
         // Its form is its own.
         _ => return Response::from_parts(parts, Body::from(text.into_owned())),
@@ -73,8 +73,8 @@ pub(super) async fn tidy(request: Request, next: Next) -> Response {
     response
 }
 
-/// For an answer without a text.
-fn untold(status: StatusCode, method: &Method, headers: &HeaderMap) -> String {
+/// For an error that came without a text.
+fn default_text(status: StatusCode, method: &Method, headers: &HeaderMap) -> String {
     match status {
         StatusCode::NOT_FOUND => "there is nothing at this path".to_owned(),
         StatusCode::METHOD_NOT_ALLOWED => {
