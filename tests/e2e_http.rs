@@ -13,6 +13,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use support::api::{Rig, Way};
 use support::controller::{Controller, registration, write_catalog};
+use support::fleet::Fleet;
 use support::gate::Gate;
 use support::wait_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -523,4 +524,41 @@ async fn more_connections_than_there_are_places_wait_and_take_no_descriptors() {
     assert_eq!(descriptors(), before + PLACES);
     drop(silent);
     assert_eq!(served.controller.http("/healthz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_haproxys_a_request_is_for_all_or_for_one() {
+    let fleet = Fleet::start().await;
+    write_catalog(&fleet.catalog(), &services(1));
+    let controller = fleet.run(TOKENS);
+    controller.wait_until_ready().await;
+    let url = format!("http://{}/api/v1", controller.listen().await);
+    let client = reqwest::Client::new();
+    let names = async |path: &str| {
+        let response = client.post(format!("{url}/{path}")).bearer_auth(TOKEN).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::ACCEPTED);
+        let answer: Value = response.json().await.unwrap();
+        let haproxys = answer["haproxys"].as_array().unwrap().clone();
+        assert!(haproxys.iter().all(|one| one["accepted"] == true), "{answer}");
+        haproxys.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let all = names("reconcile").await;
+    assert_eq!((all.len(), names("guard/release").await), (3, all.clone()));
+    let one = &all[1];
+    assert_eq!(names(&format!("reconcile?haproxy={one}")).await, std::slice::from_ref(one));
+    let said: Value = client.get(format!("{url}/services/api-0")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(said["haproxys"].as_array().unwrap().len(), 3);
+    assert!(said["answer"].as_str().unwrap().starts_with("It is routed: 1 instance"), "one sentence for all: {said}");
+
+    // One that takes no more keeps it from no other.
+    fleet.gates[0].freeze(true);
+    wait_for("the first to be busy and another not", SOON, async || {
+        let response = client.post(format!("{url}/reconcile")).bearer_auth(TOKEN).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::ACCEPTED);
+        let answer: Value = response.json().await.unwrap();
+        let accepted: Vec<&Value> = (0..3).map(|at| &answer["haproxys"][at]["accepted"]).collect();
+        (accepted[0] == false && accepted[2] == true).then_some(())
+    })
+    .await;
+    fleet.gates[0].freeze(false);
 }
