@@ -1,10 +1,11 @@
-//! `/healthz`, `/readyz`, `/metrics`, and the API.
+//! `/healthz`, `/readyz`, `/metrics`, the API, and the page.
 
 mod act;
 mod api;
 mod audit;
 mod auth;
 mod limits;
+mod page;
 mod view;
 
 use std::convert::Infallible;
@@ -161,6 +162,7 @@ fn router(shared: Shared) -> Router {
         .route("/metrics", get(metrics_text))
         .merge(api::routes())
         .merge(act::routes())
+        .merge(page::routes())
         .layer(from_fn(limits::body))
         .layer(DefaultBodyLimit::max(limits::BODY_LIMIT))
         .layer(from_fn_with_state(shared.clone(), audit::audit))

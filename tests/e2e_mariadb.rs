@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::time::Duration;
+
 use support::api::{Rig, WAYS};
 use support::haproxy::matrix;
 use support::mariadb::MariaDb;
 use support::playground::{Playground, haproxy};
+use support::wait_for;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_lives_through_200_live_changes_and_5_reloads() {
@@ -22,6 +25,11 @@ async fn a_connection_lives_through_200_live_changes_and_5_reloads() {
                 playground.reload().await;
             }
         }
+        // The worker that holds the connection, and the current one: those between them end by themselves.
+        wait_for("the workers without a connection to end", Duration::from_secs(30), async || {
+            (playground.rig.haproxy.workers().await == 2).then_some(())
+        })
+        .await;
         let outcome = playground.outcome().await;
         eprintln!("HAProxy {series}, {way:?}: {outcome:?}");
         assert_eq!(
@@ -29,7 +37,6 @@ async fn a_connection_lives_through_200_live_changes_and_5_reloads() {
             (200, 6),
             "one reload for the first pass, one for each new backend"
         );
-        // The worker that holds the connection, and the current one.
         assert_eq!(outcome.workers, 2);
     }
 }

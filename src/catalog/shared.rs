@@ -94,9 +94,11 @@ impl SharedCatalog {
         }
         let (began, at) = (Instant::now(), SystemTime::now());
         // Those of the other targets too, so that they can share it.
-        let served: BTreeSet<String> = last.iter().flat_map(|last| &last.served).chain(served).cloned().collect();
+        let mut served: BTreeSet<String> = last.iter().flat_map(|last| &last.served).chain(served).cloned().collect();
         let result = match self.source.read(&served).await {
             Ok(mut catalog) => {
+                // What the list has was looked at, too.
+                served.extend(catalog.services.keys().map(|service| service.namespace.clone()));
                 catalog.unwatched = self.unwatched(since, everything).await;
                 Ok(Reading { catalog: Arc::new(catalog), at })
             }
@@ -192,6 +194,19 @@ mod tests {
         assert_eq!(index(&["b"]).await, Some(2));
         file.write(&indexed(3));
         assert_eq!(index(&["a"]).await, Some(2), "the second read looked at both");
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_the_list_has_was_looked_at() {
+        let (file, shared) = File::new();
+        let start = Instant::now();
+        let (of_none, of_a, of_b) = (names(&[]), names(&["a"]), names(&["b"]));
+        let one = r#"{"ID": "1", "ServiceName": "s", "Namespace": "a", "Address": "10.0.0.1", "Port": 1}"#;
+        file.write(&format!("{{\"Index\": 1, \"Services\": [{one}]}}"));
+        let index = async |served| shared.read(served, start, true).await.map(|reading| reading.catalog.index).ok();
+        assert_eq!(index(&of_none).await, Some(1));
+        file.write(&indexed(2));
+        assert_eq!((index(&of_a).await, index(&of_b).await), (Some(1), Some(2)));
     }
 
     #[test]

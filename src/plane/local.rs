@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::desired::{Owner, State};
+use crate::desired::{BackendName, Owner, State};
 use crate::haproxy::socket;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
@@ -32,6 +33,8 @@ use super::{
     Verdict, WriteError,
 };
 
+/// Backends whose servers are read in parallel.
+const CONCURRENCY: usize = 8;
 /// For one command of the running process.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How this HAProxy is reached.
@@ -190,6 +193,24 @@ impl Local {
         loaded
     }
 
+    /// The servers of a backend as the process has them; none if it lacks the backend.
+    ///
+    /// Never those of all backends in one answer: HAProxy 3.2.26 loses its worker some time after an answer to this
+    /// command that does not fit its buffer (16 kB, about 150 servers) and whose reader is gone before the end. Every
+    /// reload ends the master's connections, and so does the end of this program. (HAProxy's commits 282ac06d8, which
+    /// brought the fault, and 2d5ef608e, which mends it.)
+    async fn servers_of(&self, backend: BackendName) -> Result<Runtime, AccessError> {
+        let command = format!("show servers state {backend}");
+        let answer = self.worker(&command).await?;
+        if answer == "Can't find backend." {
+            return Ok(Runtime::default());
+        }
+        parse_servers_state(&answer).ok_or_else(|| AccessError::Unavailable {
+            what: format!("HAProxy does not answer {command:?}"),
+            source: "the connection ended before the answer, as it does during a reload".into(),
+        })
+    }
+
     async fn act(&self, action: &Action) -> Result<(), WriteError> {
         let (command, answer_means_failure) = match action {
             Action::Address(backend, server, ip, port) => {
@@ -286,8 +307,11 @@ impl Plane for Local {
         self.check(file.path()).await
     }
 
-    async fn runtime(&self, _observed: &Observed) -> Result<Runtime, AccessError> {
-        Ok(parse_servers_state(&self.worker("show servers state").await?))
+    async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
+        let names: Vec<BackendName> = observed.managed().map(|(name, _)| name).collect();
+        let asked = names.into_iter().map(|name| self.servers_of(name));
+        let parts: Vec<Runtime> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
+        Ok(Runtime(parts.into_iter().flat_map(|part| part.0).collect()))
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
@@ -323,8 +347,8 @@ fn alerts(log: &str) -> String {
     if alerts.is_empty() { log.trim().to_owned() } else { alerts.join("; ") }
 }
 
-/// Reads `show servers state` by its own header (management guide, 9.3).
-fn parse_servers_state(answer: &str) -> Runtime {
+/// Reads `show servers state` by its own header (management guide, 9.3). `None`: it has no header, so it was cut short.
+fn parse_servers_state(answer: &str) -> Option<Runtime> {
     let mut columns: Vec<&str> = Vec::new();
     let mut servers = BTreeMap::new();
     for line in answer.lines() {
@@ -356,7 +380,7 @@ fn parse_servers_state(answer: &str) -> Runtime {
             },
         );
     }
-    Runtime(servers)
+    (!columns.is_empty()).then_some(Runtime(servers))
 }
 
 #[cfg(test)]
@@ -367,13 +391,14 @@ mod tests {
     fn the_servers_state_is_read_by_its_header() {
         // As HAProxy 3.2.26 answered after `set server api/api_1 state ready`.
         let answer = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port\n3 api 1 api_1 127.0.0.1 0 4 9 100 1 1 0 2 6 0 0 0 - 9010 - 0 0 - - 0\n3 api 2 api_2 127.0.0.1 0 5 5 5 0 1 0 1 6 0 0 0 - 9008 - 0 0 - - 0";
-        let runtime = parse_servers_state(answer);
+        let runtime = parse_servers_state(answer).expect("a header");
         let server = |name: &str| runtime.0[&("api".to_owned(), name.to_owned())].clone();
         assert_eq!(
             server("api_1"),
             RuntimeServer { address: "127.0.0.1".parse().ok(), port: 9010, state: State::Ready, weight: Some(9) }
         );
         assert_eq!(server("api_2").state, State::Maint);
+        assert_eq!(parse_servers_state(""), None);
     }
 
     #[test]

@@ -1,0 +1,167 @@
+//! A HAProxy that does not answer is left alone, and comes back by itself.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::Value;
+use support::api::{Rig, Way};
+use support::controller::{Controller, Env, registration, write_catalog};
+use support::gate::Gate;
+use support::haproxy::matrix;
+use support::wait_for;
+
+const ASKS_WHO_IT_IS: &str = "GET /v3/services/haproxy/runtime/info";
+/// Longer than the fault lasts, so that what happens meanwhile is not a probe that was due.
+const LONG: &str = "1h";
+
+/// One HAProxy behind its API, behind a gate.
+struct Broken {
+    rig: Rig,
+    gate: std::sync::Arc<Gate>,
+    env: Env,
+}
+
+impl Broken {
+    async fn start(series: &str, reset_timeout: &str) -> Self {
+        let rig = Rig::start(Way::Api, series).await;
+        let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
+        let env = rig.env_with(&[
+            ("HAPROXY_DATAPLANE_URL", &url),
+            ("NOMAD_HAPROXY_BREAKER_FAILURE_THRESHOLD", "3"),
+            ("NOMAD_HAPROXY_BREAKER_RESET_TIMEOUT", reset_timeout),
+            ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h"),
+        ]);
+        Self { rig, gate, env }
+    }
+
+    fn write(&self, ports: std::ops::Range<u16>) {
+        let one =
+            |port: u16| registration("api", &port.to_string(), port.into(), port, &["enable=true", "check.disabled"]);
+        write_catalog(&self.rig.catalog(), &ports.map(one).collect::<Vec<_>>());
+    }
+
+    async fn run(&self) -> Controller {
+        let controller = Controller::start(&self.env, &["--catalog", self.rig.catalog().to_str().unwrap()]);
+        controller.wait_until_ready().await;
+        controller
+    }
+
+    async fn serves(&self, ports: std::ops::Range<u16>) {
+        let wanted: Vec<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
+        wait_for(&format!("HAProxy to serve {wanted:?}"), Duration::from_secs(30), async || {
+            let running = self.rig.haproxy.running().await;
+            let ready = running.iter().filter(|(name, server)| name.starts_with("api/") && server.state() == "ready");
+            let mut found: Vec<String> = ready.map(|(_, server)| server.address.clone()).collect();
+            found.sort();
+            (found == wanted).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn breaker(controller: &Controller) -> Value {
+    let status: Value = serde_json::from_str(&controller.http("/api/v1/status").await.1).unwrap();
+    status["haproxys"][0]["breaker"].clone()
+}
+
+async fn is(controller: &Controller, state: &str) {
+    wait_for(&format!("the breaker to be {state}"), Duration::from_secs(30), async || {
+        (breaker(controller).await["state"] == state).then_some(())
+    })
+    .await;
+}
+
+fn out_of_order(gate: &Gate) {
+    gate.interfere(Some(Box::new(|_, _| Some((500, "out of order".to_owned())))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_it_is_open_only_probes_are_sent_and_then_everything_is_caught_up() {
+    for series in matrix() {
+        let mut broken = Broken::start(series, "2s").await;
+        broken.write(2001..2003);
+        let controller = broken.run().await;
+        assert_eq!(breaker(&controller).await["state"], "closed");
+        let reloads = broken.rig.haproxy.reloads().await;
+
+        broken.rig.api.as_mut().unwrap().kill();
+        // Nobody leaves, so nothing is urgent.
+        for last in 2004..2007 {
+            broken.write(2001..last);
+        }
+        is(&controller, "open").await;
+        broken.gate.hold(None);
+        let before = breaker(&controller).await["probes"].as_u64().unwrap();
+        for last in (2004..2012).chain(2004..2012) {
+            broken.write(2001..last);
+            tokio::task::yield_now().await;
+        }
+        wait_for("three probes", Duration::from_secs(30), async || {
+            (breaker(&controller).await["probes"].as_u64().unwrap() >= before + 3).then_some(())
+        })
+        .await;
+        let (calls, now) = (broken.gate.calls(), breaker(&controller).await);
+        assert!(calls.iter().all(|call| call == ASKS_WHO_IT_IS), "{calls:#?}");
+        let probes = usize::try_from(now["probes"].as_u64().unwrap() - before).unwrap();
+        assert!(calls.len() <= probes + 1, "{probes} probes: {calls:#?}");
+        assert_eq!((&now["state"], now["failures"].as_u64() >= Some(6)), (&"open".into(), true), "{now}");
+
+        // It answers who it is, and nothing else: half-open, and open again.
+        broken.gate.interfere(Some(Box::new(|_, uri| {
+            (uri.path() != "/v3/services/haproxy/runtime/info").then(|| (500, "out of order".to_owned()))
+        })));
+        let opened = now["opened"].as_u64().unwrap();
+        broken.rig.api.as_mut().unwrap().launch().await;
+        wait_for("it to open again", Duration::from_secs(30), async || {
+            (breaker(&controller).await["opened"].as_u64().unwrap() > opened).then_some(())
+        })
+        .await;
+
+        broken.gate.interfere(None);
+        is(&controller, "closed").await;
+        broken.serves(2001..2011).await;
+        broken.rig.agrees().await;
+        let more = broken.rig.haproxy.reloads().await - reloads;
+        assert!(more <= 1, "{more} reloads for ten instances and six slots");
+        assert_eq!(breaker(&controller).await["failures"], 0);
+        assert!(controller.passes("reason=\"probe\"").await >= 1.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_leaves_while_it_is_open_is_out_as_soon_as_haproxy_answers() {
+    let broken = Broken::start("3.2", LONG).await;
+    broken.write(2001..2004);
+    let controller = broken.run().await;
+    broken.serves(2001..2004).await;
+    out_of_order(&broken.gate);
+    for last in [2005, 2006, 2007] {
+        broken.write(2001..last);
+    }
+    is(&controller, "open").await;
+    broken.gate.interfere(None);
+    // The next probe is due in an hour; that one is gone is the reason for one now.
+    broken.write(2002..2005);
+    broken.serves(2002..2005).await;
+    is(&controller, "closed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nomad_or_haproxy_refuse_does_not_open_it() {
+    let broken = Broken::start("3.2", LONG).await;
+    broken.write(2001..2003);
+    let controller = broken.run().await;
+    // A catalog that cannot be read.
+    std::fs::write(broken.rig.catalog(), "{").unwrap();
+    wait_for("passes that fail", Duration::from_secs(30), async || {
+        (controller.metric("nomad_haproxy_pass_failures_total{stage=\"catalog\"}").await >= 5.0).then_some(())
+    })
+    .await;
+    let now = breaker(&controller).await;
+    assert_eq!((&now["state"], &now["failures"]), (&"closed".into(), &0.into()));
+    broken.write(2001..2004);
+    broken.serves(2001..2004).await;
+}
