@@ -43,7 +43,7 @@
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it; [`breaker`]: when it
 //!   leaves HAProxy alone; [`command`]: what a person asks of it. [`report`]: the log of passes.
 //! - [`status`]: the state of the controller as one value, which the loops publish. [`health`]: whether the loops are
-//!   alive, and each HAProxy in line with the catalog.
+//!   alive, and each HAProxy in line with the catalog. [`explain`]: why a service is, or is not, routed.
 //! - [`target`]: the controller of one HAProxy. [`fleet`]: the loops of all, over one catalog
 //!   ([`catalog::shared`]). [`discovery`]: HAProxys that register in Nomad, and come and go.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
@@ -60,6 +60,7 @@ pub mod desired;
 pub mod discovery;
 pub mod endpoint;
 pub mod errors;
+pub mod explain;
 pub mod fleet;
 pub mod haproxy;
 pub mod health;
