@@ -61,7 +61,7 @@ function haproxyProblems(target, whose) {
       `${service ? shown(serviceName(service)) : 'an unnamed service'}: ${count(instances, 'instance')}: ${shown(why, 1000)}`);
     add('error', 'guard', `The guard holds ${count(guard.instances, 'instance')} on ${whose}: ${shown(guard.reason, 1000)}`, lines, {
       clause: `the guard holds ${count(guard.instances, 'instance')} on ${whose}`,
-      hint: 'They leave when Nomad reports that their allocations ended. If they are gone for good, remove them now with',
+      hint: 'They leave when Nomad reports that their allocations ended. If they are gone for good, remove them now (POST /api/v1/guard/release does the same) with',
       command: 'nomad-haproxy apply --allow-removals',
     });
   }
