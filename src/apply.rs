@@ -253,8 +253,9 @@ impl Controller {
         }
         let owner = self.options.plan.owner.clone();
         let mut permit = review.map(|review| Permit::new(review, &owner));
+        let asked = Instant::now();
         let info = self.plane.info().await?;
-        status.haproxy = Some(info.clone());
+        (status.response_time, status.haproxy) = (Some(asked.elapsed()), Some(info.clone()));
         self.memory.saw_process(info.pid, moment.everything);
         if !self.memory.is_clean() {
             self.plane.recover().await?;

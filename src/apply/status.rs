@@ -265,6 +265,10 @@ pub struct PassStatus {
     pub version: u64,
     /// What HAProxy has of ours.
     pub seats: Arc<Seats>,
+    /// The text of the configuration when it was last read ([`fingerprint`](crate::haproxy::text::ConfigText::fingerprint)); `None`: it was not.
+    pub file: Option<u64>,
+    /// How long HAProxy took to say which it is; `None`: it did not.
+    pub response_time: Option<Duration>,
     /// Which HAProxy answered; `None`: none did.
     pub haproxy: Option<HaproxyInfo>,
     /// The catalog that was read.
@@ -302,14 +306,17 @@ impl PassStatus {
         format!("done before that: {writes}, {changes}, {reloads}")
     }
 
+    /// Why it failed, if HAProxy or its API gave no answer, or the HAProxy is too old.
+    pub fn access_error(&self) -> Option<&AccessError> {
+        match &self.error {
+            Some(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether it failed without an answer of HAProxy, or of its API.
     pub fn is_unanswered(&self) -> bool {
-        match &self.error {
-            Some(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => {
-                !matches!(error, AccessError::Version(_))
-            }
-            _ => false,
-        }
+        self.access_error().is_some_and(|error| !matches!(error, AccessError::Version(_)))
     }
 
     /// Whether HAProxy's configuration was read.
@@ -336,6 +343,17 @@ impl PassStatus {
     /// The configuration was read.
     pub(super) fn saw(&mut self, observed: &Observed) {
         (self.version, self.seats) = (observed.version, Arc::new(Seats::new(observed)));
+        self.file = Some(observed.text.fingerprint());
+    }
+
+    /// What HAProxy said of the file as it is now: it has validated what was written last, or refused the file as it
+    /// stands. `None`: it was not asked.
+    pub fn verdict(&self) -> Option<bool> {
+        match &self.error {
+            Some(PassError::Broken(_)) => Some(false),
+            Some(_) => None,
+            None => (!self.written.is_empty()).then_some(true),
+        }
     }
 
     pub(super) fn wake_at(&mut self, at: Instant) {

@@ -1,5 +1,6 @@
 //! HAProxy's sockets: one command per connection, one answer (management guide, 9.3 and 9.4).
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,13 @@ pub struct SocketError {
     source: std::io::Error,
 }
 
+impl SocketError {
+    /// Whether there is no such socket, or no process that listens on it.
+    pub fn nobody_listens(&self) -> bool {
+        matches!(self.source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Sends one command and reads the whole answer.
 pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<String, SocketError> {
     let exchange = async {
@@ -27,7 +35,7 @@ pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<St
         stream.read_to_end(&mut answer).await?;
         Ok(String::from_utf8_lossy(&answer).trim().to_owned())
     };
-    let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
+    let timed_out = || std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
     let result: std::io::Result<String> =
         tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()));
     result.map_err(|source| SocketError { path: path.to_owned(), source })

@@ -19,6 +19,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, Owner, State};
 use crate::haproxy::socket;
+use crate::haproxy::stats::Stats;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -118,9 +119,12 @@ impl Local {
 
     async fn master(&self, command: &str, timeout: Duration) -> Result<String, AccessError> {
         let what = format!("HAProxy does not answer {command:?}");
-        socket::command(&self.settings.master_socket, command, timeout)
-            .await
-            .map_err(|source| AccessError::Unavailable { what, source: source.into() })
+        socket::command(&self.settings.master_socket, command, timeout).await.map_err(|source| {
+            match source.nobody_listens() {
+                true => AccessError::NotRunning { what, is_connected: false, source: source.into() },
+                false => AccessError::Unavailable { what, source: source.into() },
+            }
+        })
     }
 
     /// Has the master load the file. It answers when the new worker runs, or with the reason why there is none.
@@ -235,7 +239,14 @@ impl Plane for Local {
         let answer = self.worker("show info").await?;
         let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let figure = |name: &str| field(name).and_then(|figure| figure.parse::<u64>().ok());
-        let release = field("Version").unwrap_or(&answer);
+        let Some(release) = field("Version") else {
+            // The master answers for a worker that is not there.
+            return Err(AccessError::NotRunning {
+                what: "HAProxy's master answers, but its worker does not".to_owned(),
+                is_connected: true,
+                source: answer.into(),
+            });
+        };
         Ok(HaproxyInfo {
             version: Version::gate(release)?,
             release: release.to_owned(),
@@ -248,6 +259,13 @@ impl Plane for Local {
                 connection_limit: figure("Maxconn"),
                 requests_total: figure("CumReq"),
             },
+        })
+    }
+
+    async fn stats(&self) -> Result<Stats, AccessError> {
+        Stats::from_csv(&self.worker("show stat").await?).map_err(|source| AccessError::Unavailable {
+            what: "HAProxy does not say what it counts".to_owned(),
+            source: source.into(),
         })
     }
 
