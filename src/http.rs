@@ -4,6 +4,7 @@ mod act;
 mod api;
 mod audit;
 mod auth;
+mod haproxy_health;
 mod limits;
 mod page;
 mod view;
@@ -163,6 +164,7 @@ fn router(shared: Shared) -> Router {
         .merge(api::routes())
         .merge(act::routes())
         .merge(page::routes())
+        .merge(haproxy_health::routes())
         .layer(from_fn(limits::body))
         .layer(DefaultBodyLimit::max(limits::BODY_LIMIT))
         .layer(from_fn_with_state(shared.clone(), audit::audit))

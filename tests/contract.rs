@@ -238,9 +238,9 @@ async fn replay_stats(series: &str) {
     let closed = free_port().to_string();
     let config = |folder: &Path, port: u16| {
         let names = [("/DIR", folder.display().to_string()), ("<p0>", port.to_string()), ("<p1>", closed.clone())];
-        names.iter().fold(recorded["config"].as_str().unwrap().to_owned(), |text, (name, here)| {
-            text.replace(name, here)
-        })
+        names
+            .iter()
+            .fold(recorded["config"].as_str().unwrap().to_owned(), |text, (name, here)| text.replace(name, here))
     };
     let mut haproxy = Haproxy::start_with(series, config).await;
     haproxy.wait_for_status("api_service/api_service_1", "DOWN").await;

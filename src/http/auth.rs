@@ -209,7 +209,6 @@ impl FromRequestParts<Shared> for Authorized {
 
 /// A request with the right token and the right admin key.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "until `POST /api/health/haproxy/recover` takes it")]
 pub(super) struct Admin;
 
 impl FromRequestParts<Shared> for Admin {

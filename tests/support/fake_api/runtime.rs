@@ -25,8 +25,19 @@ const LAST_STAT: &str = "dses";
 const NO_STATS: [&str; 3] = ["pxname", "svname", "type"];
 /// The columns with words.
 const WORDS: [&str; 13] = [
-    "status", "tracked", "check_status", "last_chk", "last_agt", "agent_status", "check_desc", "agent_desc", "addr",
-    "cookie", "mode", "algo", "hanafail",
+    "status",
+    "tracked",
+    "check_status",
+    "last_chk",
+    "last_agt",
+    "agent_status",
+    "check_desc",
+    "agent_desc",
+    "addr",
+    "cookie",
+    "mode",
+    "algo",
+    "hanafail",
 ];
 
 /// One row of the statistics.
