@@ -185,11 +185,11 @@ impl Sampler {
 
 /// Publishes what concerns the backends of ours.
 fn sampled(board: &Board, name: &str, stats: &Stats) {
-    let status = board.read();
-    let Some(target) = status.targets.get(name) else { return };
+    let now = Instant::now();
+    let all = board.read();
+    let Some(target) = all.targets.get(name) else { return };
     let ours: BTreeSet<&str> = target.seats.backends.keys().map(BackendName::as_str).collect();
     let sample = Arc::new(Sample::new(stats, |backend| ours.contains(backend)));
-    let now = Instant::now();
     board.update_target(name, |target| {
         if let Some(haproxy) = &target.haproxy {
             target.error_rate.saw(now, haproxy.pid, sample.errors);

@@ -50,6 +50,12 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/v1/passes", get(passes))
         .route("/api/v1/plan", get(plan))
         .route("/api/v1/services/{name}", get(service))
+        .route("/api/openapi.json", get(openapi))
+}
+
+/// The description of the API for programs. `tests/openapi.rs` holds the running server to it.
+async fn openapi() -> Response {
+    json(StatusCode::OK, include_str!("openapi.json"))
 }
 
 /// The whole state.

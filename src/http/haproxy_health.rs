@@ -10,7 +10,7 @@ mod view;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -34,11 +34,21 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/health/haproxy/recover", post(ask::recover))
 }
 
+/// An error of the request.
+struct Problem(StatusCode, String);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        problem(self.0, &self.1)
+    }
+}
+
 /// The HAProxy of this name, or the worst one.
-fn chosen<'a>(status: &'a Status, asked: &Asked, now: Instant) -> Result<(&'a str, &'a TargetStatus), Response> {
+fn chosen<'a>(status: &'a Status, asked: &Asked, now: Instant) -> Result<(&'a str, &'a TargetStatus), Problem> {
     let all = status.chosen(asked.haproxy.as_deref());
-    let all = all.map_err(|unknown| problem(StatusCode::NOT_FOUND, &unknown.to_string()))?;
-    worst(all, now).ok_or_else(|| problem(StatusCode::SERVICE_UNAVAILABLE, "no HAProxy is known yet; try again"))
+    let all = all.map_err(|unknown| Problem(StatusCode::NOT_FOUND, unknown.to_string()))?;
+    let none = || Problem(StatusCode::SERVICE_UNAVAILABLE, "no HAProxy is known yet; try again".to_owned());
+    worst(all, now).ok_or_else(none)
 }
 
 /// The first of the worst.
@@ -86,6 +96,6 @@ async fn haproxy(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Re
     let (status, now) = (shared.faces.board.read(), Instant::now());
     match chosen(&status, &asked, now) {
         Ok((name, target)) => about(name, status_of(Condition::of(target, now)), &HaproxyView::new(target, now)),
-        Err(problem) => problem,
+        Err(problem) => problem.into_response(),
     }
 }

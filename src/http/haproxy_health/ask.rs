@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, timeout};
@@ -20,11 +20,10 @@ use crate::health::Condition;
 use crate::plane::{AccessError, Verdict};
 use crate::status::{FileVerdict, TargetStatus};
 
-use super::super::api::problem;
 use super::super::auth::{Admin, Authorized};
 use super::super::view::Time;
 use super::super::{Asked, Shared};
-use super::{about, chosen};
+use super::{Problem, about, chosen};
 
 /// How long a request waits for the ones before it.
 const WAIT: Duration = Duration::from_secs(5);
@@ -65,8 +64,11 @@ impl From<AccessError> for Failure {
 impl Failure {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Open(_) | Self::Busy | Self::NotTaken(_) | Self::Access(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotRecovered(NotRecovered::Unreachable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Open(_)
+            | Self::Busy
+            | Self::NotTaken(_)
+            | Self::Access(_)
+            | Self::NotRecovered(NotRecovered::Unreachable(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotRecovered(NotRecovered::NotLoaded(_)) | Self::OutOfLine(_) => StatusCode::BAD_GATEWAY,
             Self::TooLong(_) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -89,10 +91,10 @@ struct Target {
 }
 
 /// Which one it is.
-fn target(shared: &Shared, asked: &Asked) -> Result<Target, Response> {
+fn target(shared: &Shared, asked: &Asked) -> Result<Target, Problem> {
     let status = shared.faces.board.read();
     let (name, target) = chosen(&status, asked, Instant::now())?;
-    let gone = || problem(StatusCode::SERVICE_UNAVAILABLE, &NotTaken::Ended.to_string());
+    let gone = || Problem(StatusCode::SERVICE_UNAVAILABLE, NotTaken::Ended.to_string());
     let handle = shared.faces.handles.get(name).ok_or_else(gone)?;
     Ok(Target { name: name.to_owned(), status: target.clone(), handle })
 }
@@ -128,7 +130,7 @@ struct StatsView<'a> {
 pub(super) async fn stats(_: Authorized, State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
     let target = match target(&shared, &asked) {
         Ok(target) => target,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     let work = async {
         let _turn = target.turn().await?;
@@ -159,7 +161,7 @@ struct ValidView {
 pub(super) async fn validate(_: Authorized, State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
     let target = match target(&shared, &asked) {
         Ok(target) => target,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     let plane = &target.handle.plane;
     let work = async {
@@ -235,12 +237,12 @@ pub(super) async fn recover(
     let AskedToRecover { haproxy, action } = asked;
     let action = match wanted(action, &body) {
         Ok(action) => action,
-        Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
+        Err(why) => return Problem(StatusCode::BAD_REQUEST, why).into_response(),
     };
     let asked = Asked { haproxy };
     let target = match target(&shared, &asked) {
         Ok(target) => target,
-        Err(problem) => return problem,
+        Err(problem) => return problem.into_response(),
     };
     let answer =
         |status, success, message: String| about(&target.name, status, &RecoverView { success, message, action });
