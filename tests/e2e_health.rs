@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use support::api::{Rig, Way};
 use support::controller::{Controller, Env, registration, write_catalog};
 use support::fleet::Fleet;
+use support::haproxy::deaf_master;
 use support::{root, wait_for};
 
 const TOKEN: &str = "Bearer a-token";
@@ -322,6 +323,25 @@ async fn what_makes_haproxy_work_comes_one_at_a_time() {
     };
     let (first, ()) = tokio::join!(first, others);
     assert_eq!(first.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sample_that_is_never_answered_delays_no_pass() {
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let deaf = rig.haproxy.folder().join("deaf.sock");
+    let forwarding = deaf_master(&deaf, &rig.haproxy.master(), "show stat");
+    let mut env = rig.env();
+    env.iter_mut().find(|(key, _)| key == "HAPROXY_MASTER_SOCKET").unwrap().1 = deaf.display().to_string();
+    let controller = run(&rig, &env, &QUICK);
+    controller.wait_until_ready().await;
+    controller.wait_for_resyncs(3).await;
+    write_catalog(&rig.catalog(), &[registration("api", "2001", 1, 2001, &["enable=true", "check.disabled"])]);
+    rig.haproxy.wait_for_state("api/api_2", "maint").await;
+    let (status, well) = health(&controller, "its health", |_| true).await;
+    assert_eq!((status, &well["status"], &well["failureCount"]), (200, &json!("HEALTHY"), &json!(0)));
+    assert_eq!(well["metrics"]["errors"], json!({"total": null, "rate": null}), "there is no sample");
+    assert!(well["metrics"]["requests"]["total"].is_u64(), "a pass knows this");
+    forwarding.abort();
 }
 
 async fn case_unloadable(rig: Rig, _way: Way) {
