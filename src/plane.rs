@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::desired::{Address, BackendName, ServerName, State};
-use crate::haproxy::stats::Stats;
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
@@ -284,7 +284,7 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn info(&self) -> Result<HaproxyInfo, AccessError>;
     /// What HAProxy counts for each frontend, backend and server. Asks for all of it: see [`crate::sample::SHARE`] for
     /// what it costs.
-    async fn stats(&self) -> Result<Stats, AccessError>;
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError>;
     /// Cleans up what an interrupted run left behind. Called before a pass that may write, if the last one did not end
     /// well. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn recover(&self) -> Result<(), WriteError>;

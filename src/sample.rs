@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::desired::BackendName;
 use crate::errors::chain;
-use crate::haproxy::stats::{Kind, Row, Stats};
+use crate::haproxy::stats::{Fields, Kind, Row, Stats};
 use crate::plane::Plane;
 use crate::status::Board;
 
@@ -173,7 +173,7 @@ impl Sampler {
         let name = name.to_owned();
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
-            match timeout(TIMEOUT, plane.stats()).await {
+            match timeout(TIMEOUT, plane.stats(Fields::Checks)).await {
                 Ok(Ok(stats)) => sampled(&board, &name, &stats),
                 Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no sample of HAProxy's statistics"),
                 Err(_) => tracing::debug!("no sample of HAProxy's statistics within {TIMEOUT:?}"),
@@ -205,7 +205,7 @@ mod tests {
     fn stats(rows: &[(&str, &str, &str, u64)]) -> Stats {
         let header = "# pxname,svname,type,scur,econ,status\n".to_owned();
         let rows = rows.iter().map(|(backend, server, status, n)| format!("{backend},{server},2,{n},{n},{status}\n"));
-        Stats::from_csv(&rows.fold(header, |text, row| text + &row)).expect("it is good")
+        Stats::from_csv(&rows.fold(header, |text, row| text + &row), Fields::All).expect("it is good")
     }
 
     #[test]

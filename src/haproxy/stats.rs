@@ -6,9 +6,11 @@
 //! was answered with one (seen on 3.2). Fields without a value are absent in both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -28,6 +30,18 @@ const WORDS: [&str; 13] = [
     "status",
     "tracked",
 ];
+
+/// What a sample takes ([`Fields::Checks`]).
+const CHECKS: [&str; 8] = ["status", "scur", "ereq", "econ", "eresp", "check_status", "check_desc", "last_chk"];
+
+/// Which fields of each row are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fields {
+    /// All, some 60 for each row: 10,000 servers are 50 MB.
+    All,
+    /// Those that say how it is: status, sessions, errors and the last check.
+    Checks,
+}
 
 /// What a row is about (`type` in the CSV).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,39 +94,76 @@ pub enum StatsError {
 
 /// The answer of the API.
 #[derive(Deserialize)]
-struct Native<'a> {
+struct Native<'a, const ALL: bool> {
     error: Option<String>,
     #[serde(borrow)]
-    stats: Option<Vec<NativeRow<'a>>>,
+    stats: Option<Vec<NativeRow<'a, ALL>>>,
 }
 
 #[derive(Deserialize)]
-struct NativeRow<'a> {
+struct NativeRow<'a, const ALL: bool> {
     /// Absent for the listeners of `option socket-stats`.
     #[serde(rename = "type")]
     kind: Option<Kind>,
     name: Option<String>,
     backend_name: Option<String>,
     #[serde(borrow, default)]
-    stats: BTreeMap<&'a str, Value>,
+    stats: Kept<'a, ALL>,
+}
+
+/// The fields of a row, all or [`CHECKS`]: what is not kept is not built either.
+#[derive(Default)]
+struct Kept<'a, const ALL: bool>(Vec<(&'a str, Value)>);
+
+impl<'de: 'a, 'a, const ALL: bool> Deserialize<'de> for Kept<'a, ALL> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<const ALL: bool>;
+        impl<'de, const ALL: bool> Visitor<'de> for Reader<ALL> {
+            type Value = Vec<(&'de str, Value)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the fields of a row")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut kept = Vec::new();
+                while let Some(name) = map.next_key::<&str>()? {
+                    if ALL || CHECKS.contains(&name) {
+                        kept.push((name, map.next_value()?));
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(kept)
+            }
+        }
+        deserializer.deserialize_map(Reader::<ALL>).map(Self)
+    }
 }
 
 impl Stats {
     /// Reads the answer of the socket.
-    pub fn from_csv(answer: &str) -> Result<Self, StatsError> {
+    pub fn from_csv(answer: &str, fields: Fields) -> Result<Self, StatsError> {
         let Some(text) = answer.trim_start().strip_prefix("# ") else {
             return Err(StatsError::NotStats(answer.lines().next().unwrap_or_default().to_owned()));
         };
         // Another column may be missing in a row; `flexible` takes what is there.
         let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
         let columns: Vec<Arc<str>> = reader.headers()?.iter().map(Arc::from).collect();
-        let rows = reader.records().map(|record| Ok(row(&columns, &record?)));
+        let rows = reader.records().map(|record| Ok(row(&columns, &record?, fields)));
         Ok(Self(rows.filter_map(Result::transpose).collect::<Result<_, csv::Error>>()?))
     }
 
     /// Reads the answer of the Data Plane API.
-    pub fn from_native(body: &[u8]) -> Result<Self, StatsError> {
-        let Native { error, stats } = serde_json::from_slice(body)?;
+    pub fn from_native(body: &[u8], fields: Fields) -> Result<Self, StatsError> {
+        match fields {
+            Fields::All => Self::native(serde_json::from_slice::<Native<'_, true>>(body)?),
+            Fields::Checks => Self::native(serde_json::from_slice::<Native<'_, false>>(body)?),
+        }
+    }
+
+    fn native<const ALL: bool>(answer: Native<'_, ALL>) -> Result<Self, StatsError> {
+        let Native { error, stats } = answer;
         if let Some(error) = error.filter(|error| !error.is_empty()) {
             return Err(StatsError::Unanswered(error));
         }
@@ -128,7 +179,7 @@ impl Stats {
         };
         let rows = stats.unwrap_or_default().into_iter().filter_map(|row| {
             let NativeRow { kind, name, backend_name: backend, stats } = row;
-            let fields = stats.into_iter().map(|(name, value)| (shared(name), value)).collect();
+            let fields = stats.0.into_iter().map(|(name, value)| (shared(name), value)).collect();
             Some(Row { kind: kind?, name: name?, backend, fields })
         });
         Ok(Self(rows.collect()))
@@ -148,7 +199,7 @@ impl Stats {
 }
 
 /// A row of the CSV. `None`: a listener (`option socket-stats`).
-fn row(columns: &[Arc<str>], record: &csv::StringRecord) -> Option<Row> {
+fn row(columns: &[Arc<str>], record: &csv::StringRecord, wanted: Fields) -> Option<Row> {
     let mut fields: BTreeMap<Arc<str>, Value> = BTreeMap::new();
     let (mut proxy, mut name, mut kind) = ("", "", "");
     for (column, value) in columns.iter().zip(record) {
@@ -159,6 +210,7 @@ fn row(columns: &[Arc<str>], record: &csv::StringRecord) -> Option<Row> {
             // The separator before the columns of HAProxy's modules, and the end of the line.
             "-" | "" => {}
             _ if value.is_empty() => {}
+            other if wanted == Fields::Checks && !CHECKS.contains(&other) => {}
             words if WORDS.contains(&words) => drop(fields.insert(column.clone(), value.into())),
             _ => drop(fields.insert(column.clone(), value.parse::<i64>().map_or_else(|_| value.into(), Value::from))),
         }
@@ -261,7 +313,7 @@ mod tests {
 
     #[test]
     fn the_csv_is_read_by_its_header() {
-        let stats = Stats::from_csv(CSV).expect("it is good");
+        let stats = Stats::from_csv(CSV, Fields::All).expect("it is good");
         let [web, server, api] = &stats.0[..] else { panic!("{stats:#?}") };
         assert_eq!((web.kind, web.name.as_str(), web.status()), (Kind::Frontend, "web", Some("OPEN")));
         assert_eq!((web.sessions(), web.sessions_total(), web.session_rate()), (Some(1), Some(7), Some(3)));
@@ -278,20 +330,33 @@ mod tests {
 
     #[test]
     fn the_json_of_the_api_says_the_same() {
-        let csv = Stats::from_csv(CSV).expect("it is good");
+        let csv = Stats::from_csv(CSV, Fields::All).expect("it is good");
         let answer = serde_json::json!({"runtimeAPI": "/run/master.sock@1", "stats": csv.0});
         let mut text = answer.to_string();
-        assert_eq!(Stats::from_native(text.as_bytes()).expect("it is good"), csv);
+        assert_eq!(Stats::from_native(text.as_bytes(), Fields::All).expect("it is good"), csv);
         // A listener has neither name nor type.
         text = text.replace("\"stats\":[", "\"stats\":[{\"stats\":{\"scur\":0}},");
-        assert_eq!(Stats::from_native(text.as_bytes()).expect("it is good"), csv);
+        assert_eq!(Stats::from_native(text.as_bytes(), Fields::All).expect("it is good"), csv);
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_kept() {
+        let csv = Stats::from_csv(CSV, Fields::Checks).expect("it is good");
+        let answer = serde_json::json!({"stats": Stats::from_csv(CSV, Fields::All).expect("it is good").0}).to_string();
+        assert_eq!(Stats::from_native(answer.as_bytes(), Fields::Checks).expect("it is good"), csv);
+        let server = &csv.0[1];
+        assert_eq!(
+            (server.status(), server.errors(), server.fields.contains_key("addr")),
+            (Some("DOWN 1/2"), 3, false)
+        );
+        assert!(server.fields.keys().all(|name| CHECKS.contains(&&**name)), "{server:?}");
     }
 
     #[test]
     fn a_message_is_no_statistics() {
         let error = |result: Result<Stats, StatsError>| result.expect_err("it has none").to_string();
-        assert!(error(Stats::from_csv("Permission denied\n")).contains("\"Permission denied\""));
-        assert!(error(Stats::from_native(b"{\"error\": \"dial unix\"}")).contains("dial unix"));
-        assert!(error(Stats::from_native(b"[]")).contains("version 3"));
+        assert!(error(Stats::from_csv("Permission denied\n", Fields::All)).contains("\"Permission denied\""));
+        assert!(error(Stats::from_native(b"{\"error\": \"dial unix\"}", Fields::All)).contains("dial unix"));
+        assert!(error(Stats::from_native(b"[]", Fields::All)).contains("version 3"));
     }
 }

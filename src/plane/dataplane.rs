@@ -25,7 +25,7 @@ use tokio::sync::Mutex;
 use crate::desired::Owner;
 use crate::errors::chain;
 use crate::haproxy::render::INIT_ADDR;
-use crate::haproxy::stats::Stats;
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -324,9 +324,9 @@ impl Plane for Dataplane {
         })
     }
 
-    async fn stats(&self) -> Result<Stats, AccessError> {
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError> {
         let answer = self.client.get(STATS, &[]).await?;
-        Stats::from_native(&answer.body).map_err(|source| AccessError::Unavailable {
+        Stats::from_native(&answer.body, fields).map_err(|source| AccessError::Unavailable {
             what: "the Data Plane API does not say what HAProxy counts".to_owned(),
             source: source.into(),
         })

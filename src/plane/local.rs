@@ -19,7 +19,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, Owner, State};
 use crate::haproxy::socket;
-use crate::haproxy::stats::Stats;
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -262,8 +262,8 @@ impl Plane for Local {
         })
     }
 
-    async fn stats(&self) -> Result<Stats, AccessError> {
-        Stats::from_csv(&self.worker("show stat").await?).map_err(|source| AccessError::Unavailable {
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError> {
+        Stats::from_csv(&self.worker("show stat").await?, fields).map_err(|source| AccessError::Unavailable {
             what: "HAProxy does not say what it counts".to_owned(),
             source: source.into(),
         })

@@ -15,7 +15,7 @@ use crate::apply::Outcome;
 use crate::breaker;
 use crate::command::{Command, Handle, NotRecovered, NotTaken};
 use crate::errors::{chain, one_line};
-use crate::haproxy::stats::{Kind, Row, Stats};
+use crate::haproxy::stats::{Fields, Kind, Row, Stats};
 use crate::health::Condition;
 use crate::plane::{AccessError, Verdict};
 use crate::status::{FileVerdict, TargetStatus};
@@ -134,7 +134,7 @@ pub(super) async fn stats(_: Authorized, State(shared): State<Shared>, Query(ask
     };
     let work = async {
         let _turn = target.turn().await?;
-        let asked = timeout(STATS_TIMEOUT, target.handle.plane.stats()).await;
+        let asked = timeout(STATS_TIMEOUT, target.handle.plane.stats(Fields::All)).await;
         Ok::<Stats, Failure>(asked.map_err(|_| Failure::TooLong(STATS_TIMEOUT))??)
     };
     match work.await {
