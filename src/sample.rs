@@ -19,9 +19,9 @@ pub const EVERY: Duration = Duration::from_secs(10);
 /// A sample may keep HAProxy and its API busy for one part in this many of the time: the next one waits that many times
 /// as long as the last one took. The Data Plane API has one answer for all, and needs far longer for it than HAProxy:
 /// for 1000 services of 5 with as many spare servers (10,000 servers) the API 3.2 takes 4.6 s of one core and answers
-/// with 5.7 MB, where HAProxy's socket takes 0.12 s for 3.5 MB; 100 services take the API 0.5 s. Other calls to the API
-/// do not wait meanwhile (a run-time change took 4 to 27 ms as before). So small systems have a sample at each resync,
-/// and one of that size every four minutes.
+/// with 5.7 MB, where HAProxy's socket takes 0.12 s for 3.5 MB. Other calls to the API do not wait meanwhile (a run-time
+/// change took 4 to 27 ms as before). So small systems have a sample at each resync, and one of that size every four
+/// minutes.
 pub const SHARE: u32 = 50;
 /// A sample that takes longer is given up.
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -2,8 +2,8 @@
 //! 9.1 and 9.3), from the socket or through the Data Plane API.
 //!
 //! The socket answers in CSV, with a header that names the columns and quotes around a value with a comma. The API has
-//! HAProxy's CSV as JSON, in the same names; it splits lines at each comma, so it leaves out a server whose last check
-//! was answered with one (seen on 3.2). Fields without a value are absent in both.
+//! HAProxy's CSV as JSON, in the same names; it splits lines at each comma (by the source of client-native 6.2), so it
+//! leaves out a server whose last check was answered with one. Fields without a value are absent in both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
