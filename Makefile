@@ -12,12 +12,14 @@ system: ## Install what building needs
 	@scripts/system.sh build-essential cmake perl pkg-config
 	@command -v $(CARGO) >/dev/null || { echo "Rust is not here: see rustup, or apt-get install cargo" >&2; exit 1; }
 
-tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, and Nomad, under target/tools
+tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, Nomad, Prometheus, and a browser for the page, under target/tools
 	@scripts/haproxy.sh 3.0 >/dev/null
 	@scripts/haproxy.sh 3.2 >/dev/null
 	@scripts/haproxy.sh 3.4 >/dev/null || echo "going on without HAProxy 3.4" >&2
 	@scripts/haproxy.sh 2.6 >/dev/null || echo "going on without HAProxy 2.6" >&2
 	@scripts/nomad.sh >/dev/null
+	@scripts/prometheus.sh >/dev/null
+	@scripts/page.sh
 	@scripts/system.sh mariadb-server-core mariadb-client-core openssl
 	@if [ -n "$${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then scripts/system.sh socat; fi
 

@@ -34,7 +34,7 @@ use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, State
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
-pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage};
+pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
 
 /// How many rounds one pass may take.
 const ROUNDS: usize = 4;
@@ -215,7 +215,9 @@ impl Controller {
     /// Runs one pass. With `review`, only if it does what was reviewed.
     pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
+        status.enter(Stage::Observe);
         let result = self.rounds(moment, review, &mut status).await;
+        status.leave();
         match result {
             Err(error) => status.error = Some(error),
             // A reload failed, and the pass continued without the changes that need one.
@@ -253,8 +255,9 @@ impl Controller {
         }
         let owner = self.options.plan.owner.clone();
         let mut permit = review.map(|review| Permit::new(review, &owner));
+        let asked = Instant::now();
         let info = self.plane.info().await?;
-        status.haproxy = Some(info.clone());
+        (status.response_time, status.haproxy) = (Some(asked.elapsed()), Some(info.clone()));
         self.memory.saw_process(info.pid, moment.everything);
         let mut reading = None;
         if let Err(error) = self.find_capabilities(&info).await {
@@ -309,7 +312,7 @@ impl Controller {
         reading: &mut Option<Reading>,
         status: &mut PassStatus,
     ) -> Result<Seen, PassError> {
-        status.stage = Stage::Observe;
+        status.enter(Stage::Observe);
         let observed = self.plane.observe().await?;
         status.saw(&observed);
         let known = self.memory.process(observed.version);
@@ -318,7 +321,7 @@ impl Controller {
             Process::Loaded { .. } => Runtime::loaded(&observed),
             Process::Agrees { .. } => Runtime::of(&observed).with_leaving(self.memory.leaving()),
         };
-        status.stage = Stage::Catalog;
+        status.enter(Stage::Catalog);
         let Reading { catalog, at } = match reading {
             Some(reading) => reading,
             None => {
@@ -358,7 +361,7 @@ impl Controller {
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
         loop {
-            status.stage = Stage::Plan;
+            status.enter(Stage::Plan);
             let draft = match self.draft(&seen, status) {
                 Ok(draft) => draft,
                 Err(conflict) => {
@@ -369,7 +372,7 @@ impl Controller {
             if let Some(permit) = &mut permit {
                 permit.check(&draft.plan, &seen.observed)?;
             }
-            status.stage = Stage::Apply;
+            status.enter(Stage::Apply);
             status.notes.clone_from(&draft.notes);
             status.kept.clone_from(&draft.kept);
             let attempt = self.attempt(&seen, &draft, permit.is_some(), status).await;

@@ -149,7 +149,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(path) => settings.or(Settings::from_file(&path)?),
         None => settings,
     };
-    telemetry::start(&settings.log)?;
+    let level = telemetry::start(&settings.log)?;
     let mut config = Config::try_from(settings)?;
     if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
         config.guard = guard::Options::OFF;
@@ -169,7 +169,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Uninstall { yes } => {
             uninstall::uninstall(targets::removers(&config, haproxy.as_deref()).await?, yes).await
         }
-        Command::Run { catalog } => serve::serve(&config, catalog).await,
+        Command::Run { catalog } => serve::serve(&config, catalog, level).await,
         Command::Plan {
             catalog,
             haproxy_config,

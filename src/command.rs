@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 
 use crate::apply::Outcome;
 use crate::plane::Plane;
@@ -50,6 +50,7 @@ pub enum NotTaken {
 pub struct Handle {
     /// The connection, for what is only read.
     pub plane: Arc<dyn Plane>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     commands: mpsc::Sender<Command>,
 }
 
@@ -57,7 +58,12 @@ impl Handle {
     /// With the end that the loop reads.
     pub fn new(plane: Arc<dyn Plane>) -> (Self, mpsc::Receiver<Command>) {
         let (commands, taken) = mpsc::channel(WAITING);
-        (Self { plane, commands }, taken)
+        (Self { plane, turn: Arc::default(), commands }, taken)
+    }
+
+    /// The turn of one request among those that make HAProxy work: the next one waits until this is dropped.
+    pub async fn turn(&self) -> OwnedMutexGuard<()> {
+        self.turn.clone().lock_owned().await
     }
 
     /// Leaves a command for the loop.

@@ -3,6 +3,7 @@
 //! Each setting is defined once: the command line, the environment and the JSON file fill [`Settings`]; the program
 //! runs on [`Config`]. An unknown key is an error.
 
+mod access;
 mod settings;
 mod targets;
 
@@ -18,6 +19,7 @@ use crate::breaker;
 use crate::desired::{Grant, Grants};
 use crate::endpoint::Identity;
 use crate::errors::chain;
+use crate::http::Access;
 use crate::nomad;
 use crate::plan::guard::{self, Share};
 
@@ -62,7 +64,7 @@ pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 pub const QUIET_PERIOD: Duration = Duration::from_millis(100);
 /// A stream of changes can't delay a pass for longer.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
-/// Metrics and health on loopback only, by default.
+/// On loopback only, by default.
 pub const LISTEN: &str = "127.0.0.1:9471";
 
 /// Why the settings are not usable.
@@ -136,8 +138,10 @@ pub struct Config {
     pub reload_min_interval: Duration,
     /// When passes run.
     pub timings: Timings,
-    /// Health and metrics.
+    /// Where health, metrics and the API are served.
     pub listen: SocketAddr,
+    /// Who may use what is protected there.
+    pub access: Access,
 }
 
 impl TryFrom<Settings> for Config {
@@ -194,6 +198,7 @@ impl TryFrom<Settings> for Config {
                 || LISTEN.parse().map_err(|e: std::net::AddrParseError| wrong("http.listen", e.to_string())),
                 Ok,
             )?,
+            access: access::access(http)?,
         })
     }
 }
@@ -321,6 +326,11 @@ mod tests {
             (r#"{"breaker": {"probes": 0}}"#, "one at least"),
             (r#"{"breaker": {"reset_timeout": "10ms"}}"#, "one second"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
+            (r#"{"http": {"token": "a", "token_file": "b"}}"#, "not both"),
+            (r#"{"http": {"admin_key": "a", "admin_key_file": "b"}}"#, "not both"),
+            (r#"{"http": {"tokens": {"ci": "a"}, "token_files": {"ci": "b"}}}"#, "two tokens are called \"ci\""),
+            (r#"{"http": {"token": "a", "tokens": {"admin": "b"}}}"#, "two tokens are called \"admin\""),
+            (r#"{"http": {"tokens": {"a b": "c"}}}"#, "\"a b\" is no name"),
             (r#"{"namespaces": {"team-*": {"backend": ["x"]}}}"#, "unknown field `backend`"),
             (r#"{"namespaces": {"team-*": {"backends": ["x", "a["]}}}"#, "invalid glob \"a[\""),
             (r#"{"namespaces": {"team-*": {"join": "yes"}}}"#, "expected a boolean"),
@@ -337,6 +347,12 @@ mod tests {
         let settings: Settings = serde_json::from_str(json).expect("good settings");
         let printed = format!("{settings:?} {:?}", Config::try_from(settings.clone()));
         assert!(!printed.contains("s3cret"), "{printed}");
+        let json = r#"{"http": {"token": "s3cret-a", "tokens": {"ci": "s3cret-b"}, "admin_key": "s3cret-c"}}"#;
+        let settings: Settings = serde_json::from_str(json).expect("good settings");
+        let printed = format!("{settings:?} {:?}", Config::try_from(settings.clone()));
+        assert!(!printed.contains("s3cret") && printed.contains("\"ci\""), "{printed}");
+        let error = parse(r#"{"http": {"tokens": "s3cret-d"}}"#).expect_err("not an object");
+        assert!(!error.contains("s3cret"), "{error}");
         let error = parse(r#"{"nomad": "s3cret-c"}"#).expect_err("not an object");
         assert!(!error.contains("s3cret") && error.contains("line 1"), "{error}");
         let error =

@@ -23,6 +23,7 @@ use crate::config::{Config, Timings};
 use crate::metrics::Metrics;
 use crate::reconcile::{Loop, Outlets};
 use crate::report::{Notes, Reporter};
+use crate::sample::Sampler;
 use crate::status::Board;
 
 use membership::Register;
@@ -133,6 +134,7 @@ impl Fleet {
                 changed: self.changed.subscribe(),
                 watching: self.watching.clone(),
                 commands,
+                sampler: Sampler::default(),
                 outlets,
             };
             self.running.insert(name, self.loops.spawn(one.run(self.stop.clone())));

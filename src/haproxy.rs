@@ -6,5 +6,6 @@ pub mod parse;
 pub mod render;
 pub mod section;
 pub mod socket;
+pub mod stats;
 pub mod text;
 pub mod version;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::apply::{PassStatus, Stage};
+use crate::breaker;
 use crate::errors::one_line;
-use crate::status::{Status, UnknownName};
+use crate::status::{Status, TargetStatus, UnknownName};
 
 /// A pass may take this long before the loop counts as stuck: its slowest step, a reload, may take a minute, and there
 /// are several. Between passes the loop waits for as long as nothing happens, and counts as alive.
@@ -19,6 +20,52 @@ pub const FAILURES: u64 = 3;
 /// Without a good pass for this long, HAProxy may be out of line. It counts from the start of the first pass that
 /// failed, or of the one that is running: a loop that has nothing to do for longer is healthy.
 pub const UNREADY_AFTER: Duration = Duration::from_secs(30);
+
+/// How a HAProxy is, or all that the controller does, in one word. The order is from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Condition {
+    /// HAProxy answers, and the last pass found or brought it in line with the catalog.
+    Healthy,
+    /// HAProxy answers, and serves what it has, but a person should look: the last pass failed, the guard holds
+    /// instances, or HAProxy refused its file as it is now. For the whole: a HAProxy is degraded, Nomad does not
+    /// answer, or there is no HAProxy.
+    Degraded,
+    /// HAProxy or its API gave no answer to the last pass or probe, its circuit breaker is not closed, no pass has
+    /// ended yet, or one does not end. For the whole: a HAProxy is unhealthy, or it is not known yet which there are.
+    Unhealthy,
+}
+
+impl Condition {
+    /// Of one HAProxy.
+    pub fn of(target: &TargetStatus, now: Instant) -> Self {
+        let has_answered = target.sign_of_life.is_some_and(|sign| sign.has_answered);
+        let is_closed = target.breaker.is_none_or(|breaker| breaker.state == breaker::State::Closed);
+        if !has_answered || !is_closed || target.last.is_none() || !target.health.is_live(now) {
+            Self::Unhealthy
+        } else if target.health.failing.is_some()
+            || target.health.readiness(now).is_err()
+            || target.guard.is_some()
+            || target.is_valid() == Some(false)
+        {
+            Self::Degraded
+        } else {
+            Self::Healthy
+        }
+    }
+
+    /// Of the whole.
+    pub fn of_all(status: &Status, now: Instant) -> Self {
+        if status.is_searching {
+            return Self::Unhealthy;
+        }
+        let catalog = match (status.catalog.nomad_up, &status.catalog.error) {
+            (Some(false), _) | (_, Some(_)) => Self::Degraded,
+            _ => Self::Healthy,
+        };
+        let targets = status.targets.values().map(|target| Self::of(target, now));
+        targets.max().unwrap_or(Self::Degraded).max(catalog)
+    }
+}
 
 /// The passes that failed since the last good one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -32,7 +32,7 @@
 //!   tags, [`desired::build`] builds the desired state from a catalog.
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
 //!   for all HAProxys, [`catalog::watch`] wakes them; [`nomad`] is the HTTP client.
-//! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets.
+//! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
@@ -43,8 +43,9 @@
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it; [`breaker`]: when it
 //!   leaves HAProxy alone; [`command`]: what a person asks of it. [`report`]: the log of passes.
+//! - [`sample`]: what HAProxy's own statistics say of our servers, now and then.
 //! - [`status`]: the state of the controller as one value, which the loops publish. [`health`]: whether the loops are
-//!   alive, and each HAProxy in line with the catalog.
+//!   alive, and each HAProxy in line with the catalog. [`explain`]: why a service is, or is not, routed.
 //! - [`target`]: the controller of one HAProxy. [`fleet`]: the loops of all, over one catalog
 //!   ([`catalog::shared`]). [`discovery`]: HAProxys that register in Nomad, and come and go.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
@@ -61,6 +62,7 @@ pub mod desired;
 pub mod discovery;
 pub mod endpoint;
 pub mod errors;
+pub mod explain;
 pub mod fleet;
 pub mod haproxy;
 pub mod health;
@@ -72,6 +74,7 @@ pub mod plan;
 pub mod plane;
 pub mod reconcile;
 pub mod report;
+pub mod sample;
 pub mod shutdown;
 pub mod status;
 pub mod target;

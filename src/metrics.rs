@@ -2,18 +2,23 @@
 //! from the start, so that a missing sample is not mistaken for zero. The exceptions are `haproxy`, and `backend`, which
 //! is bounded by HAProxy's configuration; when one of these is removed, so are its samples.
 //!
-//! Counters and histograms count here, pass by pass; gauges are a view of the [`Status`](crate::status::Status).
+//! Counters and histograms count here, pass by pass; gauges are a view of the [`Status`](crate::status::Status); what
+//! the process uses is read at the scrape. docs/metrics.md has them all.
 
 mod exposition;
+mod family;
+#[cfg(target_os = "linux")]
+mod process;
 mod view;
 
 use std::fmt::Write as _;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
@@ -49,23 +54,37 @@ struct StageLabel {
     stage: &'static str,
 }
 
+/// Of every name but those of the process.
+const PREFIX: &str = "nomad_haproxy";
 const RESULTS: [&str; 2] = ["succeeded", "failed"];
 
-/// All labels that a pass can be counted with.
-fn passes(name: &str) -> impl Iterator<Item = PassLabels> + '_ {
-    Outcome::ALL.into_iter().flat_map(move |outcome| {
-        Wake::ALL.into_iter().map(move |reason| PassLabels {
-            haproxy: name.to_owned(),
-            outcome: outcome.as_str(),
-            reason: reason.as_str(),
-        })
-    })
+/// What happens to the series of a HAProxy.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    /// It comes: each is there from the start, at zero.
+    Add,
+    /// It goes.
+    Forget,
+}
+
+impl Change {
+    fn one<L, M, C>(self, family: &Family<L, M, C>, labels: &L)
+    where
+        L: Clone + Eq + Hash,
+        M: Clone,
+        C: MetricConstructor<M>,
+    {
+        match self {
+            Self::Add => drop(family.get_or_create(labels)),
+            Self::Forget => drop(family.remove(labels)),
+        }
+    }
 }
 
 /// A metric with the label `haproxy` only.
 type PerHaproxy<M> = Family<HaproxyLabel, M>;
-/// A histogram with that label.
-type Histograms = Family<HaproxyLabel, Histogram, fn() -> Histogram>;
+/// A histogram for each set of labels.
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Every metric, registered.
 #[derive(Debug)]
@@ -73,82 +92,103 @@ pub struct Metrics {
     registry: Registry,
     passes: Family<PassLabels, Counter>,
     failures: Family<StageLabel, Counter>,
-    duration: Histograms,
+    duration: Histograms<HaproxyLabel>,
+    stages: Histograms<StageLabel>,
     reloads: Family<ResultLabel, Counter>,
     live_changes: PerHaproxy<Counter>,
-    ready: Histograms,
+    run_time_changes: PerHaproxy<Counter>,
+    ready: Histograms<HaproxyLabel>,
 }
 
 impl Metrics {
     /// Of this state.
     pub fn new(board: Arc<Board>) -> Self {
-        let mut registry = Registry::with_prefix("nomad_haproxy");
+        let mut registry = Registry::default();
         let build: Vec<(&'static str, &'static str)> = vec![("version", env!("CARGO_PKG_VERSION"))];
-        registry.register("build", "The controller's version", Info::new(build));
-        registry.register_collector(Box::new(View(board)));
-        let metrics = Self {
+        let ours = registry.sub_registry_with_prefix(PREFIX);
+        ours.register("build", "The controller's version", Info::new(build));
+        ours.register_collector(Box::new(View(board)));
+        #[cfg(target_os = "linux")]
+        registry.sub_registry_with_prefix("process").register_collector(Box::new(process::Own));
+        let mut metrics = Self {
             registry,
             passes: Family::default(),
             failures: Family::default(),
             // 5 ms to 40 s: a pass with nothing to do, up to one that waits for a slow reload.
             duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.005, 2.0, 14))),
+            // 1 ms to 16 s.
+            stages: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 4.0, 8))),
             reloads: Family::default(),
             live_changes: Family::default(),
+            run_time_changes: Family::default(),
             ready: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.01, 2.0, 15))),
         };
-        metrics.registered()
+        metrics.register();
+        metrics
     }
 
     /// Adds a HAProxy, with all values of the small enums.
     pub fn add(&self, name: &str) {
-        let of = |name: &str| name.to_owned();
-        for labels in passes(name) {
-            drop(self.passes.get_or_create(&labels));
-        }
-        for stage in Stage::ALL {
-            drop(self.failures.get_or_create(&StageLabel { haproxy: of(name), stage: stage.as_str() }));
-        }
-        for result in RESULTS {
-            drop(self.reloads.get_or_create(&ResultLabel { haproxy: of(name), result }));
-        }
-        let label = HaproxyLabel { haproxy: of(name) };
-        drop(self.duration.get_or_create(&label));
-        drop(self.live_changes.get_or_create(&label));
-        drop(self.ready.get_or_create(&label));
+        self.change(name, Change::Add);
     }
 
     /// Removes the metrics of a HAProxy that is no longer registered.
     pub fn forget(&self, name: &str) {
-        let of = |name: &str| name.to_owned();
-        for labels in passes(name) {
-            self.passes.remove(&labels);
-        }
-        for stage in Stage::ALL {
-            self.failures.remove(&StageLabel { haproxy: of(name), stage: stage.as_str() });
-        }
-        for result in RESULTS {
-            self.reloads.remove(&ResultLabel { haproxy: of(name), result });
-        }
-        let label = HaproxyLabel { haproxy: of(name) };
-        self.duration.remove(&label);
-        self.live_changes.remove(&label);
-        self.ready.remove(&label);
+        self.change(name, Change::Forget);
     }
 
-    fn registered(mut self) -> Self {
-        let r = &mut self.registry;
-        r.register("passes", "Passes by outcome and by what woke them", self.passes.clone());
-        r.register("pass_failures", "Failed passes by the stage that failed", self.failures.clone());
-        r.register_with_unit("pass_duration", "How long passes take", Unit::Seconds, self.duration.clone());
-        r.register("reloads", "Reloads of HAProxy by result", self.reloads.clone());
-        r.register("live_changes", "Writes that HAProxy took without a reload", self.live_changes.clone());
+    /// Every series of a HAProxy.
+    fn change(&self, name: &str, change: Change) {
+        let Self { registry: _, passes, failures, duration, stages, reloads, live_changes, run_time_changes, ready } =
+            self;
+        let haproxy = || name.to_owned();
+        for outcome in Outcome::ALL {
+            for reason in Wake::ALL {
+                let (outcome, reason) = (outcome.as_str(), reason.as_str());
+                change.one(passes, &PassLabels { haproxy: haproxy(), outcome, reason });
+            }
+        }
+        for stage in Stage::ALL {
+            let label = StageLabel { haproxy: haproxy(), stage: stage.as_str() };
+            change.one(failures, &label);
+            change.one(stages, &label);
+        }
+        for result in RESULTS {
+            change.one(reloads, &ResultLabel { haproxy: haproxy(), result });
+        }
+        let label = HaproxyLabel { haproxy: haproxy() };
+        change.one(duration, &label);
+        change.one(live_changes, &label);
+        change.one(run_time_changes, &label);
+        change.one(ready, &label);
+    }
+
+    fn register(&mut self) {
+        let Self { registry, passes, failures, duration, stages, reloads, live_changes, run_time_changes, ready } =
+            self;
+        let r = registry.sub_registry_with_prefix(PREFIX);
+        r.register("passes", "Passes by outcome and by what woke them", passes.clone());
+        r.register("pass_failures", "Failed passes by the stage that failed", failures.clone());
+        r.register_with_unit("pass_duration", "How long passes take", Unit::Seconds, duration.clone());
+        r.register_with_unit(
+            "pass_stage_duration",
+            "How long each stage takes, of the passes that reach it",
+            Unit::Seconds,
+            stages.clone(),
+        );
+        r.register("reloads", "Reloads of HAProxy by result", reloads.clone());
+        r.register("live_changes", "Writes that HAProxy took without a reload", live_changes.clone());
+        r.register(
+            "run_time_changes",
+            "Changes of the running process apart from any write: instances that are gone, and repairs",
+            run_time_changes.clone(),
+        );
         r.register_with_unit(
             "registration_to_ready",
             "From the pass that first read a registration to its server being ready in HAProxy, its health checks apart",
             Unit::Seconds,
-            self.ready.clone(),
+            ready.clone(),
         );
-        self
     }
 
     /// Counts a reload that a person asked for.
@@ -169,6 +209,12 @@ impl Metrics {
         };
         reloads("succeeded", status.reloads.into());
         reloads("failed", status.failed_reloads.into());
+        for (stage, took) in status.times.iter() {
+            let label = StageLabel { haproxy: haproxy.clone(), stage: stage.as_str() };
+            self.stages.get_or_create(&label).observe(took.as_secs_f64());
+        }
+        let changes = u64::try_from(status.run_time_changes).unwrap_or(u64::MAX);
+        self.run_time_changes.get_or_create(&label).inc_by(changes);
         let live = status.written.iter().filter(|summary| summary.live).count();
         self.live_changes.get_or_create(&label).inc_by(u64::try_from(live).unwrap_or(u64::MAX));
         if outcome == Outcome::Failed {

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 use crate::desired::{Address, BackendName, ServerName, State};
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
@@ -51,6 +52,17 @@ pub enum AccessError {
         /// What came back.
         #[source]
         source: Option<Cause>,
+    },
+    /// HAProxy does not run. It may the next time.
+    #[error("{what}")]
+    NotRunning {
+        /// What was tried.
+        what: String,
+        /// Whether the Data Plane API, or HAProxy's master, answered nevertheless.
+        is_connected: bool,
+        /// What came back.
+        #[source]
+        source: Cause,
     },
     /// This HAProxy is too old.
     #[error(transparent)]
@@ -323,6 +335,9 @@ pub struct Traffic {
 pub trait Plane: fmt::Debug + Send + Sync {
     /// Which HAProxy answers, and whether it is new enough.
     async fn info(&self) -> Result<HaproxyInfo, AccessError>;
+    /// What HAProxy counts for each frontend, backend and server. Asks for all of it: see [`crate::sample::SHARE`] for
+    /// what it costs.
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError>;
     /// What this process can do at run time.
     async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError>;
     /// Cleans up what an interrupted run left behind. Called before a pass that may write, if the last one did not end

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::apply::{Controller, Moment, Outcome, PassError, Stage};
-use crate::breaker::{Breaker, Permit};
+use crate::breaker::{Breaker, Permit, State};
 use crate::command::{Command, NotRecovered};
 use crate::config::Timings;
 use crate::errors::{chain, one_line};
@@ -21,8 +21,9 @@ use crate::fleet::membership::Membership;
 use crate::metrics::Metrics;
 use crate::plane::{AccessError, WriteError};
 use crate::report::Reporter;
+use crate::sample::Sampler;
 use crate::shutdown;
-use crate::status::Board;
+use crate::status::{Board, SignOfLife};
 
 /// After a failed pass: half a second, doubling to 30 s, with jitter, so that several controllers do not retry a
 /// recovering HAProxy in step.
@@ -151,6 +152,8 @@ pub struct Loop {
     pub watching: CancellationToken,
     /// What a person asks for.
     pub commands: mpsc::Receiver<Command>,
+    /// Takes samples of HAProxy's statistics between the passes.
+    pub sampler: Sampler,
     /// Where it reports.
     pub outlets: Outlets,
 }
@@ -277,7 +280,10 @@ impl Loop {
     /// Asks HAProxy for a sign of life, as often as the settings say.
     async fn probe(&mut self) -> Result<(), AccessError> {
         for _ in 0..self.breaker.probes() {
+            let asked = Instant::now();
             let answer = timeout(PROBE_TIMEOUT, self.controller.probe()).await.unwrap_or_else(|_| Err(no_answer()));
+            let sign = SignOfLife::new(answer.as_ref().err(), answer.is_ok().then(|| asked.elapsed()));
+            self.outlets.board.update_target(&self.outlets.name, |target| target.sign_of_life = Some(sign));
             let was_answered = self.breaker.probed(answer.is_ok(), Instant::now());
             self.publish_breaker();
             if let Err(error) = answer {
@@ -316,7 +322,7 @@ impl Loop {
 
     /// Runs one pass, and reports it to log, metrics and status.
     async fn pass(&mut self, moment: Moment, reason: Wake) -> (Outcome, Next) {
-        let Self { controller, breaker, outlets, .. } = self;
+        let Self { controller, breaker, outlets, sampler, .. } = self;
         let Outlets { name, is_named: _, metrics, board, reporter, membership } = outlets;
         let started = Instant::now();
         board.began(name);
@@ -332,6 +338,9 @@ impl Loop {
         metrics.pass(name, &status, took, reason);
         reporter.pass(&status, took, Instant::now());
         board.passed(name, &status, took, reason);
+        if breaker.snapshot().state == State::Closed && !status.is_unanswered() {
+            sampler.after_pass(controller.plane(), board.clone(), name).await;
+        }
         let next = match (&status.error, status.next) {
             (Some(_), _) => self.after_failure(),
             (None, Some(at)) => Next::Deferred(at.into()),

@@ -18,8 +18,9 @@ use crate::errors::one_line;
 use crate::health;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
-use crate::plane::{HaproxyInfo, WriteError};
+use crate::plane::{AccessError, HaproxyInfo};
 use crate::reconcile::Wake;
+use crate::sample::{Rate, Sample};
 
 /// How many passes are remembered, of those that did something or failed.
 pub const HISTORY: usize = 20;
@@ -85,6 +86,54 @@ pub struct TargetStatus {
     pub recoveries: u64,
     /// When HAProxy was last seen in line with the catalog.
     pub converged: Option<SystemTime>,
+    /// The last sample of its statistics.
+    pub sample: Option<Arc<Sample>>,
+    /// Its requests per second, by the totals of the passes.
+    pub request_rate: Rate,
+    /// Its errors per second, by the samples.
+    pub error_rate: Rate,
+    /// The last sign of life that it was asked for, by a pass or a probe.
+    pub sign_of_life: Option<SignOfLife>,
+    /// What HAProxy last said of its configuration when it validated the file as it was.
+    pub verdict: Option<FileVerdict>,
+    /// The file as it was last read: [`FileVerdict::file`].
+    pub file: Option<u64>,
+}
+
+/// What came of asking HAProxy, by a pass or a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignOfLife {
+    /// When that was.
+    pub at: SystemTime,
+    /// Whether HAProxy answered, and goes on answering.
+    pub has_answered: bool,
+    /// Whether the Data Plane API answered, or on the local plane HAProxy's master.
+    pub is_connected: bool,
+    /// Whether HAProxy runs; `None`: that is unknown, as the API did not answer.
+    pub is_running: Option<bool>,
+    /// How long the answer took; `None`: there was none.
+    pub took: Option<Duration>,
+}
+
+impl SignOfLife {
+    /// Now, by its answer.
+    pub fn new(error: Option<&AccessError>, took: Option<Duration>) -> Self {
+        let (is_connected, is_running) = match error {
+            None | Some(AccessError::Version(_)) => (true, Some(true)),
+            Some(AccessError::NotRunning { is_connected, .. }) => (*is_connected, Some(false)),
+            Some(AccessError::Unavailable { .. } | AccessError::Refused { .. }) => (false, None),
+        };
+        Self { at: SystemTime::now(), has_answered: error.is_none(), is_connected, is_running, took }
+    }
+}
+
+/// What HAProxy said of one text of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileVerdict {
+    /// Which text ([`ConfigText::fingerprint`](crate::haproxy::text::ConfigText::fingerprint)).
+    pub file: u64,
+    /// Whether it accepted it.
+    pub is_valid: bool,
 }
 
 /// One pass, as it is remembered.
@@ -169,13 +218,26 @@ impl CatalogStatus {
 }
 
 impl TargetStatus {
+    /// Whether HAProxy accepts its configuration file as it is now. `None`: it has not validated this text.
+    pub fn is_valid(&self) -> Option<bool> {
+        self.verdict.filter(|verdict| Some(verdict.file) == self.file).map(|verdict| verdict.is_valid)
+    }
+
     /// What a pass that failed did not find out keeps its value.
     fn passed(&mut self, status: &PassStatus, record: PassRecord) {
         self.health.ended(status, Instant::now());
         if let Some(haproxy) = &status.haproxy {
+            if let Some(requests) = haproxy.traffic.requests_total {
+                self.request_rate.saw(Instant::now(), haproxy.pid, requests);
+            }
             self.haproxy = Some(haproxy.clone());
         }
+        self.sign_of_life = Some(SignOfLife::new(status.access_error(), status.response_time));
         self.answers = answers(status).or(self.answers);
+        self.file = status.file.or(self.file);
+        if let (Some(file), Some(is_valid)) = (self.file, status.verdict()) {
+            self.verdict = Some(FileVerdict { file, is_valid });
+        }
         if status.has_observed() {
             (self.version, self.seats) = (status.version, status.seats.clone());
         }
@@ -200,9 +262,9 @@ impl TargetStatus {
 
 /// Whether HAProxy, or its API, answered. `None`: it was not asked, or it is unknown.
 fn answers(status: &PassStatus) -> Option<bool> {
-    match &status.error {
-        Some(PassError::Access(_) | PassError::Write(WriteError::Access(_))) => Some(false),
-        _ => status.has_observed().then_some(true),
+    match status.access_error() {
+        Some(_) => Some(false),
+        None => status.has_observed().then_some(true),
     }
 }
 

@@ -18,6 +18,7 @@ use support::{free_port, root};
 
 /// Requests that the controller does not make, so the fake API does not support them: counted, never skipped silently.
 fn is_unused(path: &str) -> bool {
+    // Statistics have a recording of their own, at a time when the checks have run.
     let unused = ["/global", "/defaults", "/frontends", "/maps", "stats/native"];
     unused.iter().any(|part| path.contains(part))
 }
@@ -227,6 +228,53 @@ async fn the_fake_api_answers_as_the_real_one_was_recorded() {
             "Data Plane API {series}: {held} exchanges held, {skipped} left out as the controller has no use for them"
         );
         assert!(held > 90, "{held}");
+    }
+}
+
+/// The statistics, once the checks have run: the same rows, fields and types, and the same words.
+async fn replay_stats(series: &str) {
+    let file = root().join(format!("fixtures/dataplane/stats-{series}.json"));
+    let recorded: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let closed = free_port().to_string();
+    let config = |folder: &Path, port: u16| {
+        let names = [("/DIR", folder.display().to_string()), ("<p0>", port.to_string()), ("<p1>", closed.clone())];
+        names
+            .iter()
+            .fold(recorded["config"].as_str().unwrap().to_owned(), |text, (name, here)| text.replace(name, here))
+    };
+    let mut haproxy = Haproxy::start_with(series, config).await;
+    haproxy.wait_for_status("api_service/api_service_1", "DOWN").await;
+    let fake = FakeApi::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
+    let (url, server) = fake.serve().await;
+    for exchange in recorded["exchanges"].as_array().unwrap() {
+        let (path, response) = (exchange["request"]["path"].as_str().unwrap(), &exchange["response"]);
+        if response["status"] == 500 {
+            haproxy.kill();
+        }
+        let request = reqwest::Client::new().get(format!("{url}{path}")).basic_auth("admin", Some("secret"));
+        let answer = request.send().await.unwrap();
+        let at = format!("{series} GET {path}: {}", exchange["note"]);
+        assert_eq!(u64::from(answer.status().as_u16()), response["status"].as_u64().unwrap(), "{at}");
+        let body: Value = answer.json().await.unwrap();
+        same_shape(&body, &response["body"], true, &at);
+        let words = |body: &Value| -> Vec<Value> {
+            let rows = body["stats"].as_array().cloned().unwrap_or_default();
+            let one = |row: &Value| {
+                let stats = &row["stats"];
+                let words = ["status", "check_status", "check_desc", "last_chk"].map(|name| stats[name].clone());
+                serde_json::json!([row["type"], row["backend_name"], row["name"], words])
+            };
+            rows.iter().map(one).collect()
+        };
+        assert_eq!(words(&body), words(&response["body"]), "{at}");
+    }
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fake_api_has_the_statistics_that_the_real_one_was_recorded_with() {
+    for series in matrix() {
+        replay_stats(series).await;
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use support::api::{Rig, Way};
 use support::controller::{Env, apply, command, registration, run, stderr, stdout, write_catalog};
-use support::haproxy::{Haproxy, deaf_master, hand_written, matrix};
+use support::haproxy::{Haproxy, cutting_master, deaf_master, hand_written, matrix};
 use support::process::Group;
 use support::wait_for;
 
@@ -247,4 +247,36 @@ async fn a_file_that_cannot_be_replaced_stays() {
     drop(mount);
     apply_catalog(&rig, &[]).await;
     assert!(!rig.haproxy.text().contains("backend api"));
+}
+
+/// Reads that end after the first bytes, as they do if whoever else reloads HAProxy; with a process of so many servers
+/// that it cannot send the state of all of them without waiting for the reader.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_of_the_process_that_is_cut_short_changes_nothing() {
+    for series in matrix() {
+        let config = |folder: &Path, port| {
+            let server = |n| format!("    server many-{n} 127.0.0.1:9\n");
+            hand_written(folder, port) + "\nbackend many\n" + &(0..2000).map(server).collect::<String>()
+        };
+        let rig = Rig::with(Way::Local, series, Haproxy::start_with(series, config).await).await;
+        apply_catalog(&rig, &api(1)).await;
+        let before = (rig.haproxy.worker().await, rig.haproxy.reloads().await, rig.haproxy.text());
+
+        let cut = rig.haproxy.folder().join("cut.sock");
+        let cutting = cutting_master(&cut, &rig.haproxy.master(), "show servers state", 10);
+        let env = rig.env_with(&[("HAPROXY_MASTER_SOCKET", cut.to_str().unwrap())]);
+        let catalog = rig.catalog().display().to_string();
+        for _ in 0..10 {
+            let output = run(&env, &["apply", "--catalog", &catalog]).await;
+            let said = stdout(&output) + &stderr(&output);
+            assert!(!output.status.success() && said.contains("does not answer"), "{series}: {said}");
+        }
+        for _ in 0..2 {
+            let said = apply(&env, &rig.catalog()).await;
+            assert!(said.contains("Nothing to do"), "{series}: {said}");
+        }
+        cutting.abort();
+        let after = (rig.haproxy.worker().await, rig.haproxy.reloads().await, rig.haproxy.text());
+        assert_eq!(after, before, "{series}");
+    }
 }

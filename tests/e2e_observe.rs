@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -19,7 +19,7 @@ use support::api::{Rig, Way};
 use support::controller::{Controller, registration, run, stderr, stdout, write_catalog};
 use support::haproxy::{Haproxy, hand_written};
 use support::nomad::{Nomad, job};
-use support::wait_for;
+use support::{prometheus, wait_for};
 
 /// Services `s0`, `s1`, … with these numbers of instances.
 fn services(count: u16, each: u16) -> Vec<Value> {
@@ -315,17 +315,8 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
         (!scrape(&controller, None).await.1.contains("backend=\"s1\"")).then_some(())
     })
     .await;
-    let promtool =
-        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let Ok(mut promtool) = promtool else {
-        eprintln!(
-            "skipped: there is no promtool (Debian: `apt-get install prometheus`); the unit tests hold the text to the format"
-        );
-        return;
-    };
-    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let checked = promtool.wait_with_output().unwrap();
-    assert!(checked.status.success() && checked.stderr.is_empty(), "{}\n{text}", stderr(&checked));
+    prometheus::check_text(&text);
+    prometheus::check_open_metrics(&open);
 }
 
 /// From the signal to the end. The limit of five seconds is documented, so this is not a measurement.

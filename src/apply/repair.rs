@@ -23,7 +23,7 @@ impl Controller {
         all_set: bool,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
+        status.enter(Stage::Repair);
         let observed = self.plane.observe().await?;
         status.saw(&observed);
         status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
@@ -60,7 +60,7 @@ impl Controller {
         all_set: bool,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
+        status.enter(Stage::Repair);
         let Seen { observed, info, .. } = seen;
         let Changes { out: _, rest, lacks, surplus: _ } = changes;
         let (alone, others) = states_alone(&rest);
@@ -171,7 +171,7 @@ impl Controller {
         finding: &str,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
-        status.stage = Stage::Repair;
+        status.enter(Stage::Repair);
         let observed = self.plane.observe().await?;
         status.saw(&observed);
         let process = self.plane.runtime(&observed).await?;

@@ -55,6 +55,28 @@ impl fmt::Display for Stage {
     }
 }
 
+/// How long each stage of a pass took, all rounds together. A stage that the pass did not reach is not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StageTimes {
+    ended: BTreeMap<Stage, Duration>,
+    running: Option<(Stage, Instant)>,
+}
+
+impl StageTimes {
+    /// A stage begins, and the one before ends; `None`: the pass ends.
+    fn turn(&mut self, next: Option<Stage>, now: Instant) {
+        let before = std::mem::replace(&mut self.running, next.map(|stage| (stage, now)));
+        if let Some((stage, since)) = before {
+            *self.ended.entry(stage).or_default() += now.saturating_duration_since(since);
+        }
+    }
+
+    /// The stages that have ended, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (Stage, Duration)> + '_ {
+        self.ended.iter().map(|(stage, took)| (*stage, *took))
+    }
+}
+
 /// Why a pass did not do everything that it should.
 #[derive(Debug, Error)]
 pub enum PassError {
@@ -214,6 +236,8 @@ impl Outcome {
 pub struct PassStatus {
     /// The last stage that it reached; with an error, the one that failed.
     pub stage: Stage,
+    /// How long each stage took.
+    pub times: StageTimes,
     /// A summary of each plan that was written.
     pub written: Vec<Summary>,
     /// Run-time changes that were made without a write: instances that are gone, and repairs.
@@ -241,6 +265,10 @@ pub struct PassStatus {
     pub version: u64,
     /// What HAProxy has of ours.
     pub seats: Arc<Seats>,
+    /// The text of the configuration when it was last read ([`fingerprint`](crate::haproxy::text::ConfigText::fingerprint)); `None`: it was not.
+    pub file: Option<u64>,
+    /// How long HAProxy took to say which it is; `None`: it did not.
+    pub response_time: Option<Duration>,
     /// Which HAProxy answered; `None`: none did.
     pub haproxy: Option<HaproxyInfo>,
     /// The catalog that was read.
@@ -278,14 +306,17 @@ impl PassStatus {
         format!("done before that: {writes}, {changes}, {reloads}")
     }
 
+    /// Why it failed, if HAProxy or its API gave no answer, or the HAProxy is too old.
+    pub fn access_error(&self) -> Option<&AccessError> {
+        match &self.error {
+            Some(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether it failed without an answer of HAProxy, or of its API.
     pub fn is_unanswered(&self) -> bool {
-        match &self.error {
-            Some(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => {
-                !matches!(error, AccessError::Version(_))
-            }
-            _ => false,
-        }
+        self.access_error().is_some_and(|error| !matches!(error, AccessError::Version(_)))
     }
 
     /// Whether HAProxy's configuration was read.
@@ -298,12 +329,50 @@ impl PassStatus {
         self.error.is_none() || self.stage >= Stage::Apply
     }
 
+    /// A stage begins.
+    pub(super) fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.times.turn(Some(stage), Instant::now());
+    }
+
+    /// The pass ends, in whatever stage it is.
+    pub(super) fn leave(&mut self) {
+        self.times.turn(None, Instant::now());
+    }
+
     /// The configuration was read.
     pub(super) fn saw(&mut self, observed: &Observed) {
         (self.version, self.seats) = (observed.version, Arc::new(Seats::new(observed)));
+        self.file = Some(observed.text.fingerprint());
+    }
+
+    /// What HAProxy said of the file as it is now: it has validated what was written last, or refused the file as it
+    /// stands. `None`: it was not asked.
+    pub fn verdict(&self) -> Option<bool> {
+        match &self.error {
+            Some(PassError::Broken(_)) => Some(false),
+            Some(_) => None,
+            None => (!self.written.is_empty()).then_some(true),
+        }
     }
 
     pub(super) fn wake_at(&mut self, at: Instant) {
         self.next = self.next.into_iter().chain([at]).min();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_that_comes_again_adds_up() {
+        let (mut times, start) = (StageTimes::default(), Instant::now());
+        let turns = [(0, Some(Stage::Observe)), (10, Some(Stage::Apply)), (13, Some(Stage::Observe)), (20, None)];
+        for (ms, next) in turns {
+            times.turn(next, start + Duration::from_millis(ms));
+        }
+        let expected = [(Stage::Observe, Duration::from_millis(17)), (Stage::Apply, Duration::from_millis(3))];
+        assert_eq!(times.iter().collect::<Vec<_>>(), expected, "and the stages that were not reached are not there");
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::shared::SharedCatalog;
 use crate::config::{Config, TargetConfig};
 use crate::discovery::{Connect, follow};
 use crate::fleet::{Faces, Fleet};
+use crate::telemetry::LogLevel;
 use crate::{http, shutdown, target};
 
 use super::targets::{NONE, catalog, discoveries};
@@ -26,13 +27,14 @@ impl Connect for Connector<'_> {
     }
 }
 
-pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub(super) async fn serve(config: &Config, file: Option<PathBuf>, level: LogLevel) -> anyhow::Result<ExitCode> {
     ensure!(!config.targets.is_empty(), NONE);
     let connector = Connector { config, catalog: catalog(config, file)? };
     let discoveries = discoveries(config)?;
     let stop = shutdown::on_signal()?;
+    level.toggle_on_signal()?;
     let listen = config.listen;
-    let listener = http::bind(listen).await.with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
+    let listener = http::bind(listen).with_context(|| format!("cannot listen on {listen} (http.listen)"))?;
     let faces = Faces::default();
     let mut fleet = Fleet::start(&connector.catalog, config, faces.clone(), stop.clone());
     let mut fixed = Vec::new();
@@ -44,7 +46,8 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>) -> anyhow::Res
     fleet.add_fixed(fixed);
     // Not before: without any HAProxy there is none that is not ready.
     let tasks = TaskTracker::new();
-    let server = tasks.spawn(http::serve(listener, faces, stop.clone()));
+    let options = http::Options { access: config.access.clone(), prefix: config.prefix.clone(), level };
+    let server = tasks.spawn(http::serve(listener, faces, options, stop.clone()));
     if !discoveries.is_empty() {
         let following = follow(&mut fleet, discoveries, config.timings.resync_interval, connector);
         stop.run_until_cancelled(following).await;

@@ -241,12 +241,62 @@ settings! {
     }
 }
 
-settings! {
-    /// Health and metrics.
-    HttpSettings {
-        /// Address for /healthz, /readyz and /metrics [default: 127.0.0.1:9471]
-        #[arg(id = "http-listen", long = "http-listen", env = "NOMAD_HAPROXY_HTTP_LISTEN", value_name = "ADDRESS")]
-        listen: SocketAddr,
+/// The HTTP listener, and who may use what is protected there.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSettings {
+    /// Address for health, metrics and the API [default: 127.0.0.1:9471]
+    #[arg(global = true, hide_short_help = true)]
+    #[arg(id = "http-listen", long = "http-listen", env = "NOMAD_HAPROXY_HTTP_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Bearer token for the protected part of the API; in the log its user is called admin
+    #[arg(global = true, hide_short_help = true)]
+    #[arg(id = "http-token", long = "http-token", env = "NOMAD_HAPROXY_HTTP_TOKEN", hide_env_values = true, value_parser = secret, value_name = "TOKEN")]
+    pub token: Option<SecretString>,
+    /// File with that token, read again for each request
+    #[arg(global = true, hide_short_help = true)]
+    #[arg(
+        id = "http-token-file",
+        long = "http-token-file",
+        env = "NOMAD_HAPROXY_HTTP_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// Tokens by the names of their users, in the file only.
+    #[arg(skip)]
+    pub tokens: BTreeMap<String, SecretString>,
+    /// Files with such tokens, in the file only.
+    #[arg(skip)]
+    pub token_files: BTreeMap<String, PathBuf>,
+    /// Key for X-Admin-Key, which a recovery of HAProxy needs in addition to a token
+    #[arg(global = true, hide_short_help = true)]
+    #[arg(id = "http-admin-key", long = "http-admin-key", env = "NOMAD_HAPROXY_HTTP_ADMIN_KEY", hide_env_values = true, value_parser = secret, value_name = "KEY")]
+    pub admin_key: Option<SecretString>,
+    /// File with that key, read again for each request
+    #[arg(global = true, hide_short_help = true)]
+    #[arg(
+        id = "http-admin-key-file",
+        long = "http-admin-key-file",
+        env = "NOMAD_HAPROXY_HTTP_ADMIN_KEY_FILE",
+        value_name = "FILE"
+    )]
+    pub admin_key_file: Option<PathBuf>,
+}
+
+impl HttpSettings {
+    pub(super) fn or(self, weaker: Self) -> Self {
+        let Self { listen, token, token_file, tokens, token_files, admin_key, admin_key_file } = self;
+        let has_token = token.is_some() || token_file.is_some();
+        let has_key = admin_key.is_some() || admin_key_file.is_some();
+        Self {
+            listen: listen.or(weaker.listen),
+            token: token.or(weaker.token.filter(|_| !has_token)),
+            token_file: token_file.or(weaker.token_file.filter(|_| !has_token)),
+            tokens: if tokens.is_empty() { weaker.tokens } else { tokens },
+            token_files: if token_files.is_empty() { weaker.token_files } else { token_files },
+            admin_key: admin_key.or(weaker.admin_key.filter(|_| !has_key)),
+            admin_key_file: admin_key_file.or(weaker.admin_key_file.filter(|_| !has_key)),
+        }
     }
 }
 
@@ -386,9 +436,11 @@ impl Settings {
     /// The same between flags and environment, which clap returns as one source: of a secret and its file the flag
     /// wins. `is_flag` returns, by an argument's ID, whether it was given on the command line.
     pub fn prefer_flags(&mut self, is_flag: impl Fn(&str) -> bool) {
-        let Self { nomad, haproxy, .. } = self;
+        let Self { nomad, haproxy, http, .. } = self;
         prefer("nomad-token", &mut nomad.token, "nomad-token-file", &mut nomad.token_file, &is_flag);
         prefer("password", &mut haproxy.password, "password_file", &mut haproxy.password_file, &is_flag);
+        prefer("http-token", &mut http.token, "http-token-file", &mut http.token_file, &is_flag);
+        prefer("http-admin-key", &mut http.admin_key, "http-admin-key-file", &mut http.admin_key_file, &is_flag);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -50,6 +51,13 @@ pub struct SocketError {
     source: std::io::Error,
 }
 
+impl SocketError {
+    /// Whether there is no such socket, or no process that listens on it.
+    pub fn nobody_listens(&self) -> bool {
+        matches!(self.source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Sends one command to a unix socket and reads the whole answer.
 pub async fn command(path: &Path, command: &str, timeout: Duration) -> Result<String, SocketError> {
     SocketAddress::Path(path.to_owned()).command(command, timeout).await
@@ -64,7 +72,7 @@ impl SocketAddress {
                 Self::Tcp(address) => exchange(TcpStream::connect(address).await?, command).await,
             }
         };
-        let timed_out = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
+        let timed_out = || std::io::Error::new(ErrorKind::TimedOut, format!("no answer within {timeout:?}"));
         let result: std::io::Result<String> =
             tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()));
         result.map_err(|source| SocketError { address: self.clone(), source })

@@ -7,6 +7,7 @@
 //! words the way HAProxy splits it (configuration manual, 2.2 "Quoting and escaping").
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
 use super::{bytes, section};
@@ -137,6 +138,13 @@ impl ConfigText {
     /// The lines, each with its end; see [`bytes`] for bytes that are not UTF-8.
     pub fn lines(&self) -> &[String] {
         &self.lines
+    }
+
+    /// A number that another text does not have, as good as surely.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.lines.hash(&mut hasher);
+        hasher.finish()
     }
 
     /// The directives of a section with their line numbers, header first, blank and comment lines left out.

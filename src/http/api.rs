@@ -1,21 +1,25 @@
 //! `/api/v1`: what the controller knows, as JSON. Views of its status: none of them reads
 //! HAProxy or Nomad.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::desired::ServiceKey;
+use crate::explain::explain;
+use crate::plan::display::Summary;
 use crate::status::Status;
 
-use super::view::{PassView, StatusView};
+use super::view::{PassView, StatusView, Time};
 use super::{Asked, Shared};
 
 /// For this long one text of the status serves all who ask, unless something changes: readiness depends on the time.
@@ -41,7 +45,17 @@ impl Rendered {
 }
 
 pub(super) fn routes() -> Router<Shared> {
-    Router::new().route("/api/v1/status", get(status)).route("/api/v1/passes", get(passes))
+    Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/passes", get(passes))
+        .route("/api/v1/plan", get(plan))
+        .route("/api/v1/services/{name}", get(service))
+        .route("/api/openapi.json", get(openapi))
+}
+
+/// The description of the API for programs. `tests/openapi.rs` holds the running server to it.
+async fn openapi() -> Response {
+    json(StatusCode::OK, include_str!("openapi.json"))
 }
 
 /// The whole state.
@@ -71,15 +85,87 @@ async fn passes(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Res
     }
 }
 
+/// What is left to do on one HAProxy.
+#[derive(Serialize)]
+struct Plan<'a> {
+    name: &'a str,
+    /// When the pass ended that this is from.
+    planned: Option<Time>,
+    /// Why that pass failed, if it did.
+    error: Option<&'a str>,
+    #[serde(flatten)]
+    summary: Cow<'a, Summary>,
+}
+
+/// What the next pass would do, as far as the last one knew.
+async fn plan(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+    let status = shared.faces.board.read();
+    match status.chosen(asked.haproxy.as_deref()) {
+        Ok(chosen) => {
+            let of = |(name, target): (_, &'_ crate::status::TargetStatus)| {
+                let summary = match target.pending.as_deref() {
+                    Some(pending) => Cow::Borrowed(pending),
+                    None => Cow::Owned(nothing_left(target)),
+                };
+                let last = target.last.as_deref();
+                let (planned, error) = (last.map(|pass| Time(pass.ended)), last.and_then(|pass| pass.error.as_deref()));
+                serde_json::to_value(Plan { name, planned, error, summary }).unwrap_or_default()
+            };
+            let haproxys: Vec<_> = chosen.into_iter().map(of).collect();
+            json(StatusCode::OK, text(&serde_json::json!({ "haproxys": haproxys })))
+        }
+        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
+    }
+}
+
+fn nothing_left(target: &crate::status::TargetStatus) -> Summary {
+    Summary {
+        changes: false,
+        live: true,
+        backends: Vec::new(),
+        notes: target.notes.to_vec(),
+        namespaces: target.namespaces.to_vec(),
+        guard: target.guard.clone(),
+        surplus: 0,
+        rerendered_lines: 0,
+        blocked: None,
+        diff: String::new(),
+    }
+}
+
+#[derive(Deserialize)]
+struct AskedService {
+    haproxy: Option<String>,
+    namespace: Option<String>,
+}
+
+/// Why a service is, or is not, routed. Also a service that nobody knows has an answer.
+async fn service(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    Query(AskedService { haproxy, namespace }): Query<AskedService>,
+) -> Response {
+    let service = match (namespace, name.split_once('/')) {
+        (Some(namespace), _) => ServiceKey { namespace, name },
+        (None, Some((namespace, name))) => ServiceKey { namespace: namespace.to_owned(), name: name.to_owned() },
+        (None, None) => ServiceKey { namespace: "default".to_owned(), name },
+    };
+    let status = shared.faces.board.read();
+    match status.chosen(haproxy.as_deref()) {
+        Ok(chosen) => json(StatusCode::OK, text(&explain(&status, &chosen, &service, &shared.prefix))),
+        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
+    }
+}
+
 /// Every error: `{"error": WHY}`.
 pub(super) fn problem(status: StatusCode, why: &str) -> Response {
     json(status, text(&serde_json::json!({ "error": why })))
 }
 
-fn json(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
+pub(super) fn json(status: StatusCode, text: impl Into<axum::body::Body>) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
 }
 
-fn text(value: &impl Serialize) -> String {
+pub(super) fn text(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("our types have string keys, and their serialisation does not fail")
 }

@@ -11,6 +11,7 @@ use crate::desired::{NamespaceNote, Note, Occupant, Server};
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plane::{HaproxyInfo, Traffic};
+use crate::sample::{Sample, ServerSample};
 use crate::status::{CatalogStatus, PassRecord, Status, TargetStatus};
 
 /// A time as the answers have it: `2026-11-26T01:02:03.004Z`.
@@ -61,6 +62,8 @@ struct TargetView<'a> {
     converged: Option<Time>,
     answers: Option<bool>,
     haproxy: Option<ProcessView<'a>>,
+    /// When the servers' `check` was taken, as HAProxy had it then.
+    sampled: Option<Time>,
     configuration_version: u64,
     breaker: Option<BreakerView>,
     guard: Option<&'a Holding>,
@@ -125,6 +128,20 @@ struct ServerView<'a> {
     service: Option<String>,
     registration: Option<&'a str>,
     allocation: Option<&'a str>,
+    /// What HAProxy said of it when it was `sampled`; `null`: nothing yet.
+    check: Option<CheckView<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckView<'a> {
+    /// `UP`, `DOWN`, `MAINT`, `no check`, …
+    status: &'a str,
+    /// The last check: `L4CON`; as a sentence; and what it was answered with.
+    result: Option<&'a str>,
+    description: Option<&'a str>,
+    answer: Option<&'a str>,
+    connections: u64,
+    errors: u64,
 }
 
 /// One pass of `/api/v1/passes`.
@@ -186,6 +203,7 @@ impl<'a> TargetView<'a> {
             converged: target.converged.map(Time),
             answers: target.answers,
             haproxy: target.haproxy.as_ref().map(ProcessView::new),
+            sampled: target.sample.as_ref().map(|sample| Time(sample.taken)),
             configuration_version: target.version,
             breaker: target.breaker.map(BreakerView::from),
             guard: target.guard.as_ref(),
@@ -196,7 +214,7 @@ impl<'a> TargetView<'a> {
                 .seats
                 .backends
                 .iter()
-                .map(|(name, seats)| BackendView::new(name.as_str(), seats))
+                .map(|(name, seats)| BackendView::new(name.as_str(), seats, target.sample.as_deref()))
                 .collect(),
             is_pending: target.pending.is_some(),
             last_pass: target.last.as_deref().map(|pass| PassView { written: None, ..PassView::new(pass) }),
@@ -245,7 +263,7 @@ impl From<Slots> for SlotsView {
 }
 
 impl<'a> BackendView<'a> {
-    fn new(name: &'a str, seats: &'a BackendSeats) -> Self {
+    fn new(name: &'a str, seats: &'a BackendSeats, sample: Option<&'a Sample>) -> Self {
         let BackendSeats { is_ours, services, mode, servers } = seats;
         Self {
             name,
@@ -253,13 +271,18 @@ impl<'a> BackendView<'a> {
             services: services.iter().map(ToString::to_string).collect(),
             mode,
             slots: seats.slots().into(),
-            servers: servers.iter().map(ServerView::new).collect(),
+            servers: servers
+                .iter()
+                .map(|server| {
+                    ServerView::new(server, sample.and_then(|sample| sample.server(name, server.name.as_str())))
+                })
+                .collect(),
         }
     }
 }
 
 impl<'a> ServerView<'a> {
-    fn new(server: &'a Server) -> Self {
+    fn new(server: &'a Server, check: Option<&'a ServerSample>) -> Self {
         let (registration, allocation) = match &server.occupant {
             Occupant::Instance { id, alloc, .. } => (Some(id.as_str()), Some(alloc.as_str())),
             Occupant::Free { .. } => (None, None),
@@ -273,6 +296,21 @@ impl<'a> ServerView<'a> {
             service: server.occupant.service().map(ToString::to_string),
             registration,
             allocation,
+            check: check.map(CheckView::new),
+        }
+    }
+}
+
+impl<'a> CheckView<'a> {
+    fn new(sample: &'a ServerSample) -> Self {
+        let ServerSample { status, check, description, answer, connections, errors } = sample;
+        Self {
+            status,
+            result: check.as_deref(),
+            description: description.as_deref(),
+            answer: answer.as_deref(),
+            connections: *connections,
+            errors: *errors,
         }
     }
 }
@@ -310,6 +348,6 @@ impl<'a> PassView<'a> {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

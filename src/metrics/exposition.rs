@@ -85,6 +85,7 @@ fn text(open_metrics: &str) -> String {
 mod tests {
     use super::*;
     use crate::apply::{BackendSeats, PassStatus, Seats};
+    use crate::breaker;
     use crate::metrics::Metrics;
     use crate::reconcile::Wake;
     use crate::status::Board;
@@ -126,7 +127,48 @@ mod tests {
         metrics.pass("edge", &status, Duration::from_millis(5), Wake::Started);
         board.passed("edge", &status, Duration::from_millis(5), Wake::Started);
         board.nomad_answered(true);
+        let options = breaker::Options { threshold: 1, reset_after: Duration::from_secs(1), probes: 1 };
+        let breaker = breaker::Breaker::new(options).snapshot();
+        board.update_target("edge", |target| target.breaker = Some(breaker));
         metrics
+    }
+
+    /// A cell of a table in Markdown.
+    fn without_marks(cell: &str) -> &str {
+        cell.trim().trim_matches('`')
+    }
+
+    /// docs/metrics.md has every family of a scrape with its type and its labels, and no other.
+    #[test]
+    fn the_documentation_has_every_metric() {
+        let text = full().render(Format::Text);
+        let kinds: BTreeMap<&str, &str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let mut scraped: BTreeMap<&str, (&str, BTreeSet<&str>)> =
+            kinds.iter().map(|(name, kind)| (*name, (*kind, BTreeSet::new()))).collect();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, labels) = line.split_once('{').unwrap_or((line, ""));
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            let Some((_, known)) = scraped.get_mut(family) else { continue };
+            let names = labels.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0));
+            known.extend(names.filter(|name| *name != "le"));
+        }
+        // Not `include_str!`: the Dockerfile builds without it.
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let document = std::fs::read_to_string(path).expect("it is in the repository");
+        let rows = document.lines().filter_map(|line| {
+            let cells: Vec<&str> = line.strip_prefix("| `")?.strip_suffix('|')?.split('|').map(without_marks).collect();
+            let [name, kind, labels, meaning] = cells[..] else { return None };
+            // The table of the alerts comes after.
+            if name.starts_with("Nomad") {
+                return None;
+            }
+            assert!(!meaning.is_empty(), "{line}");
+            let labels = labels.split(", ").map(|label| label.trim_matches('`')).filter(|label| !label.is_empty());
+            Some((name, (kind, labels.collect())))
+        });
+        let documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = rows.collect();
+        assert_eq!(documented, scraped);
     }
 
     /// The rules of the text format: each family has one HELP and one TYPE line, then its samples, all of them
@@ -155,7 +197,6 @@ mod tests {
             let (_, value) = line.rsplit_once(' ').expect("a value");
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }
-        assert_eq!(families.len(), 17, "{families:?}");
         assert!(text.ends_with('\n') && text.contains("# TYPE nomad_haproxy_build_info gauge\n"), "{text}");
         assert!(text.contains("nomad_haproxy_registration_to_ready_seconds_count{haproxy=\"edge\"} 1\n"), "{text}");
     }

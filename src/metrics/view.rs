@@ -1,123 +1,135 @@
-//! The gauges: what the [`Status`] says at the time of the scrape. They come and go with what they describe.
+//! What the [`Status`] says at the time of the scrape: the gauges, and the counters of the circuit breaker. They come and
+//! go with what they describe.
 
 use std::fmt::Error;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
+use tokio::time::Instant;
 
 use crate::apply::{BackendSeats, Slots};
-use crate::desired::Severity;
+use crate::breaker;
+use crate::desired::{Severity, State};
 use crate::plan::guard::Holding;
 use crate::status::{Board, Status, TargetStatus};
 
-/// The labels of a sample, in their order.
-type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+use super::family::{Labels, about};
 
-/// Collects the gauges.
+/// Collects them.
 #[derive(Debug)]
 pub(super) struct View(pub(super) Arc<Board>);
 
 impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let status = self.0.read();
-        catalog(&mut encoder, &status)?;
+        once(&mut encoder, &status)?;
         haproxys(&mut encoder, &status)?;
-        slots(&mut encoder, &status)
+        services(&mut encoder, &status)?;
+        breakers(&mut encoder, &status)?;
+        seats(&mut encoder, &status)
     }
 }
 
 /// What is there once. The metrics of a source that was not asked are absent.
-fn catalog(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
+fn once(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
+    // There is no election: a controller that runs leads.
+    let help = "Whether this controller is the one that acts.";
+    about("leader", help).gauge(encoder, [([], 1)])?;
     let catalog = &status.catalog;
     let help = "Whether Nomad gave the last answer that it was asked for.";
     let up = catalog.nomad_up.map(|up| ([], i64::from(up)));
-    gauge(encoder, "nomad_up", help, None, up)?;
-    let index = catalog.newest.as_ref().map_or(0, |newest| i64::try_from(newest.index).unwrap_or(i64::MAX));
+    about("nomad_up", help).gauge(encoder, up)?;
+    let index = catalog.newest.as_ref().map_or(0, |newest| newest.index);
     let help = "Nomad's index of the catalog that was read last.";
-    gauge(encoder, "catalog_index", help, None, [([], index)])?;
+    about("catalog_index", help).gauge(encoder, [([], index)])?;
     let help = "When the catalog was last read in full, in seconds since 1970.";
     let read = catalog.read.map_or(0.0, seconds);
-    gauge(encoder, "catalog_last_read_timestamp", help, Some(&Unit::Seconds), [([], read)])
+    about("catalog_last_read_timestamp", help).in_unit(&Unit::Seconds).gauge(encoder, [([], read)])
 }
 
 /// One value for each HAProxy.
 fn haproxys(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
+    let now = Instant::now();
+    let help = "Whether HAProxy is in line with the catalog, as far as is known: what /readyz answers.";
+    let ready = each(status).map(|(label, target)| (label, i64::from(target.health.readiness(now).is_ok())));
+    about("ready", help).gauge(encoder, ready)?;
     let help = "Whether HAProxy, or its API, answered the last pass.";
     let up = each(status).filter_map(|(label, target)| Some((label, i64::from(target.answers?))));
-    gauge(encoder, "haproxy_up", help, None, up)?;
-    let help = "Backends that are ours or hold servers of ours.";
-    let backends = each(status).map(|(label, target)| (label, count(target.seats.backends.len())));
-    gauge(encoder, "backends", help, None, backends)?;
-    let help = "Instances that the catalog lacks and the guard keeps in service.";
-    let guarded =
-        each(status).map(|(label, target)| (label, count(target.guard.as_ref().map_or(0, Holding::instances))));
-    gauge(encoder, "guard_held_instances", help, None, guarded)?;
+    about("haproxy_up", help).gauge(encoder, up)?;
     let help = "When HAProxy was last seen in line with the catalog, in seconds since 1970.";
     let success = each(status).map(|(label, target)| (label, target.converged.map_or(0.0, seconds)));
-    gauge(encoder, "last_success_timestamp", help, Some(&Unit::Seconds), success)?;
+    about("last_success_timestamp", help).in_unit(&Unit::Seconds).gauge(encoder, success)?;
+    let help = "Instances that the catalog lacks and the guard keeps in service.";
+    let kept = each(status).map(|(label, target)| (label, target.guard.as_ref().map_or(0, Holding::instances)));
+    about("guard_held_instances", help).gauge(encoder, kept)
+}
+
+/// What is wrong with services and namespaces.
+fn services(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
     let notes = status.targets.iter().flat_map(|(haproxy, target)| {
         [Severity::Warning, Severity::Error].map(|severity| {
             let notes = target.notes.iter().filter(|note| note.severity == severity).count();
-            ([("haproxy", haproxy.as_str()), ("severity", severity.as_str())], count(notes))
+            ([("haproxy", haproxy.as_str()), ("severity", severity.as_str())], notes)
         })
     });
-    gauge(encoder, "notes", "Problems with services by severity.", None, notes)
+    about("notes", "Problems with services by severity.").gauge(encoder, notes)?;
+    let help = "Namespaces that are watched and cannot be read.";
+    let unread = each(status).map(|(label, target)| (label, target.namespaces.len()));
+    about("unread_namespaces", help).gauge(encoder, unread)
+}
+
+fn breakers(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
+    let known = || status.targets.iter().filter_map(|(name, target)| Some((name.as_str(), target.breaker?)));
+    let each_state = known().flat_map(|(haproxy, breaker)| {
+        breaker::State::ALL
+            .map(|state| ([("haproxy", haproxy), ("state", state.as_str())], i64::from(breaker.state == state)))
+    });
+    about("breaker_state", "1 for the state of the circuit breaker, 0 for the others.").gauge(encoder, each_state)?;
+    let opened = known().map(|(haproxy, breaker)| ([("haproxy", haproxy)], breaker.opened));
+    about("breaker_opened", "How often the circuit breaker has opened.").counter(encoder, opened)?;
+    let probes = known().map(|(haproxy, breaker)| ([("haproxy", haproxy)], breaker.probes));
+    about("breaker_probes", "Probes that were sent to HAProxy while the circuit breaker was open.")
+        .counter(encoder, probes)
 }
 
 /// Of each HAProxy, and of each of its backends.
-fn slots(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
-    let help = "Servers of ours by state: seated (with an instance) or free.";
+fn seats(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
+    let help = "Backends that are ours or hold servers of ours.";
+    let backends = each(status).map(|(label, target)| (label, target.seats.backends.len()));
+    about("backends", help).gauge(encoder, backends)?;
+    let help = "Servers of ours by administrative state.";
+    let servers = status.targets.iter().flat_map(|(haproxy, target)| {
+        [State::Ready, State::Drain, State::Maint].map(|state| {
+            let servers = target.seats.backends.values().flat_map(|backend| &backend.servers);
+            let n = servers.filter(|server| server.state() == state).count();
+            ([("haproxy", haproxy.as_str()), ("state", state.as_str())], n)
+        })
+    });
+    about("servers", help).gauge(encoder, servers)?;
+    let help = "Slots, which are servers of ours, by state: seated (with an instance) or free.";
     let all = status.targets.iter().flat_map(|(haproxy, target)| {
         by_state(target.seats.slots()).map(|(state, n)| ([("haproxy", haproxy.as_str()), ("state", state)], n))
     });
-    gauge(encoder, "slots", help, None, all)?;
-    let help = "Servers of ours by backend and state: seated (with an instance) or free.";
+    about("slots", help).gauge(encoder, all)?;
+    let help = "Slots by backend and state: seated (with an instance) or free.";
     let backends = status.targets.iter().flat_map(|(haproxy, target)| {
         target.seats.backends.iter().flat_map(move |(backend, seats): (_, &BackendSeats)| {
             by_state(seats.slots())
                 .map(|(state, n)| ([("haproxy", haproxy.as_str()), ("backend", backend.as_str()), ("state", state)], n))
         })
     });
-    gauge(encoder, "backend_slots", help, None, backends)
+    about("backend_slots", help).gauge(encoder, backends)
 }
 
-fn by_state(Slots { seated, free }: Slots) -> [(&'static str, i64); 2] {
-    [("seated", count(seated)), ("free", count(free))]
+fn by_state(Slots { seated, free }: Slots) -> [(&'static str, usize); 2] {
+    [("seated", seated), ("free", free)]
 }
 
 fn each(status: &Status) -> impl Iterator<Item = (Labels<'_, 1>, &TargetStatus)> {
     status.targets.iter().map(|(name, target)| ([("haproxy", name.as_str())], target.as_ref()))
-}
-
-/// One metric with its samples; without any, it is absent.
-fn gauge<'a, const N: usize, V: EncodeGaugeValue>(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    samples: impl IntoIterator<Item = (Labels<'a, N>, V)>,
-) -> Result<(), Error> {
-    let mut samples = samples.into_iter().peekable();
-    if samples.peek().is_none() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        if N == 0 {
-            family.encode_gauge(&value)?;
-        } else {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-    }
-    Ok(())
-}
-
-fn count(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn seconds(time: SystemTime) -> f64 {
@@ -204,6 +216,39 @@ mod tests {
         assert!(!scraped.pass("edge", &with_backends(&["api"])).contains("web"));
         scraped.0.forget("edge");
         assert!(!scraped.text().contains("edge"));
+    }
+
+    #[test]
+    fn the_breaker_has_a_series_for_each_state_and_counts() {
+        let scraped = Scraped::new(&["edge"]);
+        assert!(!scraped.text().contains("breaker"), "it is unknown before the loop runs");
+        let options = breaker::Options { threshold: 1, reset_after: Duration::from_secs(10), probes: 1 };
+        let mut breaker = breaker::Breaker::new(options);
+        breaker.passed(true, Instant::now());
+        breaker.probed(false, Instant::now());
+        scraped.0.update_target("edge", |target| target.breaker = Some(breaker.snapshot()));
+        has(
+            &scraped.text(),
+            &[
+                "nomad_haproxy_breaker_state{haproxy=\"edge\",state=\"closed\"} 0",
+                "nomad_haproxy_breaker_state{haproxy=\"edge\",state=\"half-open\"} 0",
+                "nomad_haproxy_breaker_state{haproxy=\"edge\",state=\"open\"} 1",
+                "# TYPE nomad_haproxy_breaker_opened_total counter",
+                "nomad_haproxy_breaker_opened_total{haproxy=\"edge\"} 1",
+                "nomad_haproxy_breaker_probes_total{haproxy=\"edge\"} 1",
+            ],
+        );
+    }
+
+    #[test]
+    fn readiness_is_that_of_readyz() {
+        let scraped = Scraped::new(&["edge"]);
+        has(&scraped.text(), &["nomad_haproxy_ready{haproxy=\"edge\"} 0", "nomad_haproxy_leader 1"]);
+        let good = scraped.pass("edge", &with_backends(&["api"]));
+        has(
+            &good,
+            &["nomad_haproxy_ready{haproxy=\"edge\"} 1", "nomad_haproxy_servers{haproxy=\"edge\",state=\"maint\"} 2"],
+        );
     }
 
     #[test]

@@ -264,8 +264,10 @@ pub struct Holding {
     held: Vec<(Vanished, Fate)>,
 }
 
-/// The command that releases what is held.
+/// What a person can do to have what is held removed.
 pub const RELEASE: &str = "nomad-haproxy apply --allow-removals";
+/// The same, at a controller that runs.
+pub const RELEASE_BY_API: &str = "POST /api/v1/guard/release";
 
 impl Holding {
     /// Why.
@@ -305,7 +307,8 @@ impl Holding {
             let instances = counted(count);
             let text = format!(
                 "the guard holds {instances} that the catalog lacks: {fate}; what is held stays until it is registered \
-                 again or its allocation is known to have ended, and `{RELEASE}` removes it now"
+                 again or its allocation is known to have ended; `{RELEASE}`, or `{RELEASE_BY_API}` where a controller \
+                 runs, removes it now"
             );
             Some(Note { severity: Severity::Error, service: service?.clone(), code: Code::GuardHeld, text })
         };
@@ -347,7 +350,12 @@ impl fmt::Display for Holding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (services, instances) = (self.services().len(), counted(self.instances()));
         let services = if services == 1 { "1 service".to_owned() } else { format!("{services} services") };
-        write!(f, "The guard holds {instances} of {services}: {}. `{RELEASE}` removes them.", self.reason)
+        write!(
+            f,
+            "The guard holds {instances} of {services}: {}. `{RELEASE}`, or `{RELEASE_BY_API}` where a controller runs, \
+             removes them.",
+            self.reason
+        )
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::sync::Mutex;
 use crate::desired::{BackendName, Owner, ServerName};
 use crate::errors::chain;
 use crate::haproxy::render::INIT_ADDR;
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -41,6 +42,7 @@ use socket::RuntimeSocket;
 use survey::Surveyed;
 
 const TRANSACTIONS: &str = "/v3/services/haproxy/transactions";
+const STATS: &str = "/v3/services/haproxy/stats/native";
 const RAW: &str = "/v3/services/haproxy/configuration/raw";
 /// Between two polls of a reload that was started and not waited for.
 const RELOAD_POLL: Duration = Duration::from_millis(100);
@@ -324,8 +326,9 @@ impl Plane for Dataplane {
         let info = &body["info"];
         let Some(version) = info["version"].as_str() else {
             let said = body["error"].as_str().map_or_else(|| answer.message(), str::to_owned);
-            return Err(AccessError::Unavailable {
+            return Err(AccessError::NotRunning {
                 what: "the Data Plane API answers, but HAProxy behind it does not".to_owned(),
+                is_connected: true,
                 source: said.into(),
             });
         };
@@ -342,6 +345,14 @@ impl Plane for Dataplane {
                 connection_limit: figure("max_conn"),
                 requests_total: figure("cum_req"),
             },
+        })
+    }
+
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError> {
+        let answer = self.client.get(STATS, &[]).await?;
+        Stats::from_native(&answer.body, fields).map_err(|source| AccessError::Unavailable {
+            what: "the Data Plane API does not say what HAProxy counts".to_owned(),
+            source: source.into(),
         })
     }
 
@@ -449,7 +460,7 @@ impl Plane for Dataplane {
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
         match self.socket.as_ref().and_then(RuntimeSocket::worker) {
-            Some(worker) => worker.servers().await,
+            Some(worker) => worker.servers(observed).await,
             None => self.runtime_servers(observed).await,
         }
     }

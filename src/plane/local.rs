@@ -17,6 +17,7 @@ use async_trait::async_trait;
 
 use crate::desired::{BackendName, Owner, ServerName};
 use crate::haproxy::socket::{self, SocketAddress};
+use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
@@ -117,9 +118,12 @@ impl Local {
 
     async fn master(&self, command: &str, timeout: Duration) -> Result<String, AccessError> {
         let what = format!("HAProxy does not answer {command:?}");
-        socket::command(&self.settings.master_socket, command, timeout)
-            .await
-            .map_err(|source| AccessError::Unavailable { what, source: source.into() })
+        socket::command(&self.settings.master_socket, command, timeout).await.map_err(|source| {
+            match source.nobody_listens() {
+                true => AccessError::NotRunning { what, is_connected: false, source: source.into() },
+                false => AccessError::Unavailable { what, source: source.into() },
+            }
+        })
     }
 
     /// Has the master load the file. It answers when the new worker runs, or with the reason why there is none.
@@ -199,7 +203,14 @@ impl Plane for Local {
         let answer = self.worker("show info").await?;
         let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let figure = |name: &str| field(name).and_then(|figure| figure.parse::<u64>().ok());
-        let release = field("Version").unwrap_or(&answer);
+        let Some(release) = field("Version") else {
+            // The master answers for a worker that is not there.
+            return Err(AccessError::NotRunning {
+                what: "HAProxy's master answers, but its worker does not".to_owned(),
+                is_connected: true,
+                source: answer.into(),
+            });
+        };
         Ok(HaproxyInfo {
             version: Version::gate(release)?,
             release: release.to_owned(),
@@ -218,6 +229,12 @@ impl Plane for Local {
     async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError> {
         // A master socket that can reload can do everything.
         Ok(Capabilities::of_socket(info.version))
+    }
+
+    async fn stats(&self, fields: Fields) -> Result<Stats, AccessError> {
+        Stats::from_csv(&self.process().command("show stat").await?, fields).map_err(|source| {
+            AccessError::Unavailable { what: "HAProxy does not say what it counts".to_owned(), source: source.into() }
+        })
     }
 
     async fn recover(&self) -> Result<(), WriteError> {
@@ -275,8 +292,8 @@ impl Plane for Local {
         self.check(file.path()).await
     }
 
-    async fn runtime(&self, _observed: &Observed) -> Result<Runtime, AccessError> {
-        self.process().servers().await
+    async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
+        self.process().servers(observed).await
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {

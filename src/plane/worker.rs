@@ -1,14 +1,19 @@
 //! The worker of a HAProxy, by a socket: the master's, where `@1` leads to the worker, or a stats socket of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, ServerName, State};
 use crate::haproxy::socket::SocketAddress;
+use crate::observed::Observed;
 use crate::plan::{Action, NewServer};
 
 use super::{AccessError, Runtime, RuntimeServer, WriteError};
 
+/// Backends whose servers are read in parallel.
+const CONCURRENCY: usize = 8;
 /// For one command of the running process.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// The answer to `add server` that means success.
@@ -48,9 +53,31 @@ impl Worker {
         })
     }
 
-    /// All servers of the process.
-    pub(super) async fn servers(&self) -> Result<Runtime, AccessError> {
-        Ok(parse_servers_state(&self.command("show servers state").await?))
+    /// The servers of the process, in the backends that the file has.
+    pub(super) async fn servers(&self, observed: &Observed) -> Result<Runtime, AccessError> {
+        let backends = observed.backends.values().filter(|backend| backend.section.kind == "backend");
+        let names: BTreeSet<String> = backends.map(|backend| backend.section.name.clone()).collect();
+        let asked = names.into_iter().map(|name| self.servers_of(name));
+        let parts: Vec<Runtime> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
+        Ok(Runtime(parts.into_iter().flat_map(|part| part.0).collect()))
+    }
+
+    /// The servers of a backend; none if the process lacks it.
+    ///
+    /// Never those of all backends in one answer: HAProxy 3.2.26 loses its worker some time after an answer to this
+    /// command that does not fit its buffer (16 kB, about 150 servers) and whose reader is gone before the end. Every
+    /// reload ends the master's connections, and so does the end of this program. (HAProxy's commits 282ac06d8, which
+    /// brought the fault, and 2d5ef608e, which mends it.)
+    async fn servers_of(&self, backend: String) -> Result<Runtime, AccessError> {
+        let command = format!("show servers state {backend}");
+        let answer = self.command(&command).await?;
+        if answer == "Can't find backend." {
+            return Ok(Runtime::default());
+        }
+        parse_servers_state(&answer).ok_or_else(|| AccessError::Unavailable {
+            what: format!("HAProxy does not answer {command:?}"),
+            source: "the connection ended before the answer, as it does during a reload".into(),
+        })
     }
 
     /// Removes a server that is in maintenance. `false`: HAProxy does not, as somebody is connected to it. Its idle
@@ -106,8 +133,8 @@ fn order(action: &Action) -> (String, fn(&str) -> bool) {
     }
 }
 
-/// Reads `show servers state` by its own header (management guide, 9.3).
-fn parse_servers_state(answer: &str) -> Runtime {
+/// Reads `show servers state` by its own header (management guide, 9.3). `None`: it has no header, so it was cut short.
+fn parse_servers_state(answer: &str) -> Option<Runtime> {
     let mut columns: Vec<&str> = Vec::new();
     let mut servers = BTreeMap::new();
     for line in answer.lines() {
@@ -143,7 +170,7 @@ fn parse_servers_state(answer: &str) -> Runtime {
             },
         );
     }
-    Runtime(servers)
+    (!columns.is_empty()).then_some(Runtime(servers))
 }
 
 #[cfg(test)]
@@ -154,7 +181,7 @@ mod tests {
     fn the_servers_state_is_read_by_its_header() {
         // As HAProxy 3.2.26 answered after `set server api/api_1 state ready`.
         let answer = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port\n3 api 1 api_1 127.0.0.1 0 4 9 100 1 1 0 2 6 0 0 0 - 9010 - 0 0 - - 0\n3 api 2 api_2 127.0.0.1 0 5 5 5 0 1 0 1 6 0 0 0 - 9008 - 0 0 - - 0";
-        let runtime = parse_servers_state(answer);
+        let runtime = parse_servers_state(answer).expect("a header");
         let server = |name: &str| runtime.0[&("api".to_owned(), name.to_owned())].clone();
         assert_eq!(
             server("api_1"),
@@ -167,5 +194,6 @@ mod tests {
             }
         );
         assert_eq!(server("api_2").state, State::Maint);
+        assert_eq!(parse_servers_state(""), None);
     }
 }

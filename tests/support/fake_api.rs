@@ -203,6 +203,7 @@ impl FakeApi {
             ("GET", ["reloads", id]) => self.reload_of(id),
             (_, ["transactions", rest @ ..]) => self.transactions(request, rest).await,
             ("GET", ["runtime", "info"]) => self.info().await,
+            ("GET", ["stats", "native"]) => self.stats(request).await,
             (_, ["runtime", "backends", backend, "servers", rest @ ..]) => self.servers(request, backend, rest).await,
             _ => error(404, format!("path {} was not found", request.path)),
         }

@@ -208,21 +208,21 @@ impl Haproxy {
             .collect()
     }
 
-    /// `backend/server` → the server as the process has it.
+    /// `backend/server` → the server as the process has it. With many servers only while nobody reloads HAProxy: see
+    /// [`Self::running_in`].
     pub async fn running(&self) -> std::collections::BTreeMap<String, Running> {
-        let state = self.command("@1 show servers state").await;
-        let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let running = |f: &[&str]| Running {
-            admin: f[6].parse().unwrap(),
-            weight: f[7].parse().unwrap(),
-            address: format!("{}:{}", f[4], f[18]),
-        };
-        rows.filter(|f| f.len() > 18 && f[0] != "#").map(|f| (format!("{}/{}", f[1], f[3]), running(&f))).collect()
+        running(&self.command("@1 show servers state").await)
+    }
+
+    /// The servers of one backend. HAProxy 3.2.26 loses its worker after a long answer that a reload cuts short.
+    pub async fn running_in(&self, backend: &str) -> std::collections::BTreeMap<String, Running> {
+        running(&self.command(&format!("@1 show servers state {backend}")).await)
     }
 
     /// The state that was set for a server: `ready`, `drain` or `maint`; `missing` if the process lacks it.
     pub async fn state(&self, server: &str) -> &'static str {
-        self.running().await.get(server).map_or("missing", Running::state)
+        let backend = server.split_once('/').unwrap().0;
+        self.running_in(backend).await.get(server).map_or("missing", Running::state)
     }
 
     /// Waits until a server has a state.
@@ -250,6 +250,17 @@ impl Haproxy {
             .filter(|f| f.len() > 17 && !f[0].starts_with('#'));
         fields.map(|f| (format!("{}/{}", f[0], f[1]), f[17].to_owned())).collect()
     }
+}
+
+/// `backend/server` → the server, from `show servers state`.
+fn running(state: &str) -> std::collections::BTreeMap<String, Running> {
+    let rows = state.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let running = |f: &[&str]| Running {
+        admin: f[6].parse().unwrap(),
+        weight: f[7].parse().unwrap(),
+        address: format!("{}:{}", f[4], f[18]),
+    };
+    rows.filter(|f| f.len() > 18 && f[0] != "#").map(|f| (format!("{}/{}", f[1], f[3]), running(&f))).collect()
 }
 
 /// The bytes of a file that are not ours: everything except the version header and our own sections.
@@ -320,6 +331,31 @@ pub fn output(command: &mut Command) -> String {
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{command:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// A master socket that forwards everything, but hangs up on both ends after the first bytes of its first answers to
+/// commands with this word in them, as a master that re-executes itself for a reload does.
+pub fn cutting_master(path: &Path, master: &Path, word: &'static str, mut cuts: usize) -> tokio::task::JoinHandle<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    let master = master.to_owned();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut command = String::new();
+            stream.read_to_string(&mut command).await.unwrap();
+            if cuts > 0 && command.contains(word) {
+                cuts -= 1;
+                let mut haproxy = tokio::net::UnixStream::connect(&master).await.unwrap();
+                haproxy.write_all(command.as_bytes()).await.unwrap();
+                haproxy.shutdown().await.unwrap();
+                let _ = haproxy.read(&mut [0; 64]).await;
+                continue;
+            }
+            let answer = socket::command(&master, command.trim(), Duration::from_secs(60)).await;
+            let _ = stream.write_all(format!("{}\n", answer.unwrap_or_default()).as_bytes()).await;
+        }
+    })
 }
 
 /// A master socket that forwards everything except commands with this word in them, which it never answers.

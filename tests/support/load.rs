@@ -18,8 +18,6 @@ pub async fn get(client: &reqwest::Client, port: u16, host: &str) -> Result<(u16
 pub struct Tally {
     pub requests: usize,
     pub failed: Vec<String>,
-    /// Connections that were reset before an answer, whose request was sent again (see [`Load::across_reloads`]).
-    pub resets: usize,
     pub by_answer: BTreeMap<String, usize>,
 }
 
@@ -31,16 +29,6 @@ pub struct Load {
 
 impl Load {
     pub fn start(port: u16, host: &str, per_second: u32) -> Self {
-        Self::with(port, host, per_second, false)
-    }
-
-    /// For cases with many reloads: a connection that a worker has accepted just before it is replaced may be reset
-    /// (seen: 3 of about 40 000 requests, over about 100 reloads on busy cores), and clients send such a request again.
-    pub fn across_reloads(port: u16, host: &str, per_second: u32) -> Self {
-        Self::with(port, host, per_second, true)
-    }
-
-    fn with(port: u16, host: &str, per_second: u32, retries: bool) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (shared, host) = (tally.clone(), host.to_owned());
         let task = tokio::spawn(async move {
@@ -52,13 +40,8 @@ impl Load {
                 tick.tick().await;
                 let (client, host, shared) = (client.clone(), host.clone(), shared.clone());
                 tokio::spawn(async move {
-                    let mut answer = get(&client, port, &host).await;
-                    let is_reset = retries && answer.as_ref().is_err_and(|error| error.contains("ConnectionReset"));
-                    if is_reset {
-                        answer = get(&client, port, &host).await;
-                    }
+                    let answer = get(&client, port, &host).await;
                     let mut tally = shared.lock().unwrap();
-                    tally.resets += usize::from(is_reset);
                     tally.requests += 1;
                     match answer {
                         Ok((200, body)) => *tally.by_answer.entry(body).or_default() += 1,

@@ -39,6 +39,7 @@ pub mod mariadb;
 pub mod nomad;
 pub mod playground;
 pub mod process;
+pub mod prometheus;
 pub mod servers;
 pub mod tls;
 

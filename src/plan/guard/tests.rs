@@ -151,6 +151,7 @@ fn it_names_what_is_held_why_and_how_to_release_it() {
         notes[1].contains("does not know") && notes[1].contains("`nomad-haproxy apply --allow-removals`"),
         "{notes:?}"
     );
+    assert!(notes[1].contains("`POST /api/v1/guard/release`"), "{notes:?}");
     let json = serde_json::to_value(&holding).expect("JSON");
     assert_eq!((&json["instances"], &json["services"][0]["service"]["name"]), (&2.into(), &"s1".into()), "{json}");
     let line = holding.to_string();

@@ -10,6 +10,53 @@ use super::{Answer, FakeApi, Request, empty, error, ok};
 /// How long the API waits for an answer on the socket.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Of `runtime/info`: the API's names and HAProxy's.
+const FIGURES: [(&str, &str); 6] = [
+    ("uptime", "Uptime_sec"),
+    ("curr_conns", "CurrConns"),
+    ("cum_conns", "CumConns"),
+    ("conn_rate", "ConnRate"),
+    ("max_conn", "Maxconn"),
+    ("cum_req", "CumReq"),
+];
+/// The columns of `show stat` after these are not in the answer.
+const LAST_STAT: &str = "dses";
+/// Nor are these.
+const NO_STATS: [&str; 3] = ["pxname", "svname", "type"];
+/// The columns with words.
+const WORDS: [&str; 13] = [
+    "status",
+    "tracked",
+    "check_status",
+    "last_chk",
+    "last_agt",
+    "agent_status",
+    "check_desc",
+    "agent_desc",
+    "addr",
+    "cookie",
+    "mode",
+    "algo",
+    "hanafail",
+];
+
+/// One row of the statistics.
+fn stat(columns: &[&str], row: &[&str]) -> Value {
+    let last = columns.iter().position(|column| *column == LAST_STAT).unwrap();
+    let all = columns.iter().zip(row).take(last + 1);
+    let stats = all.filter(|(column, value)| !value.is_empty() && !NO_STATS.contains(column)).map(|(column, value)| {
+        let value = if WORDS.contains(column) { json!(value) } else { json!(value.parse::<i64>().unwrap()) };
+        ((*column).to_owned(), value)
+    });
+    let stats: Value = stats.collect::<serde_json::Map<_, _>>().into();
+    let kind = columns.iter().position(|column| *column == "type").map(|at| row[at]);
+    match kind {
+        Some("0" | "1") => json!({"name": row[0], "type": row[1].to_lowercase(), "stats": stats}),
+        Some("2") => json!({"name": row[1], "backend_name": row[0], "type": "server", "stats": stats}),
+        _ => json!({"stats": stats}),
+    }
+}
+
 impl FakeApi {
     /// One command. The API has one lock for all of them, so they wait for each other, and for a reload.
     pub(super) async fn command(&self, command: &str) -> Result<String, String> {
@@ -36,7 +83,10 @@ impl FakeApi {
         };
         match (field("Version"), field("Pid")) {
             (Some(version), Some(pid)) => {
-                let info = json!({"version": version, "pid": pid.parse::<u64>().unwrap()});
+                let mut info = json!({"version": version, "pid": pid.parse::<u64>().unwrap()});
+                for (name, theirs) in FIGURES {
+                    info[name] = json!(field(theirs).unwrap().parse::<u64>().unwrap());
+                }
                 ok(200, json!({"info": info, "runtimeAPI": self.master}))
             }
             _ => {
@@ -44,6 +94,27 @@ impl FakeApi {
                 ok(200, json!({"error": error, "runtimeAPI": self.master}))
             }
         }
+    }
+
+    /// HAProxy's CSV as JSON. The real API splits its lines at each comma, and leaves out a row that does not fit then.
+    pub(super) async fn stats(&self, request: &Request<'_>) -> Answer {
+        let csv = match self.command("@1 show stat").await {
+            Ok(csv) if csv.starts_with("# ") => csv,
+            _ => {
+                let error = format!("dial unix {}: connect: connection refused [show stat]", self.master.display());
+                let asked = format!("{}@1", self.master.display());
+                return ok(500, json!({"error": error, "runtimeAPI": asked}));
+            }
+        };
+        let mut lines = csv.trim_start_matches("# ").lines();
+        let columns: Vec<&str> = lines.next().unwrap().split(',').collect();
+        let rows = lines.map(|line| line.split(',').collect::<Vec<_>>()).filter(|row| row.len() >= columns.len());
+        let wanted = |name: &str, row: &Value| request.query.get(name).is_none_or(|wanted| row[name] == **wanted);
+        let rows = rows.map(|row| stat(&columns, &row)).filter(|row| {
+            let parent = request.query.get("parent").is_none_or(|parent| row["backend_name"] == **parent);
+            wanted("type", row) && wanted("name", row) && parent
+        });
+        ok(200, json!({"runtimeAPI": format!("{}@1", self.master.display()), "stats": rows.collect::<Vec<_>>()}))
     }
 
     /// Runs the actions of a header up to the first that fails. Those that the API does not know are skipped.
