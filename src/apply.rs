@@ -34,6 +34,7 @@ use crate::plane::{AccessError, HaproxyInfo, Plane, Runtime, StateChange, Survey
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
+use status::Seated;
 pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
 
 /// How many rounds one pass may take.
@@ -108,7 +109,7 @@ pub struct Controller {
     guard: guard::Guard,
     arrivals: Arrivals,
     /// Who sat where at the end of the last pass.
-    seats: Arc<Seats>,
+    seated: Seated,
     /// Its HAProxy's name, and those of all.
     name: String,
     names: Names,
@@ -151,8 +152,8 @@ impl Controller {
         let guard = guard::Guard::new(options.guard);
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
         let names = watch::Sender::default().subscribe();
-        let (seats, name) = (Arc::default(), String::new());
-        Self { plane, source, options, memory, guard, arrivals, seats, name, names }
+        let (seated, name) = (Seated::default(), String::new());
+        Self { plane, source, options, memory, guard, arrivals, seated, name, names }
     }
 
     /// Names the HAProxy among others, for services that choose between them.
@@ -184,12 +185,12 @@ impl Controller {
     /// Whether an instance is gone that HAProxy still sends traffic to, as far as the catalog says now and HAProxy did
     /// in the last pass. Asks Nomad only.
     pub async fn has_leaver(&self, moment: Moment) -> bool {
-        let occupants = self.seats.backends.values().flat_map(|backend| &backend.servers);
+        let occupants = self.seated.seats.backends.values().flat_map(|backend| &backend.servers);
         let seated: BTreeSet<_> = occupants.filter_map(|server| server.occupant.id()).collect();
         if seated.is_empty() {
             return false;
         }
-        let served = self.seats.namespaces();
+        let served = self.seated.seats.namespaces();
         let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, false).await else {
             return false;
         };
@@ -235,8 +236,8 @@ impl Controller {
             self.guard.announce(status.guard.as_ref(), &status.namespaces);
         }
         self.memory.ended(status.error.is_none());
-        if status.has_observed() {
-            self.seats = status.seats.clone();
+        if status.file.is_some() {
+            self.seated = Seated { file: status.file, seats: status.seats.clone() };
         }
         status
     }
@@ -294,7 +295,7 @@ impl Controller {
     ) -> Result<Seen, PassError> {
         status.enter(Stage::Observe);
         let observed = self.plane.observe().await?;
-        status.saw(&observed);
+        status.saw(&observed, &self.seated);
         let known = self.memory.process(observed.version);
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
