@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::breaker::State;
 use crate::desired::BackendName;
 use crate::errors::chain;
 use crate::haproxy::stats::{Fields, Kind, Row, Stats};
@@ -178,6 +179,9 @@ impl Sampler {
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(QUIET).await;
             let started = Instant::now();
+            if !is_closed(&board, &name) {
+                return started + EVERY;
+            }
             match timeout(TIMEOUT, plane.stats(Fields::Checks)).await {
                 Ok(Ok(stats)) => sampled(&board, &name, &stats),
                 Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no sample of HAProxy's statistics"),
@@ -186,6 +190,12 @@ impl Sampler {
             Instant::now() + EVERY.max(started.elapsed() * SHARE)
         })));
     }
+}
+
+/// Whether the circuit breaker lets anything but a probe through.
+fn is_closed(board: &Board, name: &str) -> bool {
+    let breaker = board.read().targets.get(name).and_then(|target| target.breaker);
+    breaker.is_some_and(|breaker| breaker.state == State::Closed)
 }
 
 /// Publishes what concerns the backends of ours.

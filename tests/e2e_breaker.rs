@@ -74,6 +74,18 @@ async fn is(controller: &Controller, state: &str) {
     .await;
 }
 
+/// The metrics and the health API agree with `/api/v1/status`.
+async fn all_say(controller: &Controller, state: &str) {
+    let wanted = state.to_uppercase();
+    wait_for(&format!("all views to say {state}"), Duration::from_secs(10), async || {
+        let sample = format!("nomad_haproxy_breaker_state{{state=\"{state}\"}}");
+        let health: Value = serde_json::from_str(&controller.http("/api/health/haproxy").await.1).unwrap();
+        let is_so = (controller.metric(&sample).await - 1.0).abs() < f64::EPSILON;
+        (is_so && health["health"]["circuitState"] == wanted).then_some(())
+    })
+    .await;
+}
+
 fn out_of_order(gate: &Gate) {
     gate.interfere(Some(Box::new(|_, _| Some((500, "out of order".to_owned())))));
 }
@@ -93,6 +105,7 @@ async fn while_it_is_open_only_probes_are_sent_and_then_everything_is_caught_up(
             broken.write(2001..last);
         }
         is(&controller, "open").await;
+        all_say(&controller, "open").await;
         broken.gate.hold(None);
         let before = breaker(&controller).await["probes"].as_u64().unwrap();
         for last in (2004..2012).chain(2004..2012) {
@@ -127,6 +140,7 @@ async fn while_it_is_open_only_probes_are_sent_and_then_everything_is_caught_up(
         let more = broken.rig.haproxy.reloads().await - reloads;
         assert!(more <= 1, "{more} reloads for ten instances and six slots");
         assert_eq!(breaker(&controller).await["failures"], 0);
+        all_say(&controller, "closed").await;
         assert!(controller.passes("reason=\"probe\"").await >= 1.0);
     }
 }
