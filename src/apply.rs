@@ -433,7 +433,7 @@ impl Controller {
     /// The plan for now: without what HAProxy refuses, and without what needs a reload if none may be made.
     fn draft(&mut self, seen: &Seen, status: &mut PassStatus) -> Result<Draft, Conflict> {
         let Seen { moment, observed, built, holding, .. } = seen;
-        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(*moment);
         let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
         while self.memory.is_searching() && draft.plan.is_live() {
             // What could not be loaded is no longer wanted.
@@ -458,13 +458,18 @@ impl Controller {
         Ok(draft)
     }
 
+    /// For the plans of a pass.
+    fn plan_options(&self, moment: Moment) -> plan::Options {
+        plan::Options { now: moment.clock, ..self.options.plan.clone() }
+    }
+
     /// What a draft leaves for a later pass.
     fn waiting(&self, seen: &Seen, draft: &Draft) -> Option<Summary> {
         if draft.waiting.is_empty() {
             return None;
         }
         let Seen { moment, built, .. } = seen;
-        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(*moment);
         let rest = Draft::new(built, &draft.after, &options, &self.memory.left_out(moment.instant)).ok()?;
         Some(rest.summary(&draft.after, &rest.after.text))
     }
@@ -500,7 +505,7 @@ impl Controller {
 
     /// Without a plan, the instances that are gone are taken out of the process all the same. The file is not written.
     async fn take_out_gone(&self, seen: &Seen, status: &mut PassStatus) {
-        let options = plan::Options { now: seen.moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(seen.moment);
         let gone = Draft::gone(&seen.built, &seen.observed, &options);
         self.set_states(&Changes::new(&seen.process, &seen.observed, &gone).out, status).await;
     }
