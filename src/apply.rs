@@ -34,6 +34,7 @@ use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, State
 use arrivals::Arrivals;
 pub use draft::Draft;
 use memory::{Memory, Process};
+use status::Seated;
 pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
 
 /// How many rounds one pass may take.
@@ -108,7 +109,7 @@ pub struct Controller {
     guard: guard::Guard,
     arrivals: Arrivals,
     /// Who sat where at the end of the last pass.
-    seats: Arc<Seats>,
+    seated: Seated,
     /// Its HAProxy's name, and those of all.
     name: String,
     names: Names,
@@ -153,8 +154,8 @@ impl Controller {
         let guard = guard::Guard::new(options.guard);
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
         let names = watch::Sender::default().subscribe();
-        let (seats, name) = (Arc::default(), String::new());
-        Self { plane, source, options, memory, guard, arrivals, seats, name, names }
+        let (seated, name) = (Seated::default(), String::new());
+        Self { plane, source, options, memory, guard, arrivals, seated, name, names }
     }
 
     /// Names the HAProxy among others, for services that choose between them.
@@ -186,12 +187,12 @@ impl Controller {
     /// Whether an instance is gone that HAProxy still sends traffic to, as far as the catalog says now and HAProxy did
     /// in the last pass. Asks Nomad only.
     pub async fn has_leaver(&self, moment: Moment) -> bool {
-        let occupants = self.seats.backends.values().flat_map(|backend| &backend.servers);
+        let occupants = self.seated.seats.backends.values().flat_map(|backend| &backend.servers);
         let seated: BTreeSet<_> = occupants.filter_map(|server| server.occupant.id()).collect();
         if seated.is_empty() {
             return false;
         }
-        let served = self.seats.namespaces();
+        let served = self.seated.seats.namespaces();
         let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, false).await else {
             return false;
         };
@@ -237,8 +238,8 @@ impl Controller {
             self.guard.announce(status.guard.as_ref(), &status.namespaces);
         }
         self.memory.ended(status.error.is_none());
-        if status.has_observed() {
-            self.seats = status.seats.clone();
+        if status.file.is_some() {
+            self.seated = Seated { file: status.file, seats: status.seats.clone() };
         }
         status
     }
@@ -314,7 +315,7 @@ impl Controller {
     ) -> Result<Seen, PassError> {
         status.enter(Stage::Observe);
         let observed = self.plane.observe().await?;
-        status.saw(&observed);
+        status.saw(&observed, &self.seated);
         let known = self.memory.process(observed.version);
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
@@ -466,7 +467,7 @@ impl Controller {
     /// The plan for now: without what HAProxy refuses, and without what needs a reload if none may be made.
     fn draft(&mut self, seen: &Seen, status: &mut PassStatus) -> Result<Draft, Conflict> {
         let Seen { moment, observed, built, holding, .. } = seen;
-        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(*moment);
         let mut draft = Draft::new(built, observed, &options, &self.memory.left_out(moment.instant))?;
         while self.memory.is_searching() && draft.plan.is_live() {
             // What could not be loaded is no longer wanted.
@@ -491,13 +492,18 @@ impl Controller {
         Ok(draft)
     }
 
+    /// For the plans of a pass.
+    fn plan_options(&self, moment: Moment) -> plan::Options {
+        plan::Options { now: moment.clock, ..self.options.plan.clone() }
+    }
+
     /// What a draft leaves for a later pass.
     fn waiting(&self, seen: &Seen, draft: &Draft) -> Option<Summary> {
         if draft.waiting.is_empty() {
             return None;
         }
         let Seen { moment, built, .. } = seen;
-        let options = plan::Options { now: moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(*moment);
         let rest = Draft::new(built, &draft.after, &options, &self.memory.left_out(moment.instant)).ok()?;
         Some(rest.summary(&draft.after, &rest.after.text))
     }
@@ -533,7 +539,7 @@ impl Controller {
 
     /// Without a plan, the instances that are gone are taken out of the process all the same. The file is not written.
     async fn take_out_gone(&self, seen: &Seen, status: &mut PassStatus) {
-        let options = plan::Options { now: seen.moment.clock, ..self.options.plan.clone() };
+        let options = self.plan_options(seen.moment);
         let gone = Draft::gone(&seen.built, &seen.observed, &options);
         self.set_states(&Changes::new(&seen.process, &seen.observed, &gone, &seen.growth).out, status).await;
     }

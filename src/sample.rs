@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::breaker::State;
 use crate::desired::BackendName;
 use crate::errors::chain;
 use crate::haproxy::stats::{Fields, Kind, Row, Stats};
@@ -16,6 +17,9 @@ use crate::status::Board;
 
 /// The least time between two samples. At rest a pass comes with each resync, every 30 s, and so does a sample.
 pub const EVERY: Duration = Duration::from_secs(10);
+/// From the pass to its sample: where several HAProxys are adopted or change together, the work of the last one is over
+/// by then, so that no sample competes with it.
+pub const QUIET: Duration = Duration::from_secs(5);
 /// A sample may keep HAProxy and its API busy for one part in this many of the time: the next one waits that many times
 /// as long as the last one took. The Data Plane API has one answer for all, and needs far longer for it than HAProxy:
 /// for 1000 services of 5 with as many spare servers (10,000 servers) the API 3.2 takes 4.6 s of one core and answers
@@ -161,7 +165,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A pass has ended, to which HAProxy gave an answer: takes a sample in the background, if one is due.
+    /// A pass has ended, to which HAProxy gave an answer: takes a sample in the background after [`QUIET`], if one is
+    /// due.
     pub async fn after_pass(&mut self, plane: Arc<dyn Plane>, board: Arc<Board>, name: &str) {
         if let Some(finished) = self.running.take_if(|running| running.is_finished()) {
             // It has ended; one that panicked is not waited for.
@@ -172,7 +177,11 @@ impl Sampler {
         }
         let name = name.to_owned();
         self.running = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(QUIET).await;
             let started = Instant::now();
+            if !is_closed(&board, &name) {
+                return started + EVERY;
+            }
             match timeout(TIMEOUT, plane.stats(Fields::Checks)).await {
                 Ok(Ok(stats)) => sampled(&board, &name, &stats),
                 Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no sample of HAProxy's statistics"),
@@ -181,6 +190,12 @@ impl Sampler {
             Instant::now() + EVERY.max(started.elapsed() * SHARE)
         })));
     }
+}
+
+/// Whether the circuit breaker lets anything but a probe through.
+fn is_closed(board: &Board, name: &str) -> bool {
+    let breaker = board.read().targets.get(name).and_then(|target| target.breaker);
+    breaker.is_some_and(|breaker| breaker.state == State::Closed)
 }
 
 /// Publishes what concerns the backends of ours.

@@ -16,6 +16,8 @@ use support::wait_for;
 const ASKS_WHO_IT_IS: &str = "GET /v3/services/haproxy/runtime/info";
 /// Longer than the fault lasts, so that what happens meanwhile is not a probe that was due.
 const LONG: &str = "1h";
+/// For HAProxy to serve what it should.
+const SOON: Duration = Duration::from_secs(30);
 
 /// One HAProxy behind its API, behind a gate.
 struct Broken {
@@ -27,13 +29,13 @@ struct Broken {
 impl Broken {
     async fn start(series: &str, reset_timeout: &str) -> Self {
         let rig = Rig::start(Way::Api, series).await;
-        let (gate, url) = Gate::start(&rig.api.as_ref().unwrap().url).await;
-        let env = rig.env_with(&[
-            ("HAPROXY_DATAPLANE_URL", &url),
+        let (gate, mut env) = rig.gated().await;
+        let more = [
             ("NOMAD_HAPROXY_BREAKER_FAILURE_THRESHOLD", "3"),
             ("NOMAD_HAPROXY_BREAKER_RESET_TIMEOUT", reset_timeout),
             ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h"),
-        ]);
+        ];
+        env.extend(more.map(|(key, value)| (key.to_owned(), value.to_owned())));
         Self { rig, gate, env }
     }
 
@@ -48,18 +50,6 @@ impl Broken {
         controller.wait_until_ready().await;
         controller
     }
-
-    async fn serves(&self, ports: std::ops::Range<u16>) {
-        let wanted: Vec<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
-        wait_for(&format!("HAProxy to serve {wanted:?}"), Duration::from_secs(30), async || {
-            let running = self.rig.haproxy.running().await;
-            let ready = running.iter().filter(|(name, server)| name.starts_with("api/") && server.state() == "ready");
-            let mut found: Vec<String> = ready.map(|(_, server)| server.address.clone()).collect();
-            found.sort();
-            (found == wanted).then_some(())
-        })
-        .await;
-    }
 }
 
 async fn breaker(controller: &Controller) -> Value {
@@ -70,6 +60,18 @@ async fn breaker(controller: &Controller) -> Value {
 async fn is(controller: &Controller, state: &str) {
     wait_for(&format!("the breaker to be {state}"), Duration::from_secs(30), async || {
         (breaker(controller).await["state"] == state).then_some(())
+    })
+    .await;
+}
+
+/// The metrics and the health API agree with `/api/v1/status`.
+async fn all_say(controller: &Controller, state: &str) {
+    let wanted = state.to_uppercase();
+    wait_for(&format!("all views to say {state}"), Duration::from_secs(10), async || {
+        let sample = format!("nomad_haproxy_breaker_state{{state=\"{state}\"}}");
+        let health: Value = serde_json::from_str(&controller.http("/api/health/haproxy").await.1).unwrap();
+        let is_so = (controller.metric(&sample).await - 1.0).abs() < f64::EPSILON;
+        (is_so && health["health"]["circuitState"] == wanted).then_some(())
     })
     .await;
 }
@@ -93,6 +95,7 @@ async fn while_it_is_open_only_probes_are_sent_and_then_everything_is_caught_up(
             broken.write(2001..last);
         }
         is(&controller, "open").await;
+        all_say(&controller, "open").await;
         broken.gate.hold(None);
         let before = breaker(&controller).await["probes"].as_u64().unwrap();
         for last in (2004..2012).chain(2004..2012) {
@@ -122,11 +125,12 @@ async fn while_it_is_open_only_probes_are_sent_and_then_everything_is_caught_up(
 
         broken.gate.interfere(None);
         is(&controller, "closed").await;
-        broken.serves(2001..2011).await;
+        broken.rig.serves(2001..2011, SOON).await;
         broken.rig.agrees().await;
         let more = broken.rig.haproxy.reloads().await - reloads;
         assert!(more <= 1, "{more} reloads for ten instances and six slots");
         assert_eq!(breaker(&controller).await["failures"], 0);
+        all_say(&controller, "closed").await;
         assert!(controller.passes("reason=\"probe\"").await >= 1.0);
     }
 }
@@ -136,7 +140,7 @@ async fn an_instance_that_leaves_while_it_is_open_is_out_as_soon_as_haproxy_answ
     let broken = Broken::start("3.2", LONG).await;
     broken.write(2001..2004);
     let controller = broken.run().await;
-    broken.serves(2001..2004).await;
+    broken.rig.serves(2001..2004, SOON).await;
     out_of_order(&broken.gate);
     for last in [2005, 2006, 2007] {
         broken.write(2001..last);
@@ -145,7 +149,7 @@ async fn an_instance_that_leaves_while_it_is_open_is_out_as_soon_as_haproxy_answ
     broken.gate.interfere(None);
     // The next probe is due in an hour; that one is gone is the reason for one now.
     broken.write(2002..2005);
-    broken.serves(2002..2005).await;
+    broken.rig.serves(2002..2005, SOON).await;
     is(&controller, "closed").await;
 }
 
@@ -163,5 +167,5 @@ async fn what_nomad_or_haproxy_refuse_does_not_open_it() {
     let now = breaker(&controller).await;
     assert_eq!((&now["state"], &now["failures"]), (&"closed".into(), &0.into()));
     broken.write(2001..2004);
-    broken.serves(2001..2004).await;
+    broken.rig.serves(2001..2004, SOON).await;
 }

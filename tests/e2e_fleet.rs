@@ -17,21 +17,12 @@ use support::haproxy::{Haproxy, hand_written, has_backend};
 use support::nomad::Nomad;
 use support::wait_for;
 
+/// For HAProxy to serve what it should.
+const SOON: Duration = Duration::from_secs(40);
+
 fn api(ports: std::ops::Range<u16>, tags: &[&str]) -> Vec<Value> {
     let tags = [&["enable=true", "check.disabled"], tags].concat();
     ports.map(|port| registration("api", &port.to_string(), port.into(), port, &tags)).collect()
-}
-
-/// Waits until the process of this HAProxy has just these servers in service.
-async fn serves(rig: &Rig, ports: std::ops::Range<u16>) {
-    let wanted: std::collections::BTreeSet<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
-    wait_for(&format!("HAProxy {} to serve {wanted:?}", rig.series), Duration::from_secs(40), async || {
-        let running = rig.haproxy.running().await;
-        let ready = running.iter().filter(|(name, server)| name.starts_with("api/") && server.state() == "ready");
-        (ready.map(|(_, server)| server.address.clone()).collect::<std::collections::BTreeSet<_>>() == wanted)
-            .then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +144,7 @@ async fn readiness_and_metrics_name_each() {
     fleet.gates[1].interfere(Some(Box::new(|_, _| Some((500, "out of order".to_owned())))));
     let controller = fleet.run(&[]);
     for rig in [&fleet.rigs[0], &fleet.rigs[2]] {
-        serves(rig, 2001..2003).await;
+        rig.serves(2001..2003, SOON).await;
     }
     let (status, text) = wait_for("one that is not ready, as it failed", Duration::from_secs(10), async || {
         Some(controller.http("/readyz").await).filter(|(_, text)| text.contains("failed") && text.lines().count() == 1)
@@ -180,7 +171,7 @@ async fn latency(fleet: &Fleet, healthy: [usize; 2]) -> Duration {
         write_catalog(&fleet.catalog(), &api(ports.clone(), &[]));
         let changed = Instant::now();
         for at in healthy {
-            serves(&fleet.rigs[at], ports.clone()).await;
+            fleet.rigs[at].serves(ports.clone(), SOON).await;
         }
         times.push(changed.elapsed());
     }
@@ -279,7 +270,7 @@ async fn one_haproxys_trouble_is_its_own() {
             (controller.http("/readyz").await.0 == 200).then_some(())
         })
         .await;
-        serves(&fleet.rigs[troubled], 2001..2004).await;
+        fleet.rigs[troubled].serves(2001..2004, SOON).await;
         fleet.agree().await;
         let restarted = fault == Fault::HaproxyKilled;
         let reloaded = fleet.rigs[troubled].haproxy.reloads().await - if restarted { 0 } else { reloads };

@@ -25,7 +25,7 @@ impl Controller {
     ) -> Result<Round, PassError> {
         status.enter(Stage::Repair);
         let observed = self.plane.observe().await?;
-        status.saw(&observed);
+        status.saw(&observed, &self.seated);
         status.became_ready.extend(self.arrivals.look(&seen.built.desired, &observed, Instant::now()));
         self.memory.keep_unresolved(&observed);
         if let Some(end) = observed.next_drain() {
@@ -173,7 +173,7 @@ impl Controller {
     ) -> Result<Round, PassError> {
         status.enter(Stage::Repair);
         let observed = self.plane.observe().await?;
-        status.saw(&observed);
+        status.saw(&observed, &self.seated);
         let process = self.plane.runtime(&observed).await?;
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
         let Changes { out, rest, lacks, surplus: _ } = Changes::new(&process, &observed, &observed, &seen.growth);

@@ -203,6 +203,14 @@ impl Seats {
     }
 }
 
+/// The seats of one text.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seated {
+    /// Its fingerprint; `None`: no text was read yet.
+    pub(super) file: Option<u64>,
+    pub(super) seats: Arc<Seats>,
+}
+
 /// The result of a pass, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -341,9 +349,17 @@ impl PassStatus {
     }
 
     /// The configuration was read.
-    pub(super) fn saw(&mut self, observed: &Observed) {
-        (self.version, self.seats) = (observed.version, Arc::new(Seats::new(observed)));
-        self.file = Some(observed.text.fingerprint());
+    ///
+    /// `known` are the seats of a text that was read before: those of thousands of servers are not copied again while
+    /// nothing changes.
+    pub(super) fn saw(&mut self, observed: &Observed, known: &Seated) {
+        let file = Some(observed.text.fingerprint());
+        if file == known.file {
+            self.seats = known.seats.clone();
+        } else if file != self.file {
+            self.seats = Arc::new(Seats::new(observed));
+        }
+        (self.version, self.file) = (observed.version, file);
     }
 
     /// What HAProxy said of the file as it is now: it has validated what was written last, or refused the file as it

@@ -12,7 +12,7 @@ use crate::command::{Command, NotTaken};
 use crate::plan::guard::Holding;
 use crate::status::TargetStatus;
 
-use super::api::{json, problem, text};
+use super::api::{Problem, json, problem, text};
 use super::auth::Authorized;
 use super::{Asked, Shared};
 
@@ -36,12 +36,16 @@ struct Taken<'a> {
 }
 
 /// A pass now.
-async fn reconcile(_: Authorized, State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+async fn reconcile(
+    _: Authorized,
+    State(shared): State<Shared>,
+    Query(asked): Query<Asked>,
+) -> Result<Response, Problem> {
     send(&shared, &asked, || Command::Reconcile, |_| None)
 }
 
 /// The guard lets go of what it holds, and a pass runs.
-async fn release(_: Authorized, State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+async fn release(_: Authorized, State(shared): State<Shared>, Query(asked): Query<Asked>) -> Result<Response, Problem> {
     let held = |target: &TargetStatus| Some(target.guard.as_ref().map_or(0, Holding::instances));
     send(&shared, &asked, || Command::Release, held)
 }
@@ -53,15 +57,12 @@ fn send(
     asked: &Asked,
     command: impl Fn() -> Command,
     held: impl Fn(&TargetStatus) -> Option<usize>,
-) -> Response {
+) -> Result<Response, Problem> {
     let status = shared.faces.board.read();
-    let chosen = match status.chosen(asked.haproxy.as_deref()) {
-        Ok(chosen) if chosen.is_empty() => {
-            return problem(StatusCode::SERVICE_UNAVAILABLE, "no HAProxy is known yet; try again");
-        }
-        Ok(chosen) => chosen,
-        Err(unknown) => return problem(StatusCode::NOT_FOUND, &unknown.to_string()),
-    };
+    let chosen = status.chosen(asked.haproxy.as_deref())?;
+    if chosen.is_empty() {
+        return Err(Problem::no_haproxy());
+    }
     let mut refused = None;
     let mut haproxys = Vec::new();
     for (name, target) in chosen {
@@ -77,9 +78,9 @@ fn send(
                 NotTaken::Busy => StatusCode::TOO_MANY_REQUESTS,
                 NotTaken::Ended => StatusCode::SERVICE_UNAVAILABLE,
             };
-            problem(status, &error.to_string())
+            Err(Problem(status, error.to_string()))
         }
-        _ => json(StatusCode::ACCEPTED, text(&serde_json::json!({ "haproxys": haproxys }))),
+        _ => Ok(json(StatusCode::ACCEPTED, text(&serde_json::json!({ "haproxys": haproxys })))),
     }
 }
 

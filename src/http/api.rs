@@ -12,12 +12,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::desired::ServiceKey;
 use crate::explain::explain;
 use crate::plan::display::Summary;
-use crate::status::Status;
+use crate::status::{Status, TargetStatus, UnknownName};
 
 use super::view::{PassView, StatusView, Time};
 use super::{Asked, Shared};
@@ -70,19 +71,11 @@ struct Passes<'a> {
 }
 
 /// The last passes that did something or failed, the newest first, with their diffs.
-async fn passes(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
-    let status = shared.faces.board.read();
-    match status.chosen(asked.haproxy.as_deref()) {
-        Ok(chosen) => {
-            let of = |(name, target): (_, &'_ crate::status::TargetStatus)| -> serde_json::Value {
-                let passes = target.history.iter().map(|pass| PassView::new(pass)).collect();
-                serde_json::to_value(Passes { name, passes }).unwrap_or_default()
-            };
-            let haproxys: Vec<_> = chosen.into_iter().map(of).collect();
-            json(StatusCode::OK, text(&serde_json::json!({ "haproxys": haproxys })))
-        }
-        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
-    }
+async fn passes(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Result<Response, Problem> {
+    of_each(&shared, &asked, |name, target| {
+        let passes = target.history.iter().map(|pass| PassView::new(pass)).collect();
+        serde_json::to_value(Passes { name, passes }).unwrap_or_default()
+    })
 }
 
 /// What is left to do on one HAProxy.
@@ -98,27 +91,27 @@ struct Plan<'a> {
 }
 
 /// What the next pass would do, as far as the last one knew.
-async fn plan(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
-    let status = shared.faces.board.read();
-    match status.chosen(asked.haproxy.as_deref()) {
-        Ok(chosen) => {
-            let of = |(name, target): (_, &'_ crate::status::TargetStatus)| {
-                let summary = match target.pending.as_deref() {
-                    Some(pending) => Cow::Borrowed(pending),
-                    None => Cow::Owned(nothing_left(target)),
-                };
-                let last = target.last.as_deref();
-                let (planned, error) = (last.map(|pass| Time(pass.ended)), last.and_then(|pass| pass.error.as_deref()));
-                serde_json::to_value(Plan { name, planned, error, summary }).unwrap_or_default()
-            };
-            let haproxys: Vec<_> = chosen.into_iter().map(of).collect();
-            json(StatusCode::OK, text(&serde_json::json!({ "haproxys": haproxys })))
-        }
-        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
-    }
+async fn plan(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Result<Response, Problem> {
+    of_each(&shared, &asked, |name, target| {
+        let summary = match target.pending.as_deref() {
+            Some(pending) => Cow::Borrowed(pending),
+            None => Cow::Owned(nothing_left(target)),
+        };
+        let last = target.last.as_deref();
+        let (planned, error) = (last.map(|pass| Time(pass.ended)), last.and_then(|pass| pass.error.as_deref()));
+        serde_json::to_value(Plan { name, planned, error, summary }).unwrap_or_default()
+    })
 }
 
-fn nothing_left(target: &crate::status::TargetStatus) -> Summary {
+/// The same of all HAProxys, or of the one that is asked for.
+fn of_each(shared: &Shared, asked: &Asked, of: impl Fn(&str, &TargetStatus) -> Value) -> Result<Response, Problem> {
+    let status = shared.faces.board.read();
+    let chosen = status.chosen(asked.haproxy.as_deref())?;
+    let haproxys: Vec<_> = chosen.into_iter().map(|(name, target)| of(name, target)).collect();
+    Ok(json(StatusCode::OK, text(&serde_json::json!({ "haproxys": haproxys }))))
+}
+
+fn nothing_left(target: &TargetStatus) -> Summary {
     Summary {
         changes: false,
         live: true,
@@ -144,16 +137,36 @@ async fn service(
     State(shared): State<Shared>,
     Path(name): Path<String>,
     Query(AskedService { haproxy, namespace }): Query<AskedService>,
-) -> Response {
+) -> Result<Response, Problem> {
     let service = match (namespace, name.split_once('/')) {
         (Some(namespace), _) => ServiceKey { namespace, name },
         (None, Some((namespace, name))) => ServiceKey { namespace: namespace.to_owned(), name: name.to_owned() },
         (None, None) => ServiceKey { namespace: "default".to_owned(), name },
     };
     let status = shared.faces.board.read();
-    match status.chosen(haproxy.as_deref()) {
-        Ok(chosen) => json(StatusCode::OK, text(&explain(&status, &chosen, &service, &shared.prefix))),
-        Err(unknown) => problem(StatusCode::NOT_FOUND, &unknown.to_string()),
+    let chosen = status.chosen(haproxy.as_deref())?;
+    Ok(json(StatusCode::OK, text(&explain(&status, &chosen, &service, &shared.prefix))))
+}
+
+/// An error of a request.
+pub(super) struct Problem(pub(super) StatusCode, pub(super) String);
+
+impl Problem {
+    /// No HAProxy is registered, or the registrations have not been read yet.
+    pub(super) fn no_haproxy() -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, "no HAProxy is known yet; try again".to_owned())
+    }
+}
+
+impl From<UnknownName> for Problem {
+    fn from(unknown: UnknownName) -> Self {
+        Self(StatusCode::NOT_FOUND, unknown.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        problem(self.0, &self.1)
     }
 }
 

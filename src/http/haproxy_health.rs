@@ -10,7 +10,7 @@ mod view;
 use axum::Router;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::health::Condition;
 use crate::status::{Status, TargetStatus};
 
-use super::api::{json, problem, text};
+use super::api::{Problem, json, text};
 use super::{Asked, Shared};
 use view::{HaproxyView, SystemView};
 
@@ -34,21 +34,9 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/health/haproxy/recover", post(ask::recover))
 }
 
-/// An error of the request.
-struct Problem(StatusCode, String);
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        problem(self.0, &self.1)
-    }
-}
-
 /// The HAProxy of this name, or the worst one.
 fn chosen<'a>(status: &'a Status, asked: &Asked, now: Instant) -> Result<(&'a str, &'a TargetStatus), Problem> {
-    let all = status.chosen(asked.haproxy.as_deref());
-    let all = all.map_err(|unknown| Problem(StatusCode::NOT_FOUND, unknown.to_string()))?;
-    let none = || Problem(StatusCode::SERVICE_UNAVAILABLE, "no HAProxy is known yet; try again".to_owned());
-    worst(all, now).ok_or_else(none)
+    worst(status.chosen(asked.haproxy.as_deref())?, now).ok_or_else(Problem::no_haproxy)
 }
 
 /// The first of the worst.
@@ -75,27 +63,21 @@ fn about(name: &str, status: StatusCode, body: &impl Serialize) -> Response {
     response
 }
 
-async fn system(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+async fn system(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Result<Response, Problem> {
     let (status, now) = (shared.faces.board.read(), Instant::now());
     let condition = match &asked.haproxy {
         // Asked for one, the others do not count.
         Some(_) => None,
         None => Some(Condition::of_all(&status, now)),
     };
-    let all = match status.chosen(asked.haproxy.as_deref()) {
-        Ok(all) => all,
-        Err(unknown) => return problem(StatusCode::NOT_FOUND, &unknown.to_string()),
-    };
-    let worst = worst(all, now);
+    let worst = worst(status.chosen(asked.haproxy.as_deref())?, now);
     let condition = condition.or(worst.map(|(_, target)| Condition::of(target, now))).unwrap_or(Condition::Degraded);
     let view = SystemView::new(condition, worst.map(|(_, target)| target), now);
-    about(worst.map_or("", |(name, _)| name), status_of(condition), &view)
+    Ok(about(worst.map_or("", |(name, _)| name), status_of(condition), &view))
 }
 
-async fn haproxy(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Response {
+async fn haproxy(State(shared): State<Shared>, Query(asked): Query<Asked>) -> Result<Response, Problem> {
     let (status, now) = (shared.faces.board.read(), Instant::now());
-    match chosen(&status, &asked, now) {
-        Ok((name, target)) => about(name, status_of(Condition::of(target, now)), &HaproxyView::new(target, now)),
-        Err(problem) => problem.into_response(),
-    }
+    let (name, target) = chosen(&status, &asked, now)?;
+    Ok(about(name, status_of(Condition::of(target, now)), &HaproxyView::new(target, now)))
 }

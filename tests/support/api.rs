@@ -277,6 +277,19 @@ impl Rig {
         (gate, env)
     }
 
+    /// Waits until the process has just these servers of the backend `api` in service.
+    pub async fn serves(&self, ports: std::ops::Range<u16>, within: Duration) {
+        let wanted: Vec<String> = ports.map(|port| format!("127.0.0.1:{port}")).collect();
+        wait_for(&format!("HAProxy {} to serve {wanted:?}", self.series), within, async || {
+            let running = self.haproxy.running().await;
+            let ready = running.iter().filter(|(name, server)| name.starts_with("api/") && server.state() == "ready");
+            let mut found: Vec<String> = ready.map(|(_, server)| server.address.clone()).collect();
+            found.sort();
+            (found == wanted).then_some(())
+        })
+        .await;
+    }
+
     pub fn env_with(&self, more: &[(&str, &str)]) -> Env {
         let mut env = self.env();
         env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));

@@ -20,10 +20,11 @@ use crate::health::Condition;
 use crate::plane::{AccessError, Verdict};
 use crate::status::{FileVerdict, TargetStatus};
 
+use super::super::api::Problem;
 use super::super::auth::{Admin, Authorized};
 use super::super::view::Time;
 use super::super::{Asked, Shared};
-use super::{Problem, about, chosen};
+use super::{about, chosen};
 
 /// How long a request waits for the ones before it.
 const WAIT: Duration = Duration::from_secs(5);
