@@ -299,7 +299,7 @@ impl Controller {
         let found = self.plane.capabilities(info).await?;
         if found != known {
             let Capabilities { servers, backends } = found;
-            tracing::info!(servers, backends, "found out what HAProxy can add without a reload");
+            tracing::debug!(servers, backends, "found out what HAProxy adds without a reload");
         }
         self.options.plan.capabilities = found;
         Ok(())
@@ -347,10 +347,7 @@ impl Controller {
         let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
-        self.options.plan.taken = match self.options.plan.capabilities.servers {
-            true => process.unknown_to(&observed).into_iter().collect(),
-            false => BTreeSet::new(),
-        };
+        self.options.plan.taken = process.surplus(&observed, self.options.plan.capabilities).collect();
         let growth = Growth::new(self.options.plan.capabilities, &built.desired);
         Ok(Seen { info, moment, observed, built, holding, process, growth, looked })
     }
@@ -537,6 +534,17 @@ impl Controller {
         all
     }
 
+    /// Lets no more requests find backends that go. If the file is not written after that, they are published again by
+    /// the next look at the process.
+    async fn unpublish(&mut self, backends: &[BackendName]) {
+        for backend in backends {
+            self.memory.forget_process();
+            if let Err(error) = self.plane.unpublish(backend).await {
+                tracing::warn!(%backend, error = %chain(&error), "the process does not let go of a backend");
+            }
+        }
+    }
+
     /// Without a plan, the instances that are gone are taken out of the process all the same. The file is not written.
     async fn take_out_gone(&self, seen: &Seen, status: &mut PassStatus) {
         let options = self.plan_options(seen.moment);
@@ -572,6 +580,7 @@ impl Controller {
         let complete =
             changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], repair::digest(observed));
         if plan.is_live() && (complete || waits.is_some()) {
+            self.unpublish(&changes.hidden).await;
             match self.plane.commit_live(observed, &after.text, &changes.rest).await {
                 Ok(()) => {
                     status.written.push(draft.summary(observed, &after.text));

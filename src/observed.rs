@@ -5,6 +5,7 @@
 
 mod foreign;
 mod others;
+mod profiles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
 pub use foreign::{Foreign, harm, lost_comments};
 pub use others::{Other, Others};
+pub use profiles::{ProfileEdits, Profiles};
 
 /// Who owns a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,6 +106,8 @@ pub struct Observed {
     pub text: ConfigText,
     /// Every backend and listen section.
     pub backends: BTreeMap<String, ObservedBackend>,
+    /// What HAProxy 3.4 makes backends from at run time.
+    pub profiles: Profiles,
     /// The defaults section that a new backend names: the last one, if the other sections name theirs. HAProxy warns
     /// about each section in a file that mixes both.
     pub defaults: Option<String>,
@@ -131,6 +135,8 @@ impl Observed {
         let (mut backends, mut others) = (BTreeMap::new(), Others::default());
         let mut named: BTreeMap<String, Inherited> = BTreeMap::new();
         let mut last = Inherited::default();
+        // What a new backend inherits: from the last section that is not a profile.
+        let (mut of_new, mut profiles) = (Inherited::default(), Profiles::default());
         let (mut defaults, mut explicit) = (None, false);
         let sections = text.sections();
         let mut below = sections.iter().skip(1);
@@ -144,8 +150,16 @@ impl Observed {
                     // A defaults section starts from HAProxy's own defaults, or from the one it names.
                     let servers = section.from.is_none().then(ServerDefaults::default);
                     last = inherit(above.unwrap_or(Inherited { servers, ..Inherited::default() }), &directives);
-                    defaults = (!section.name.is_empty()).then(|| section.name.clone());
                     named.insert(section.name.clone(), last.clone());
+                    match profiles::owner_in(&section.name) {
+                        Some(name) if owner.has(name) => profiles.see_profile(&section, &directives[1..]),
+                        Some(_) => {}
+                        None => {
+                            profiles.see_defaults(&text, &section, &directives[1..], owner);
+                            defaults = (!section.name.is_empty()).then(|| section.name.clone());
+                            of_new = last.clone();
+                        }
+                    }
                 }
                 "backend" | "listen" => {
                     let elsewhere = section.from.is_some() && above.is_none();
@@ -176,10 +190,24 @@ impl Observed {
                 _ => {}
             }
         }
-        let default_weight = last.weight.unwrap_or(DEFAULT_WEIGHT);
+        if text.conditional().is_some() {
+            profiles.without_base();
+        }
+        let default_weight = of_new.weight.unwrap_or(DEFAULT_WEIGHT);
         let defaults = defaults.filter(|_| explicit);
-        let (owner, default_agent_check, knows_defaults) = (owner.clone(), last.agent_check, last.servers.is_some());
-        Self { version, owner, others, text, backends, defaults, default_weight, default_agent_check, knows_defaults }
+        let (default_agent_check, knows_defaults) = (of_new.agent_check, of_new.servers.is_some());
+        Self {
+            version,
+            owner: owner.clone(),
+            others,
+            text,
+            backends,
+            profiles,
+            defaults,
+            default_weight,
+            default_agent_check,
+            knows_defaults,
+        }
     }
 
     /// The namespaces of the services that HAProxy serves through us: a list from Nomad that lacks one may have been
@@ -215,6 +243,11 @@ impl Observed {
     /// The lines (from 0) of ours that change without a reload: servers, and the descriptions of backends.
     pub fn live_lines(&self) -> impl Iterator<Item = usize> + '_ {
         self.backends.values().flat_map(|backend| backend.our_lines.keys().copied().chain(backend.description))
+    }
+
+    /// The profile from which HAProxy makes a backend of these settings at run time, if the file has it.
+    pub fn profile(&self, settings: &BackendSettings) -> Option<String> {
+        self.profiles.of(settings, &self.owner)
     }
 
     /// A backend by its name.

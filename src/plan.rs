@@ -8,6 +8,7 @@ pub mod guard;
 mod live;
 mod part;
 mod process;
+pub mod reason;
 pub mod review;
 pub mod servers;
 pub mod slots;
@@ -25,14 +26,14 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Note, Occupant, Owner, Server, ServerName,
-    Severity, SlotPolicy, State,
+    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Mode, Note, Occupant, Owner, Server,
+    ServerName, Severity, SlotPolicy, State,
 };
-use crate::observed::{Observed, ObservedBackend};
+use crate::observed::{Observed, ObservedBackend, ProfileEdits};
 use crate::plane::Capabilities;
 pub use live::{Growth, NewServer};
 pub use part::{LeftOut, Part};
-pub use process::{Changes, unresolved};
+pub use process::{Changes, Surplus, unresolved};
 use slots::Seating;
 pub use uninstall::Kept;
 
@@ -65,8 +66,8 @@ pub struct Options {
     pub uninstall: bool,
     /// What HAProxy takes at run time. Each pass finds it out.
     pub capabilities: Capabilities,
-    /// Servers that the process has and the file does not: their names are not free before they are gone.
-    pub taken: BTreeSet<(BackendName, ServerName)>,
+    /// What the process has and the file does not: these names are not free before it is gone.
+    pub taken: BTreeSet<Surplus>,
 }
 
 /// A change of one server line.
@@ -117,6 +118,8 @@ pub enum Edit {
         settings: BackendSettings,
         /// Its servers.
         servers: Vec<Server>,
+        /// Whether HAProxy makes it at run time.
+        is_live: bool,
     },
     /// A backend of ours: its settings where they change, and its servers.
     Change {
@@ -132,7 +135,10 @@ pub enum Edit {
     /// Servers of ours in a backend that otherwise stays as it is.
     Servers(Vec<ServerEdit>),
     /// A backend of ours that no service needs any more.
-    Delete,
+    Delete {
+        /// Whether HAProxy removes it at run time.
+        is_live: bool,
+    },
 }
 
 /// A change of the running process, which needs no reload.
@@ -148,17 +154,35 @@ pub enum Action {
     Add(BackendName, ServerName, NewServer),
     /// `enable health B/S`: the check of a server that was added.
     Check(BackendName, ServerName),
+    /// `add backend B from PROFILE mode MODE`: no request finds it yet.
+    Make(BackendName, String, Mode),
+    /// `publish backend B`: requests find it.
+    Publish(BackendName),
 }
 
 impl Action {
-    /// The server that it changes.
-    pub fn server(&self) -> (&BackendName, &ServerName) {
-        let (Self::Address(backend, server, ..)
-        | Self::State(backend, server, _)
-        | Self::Weight(backend, server, _)
-        | Self::Add(backend, server, _)
-        | Self::Check(backend, server)) = self;
-        (backend, server)
+    /// The backend that it changes, or in which it changes a server.
+    pub fn backend(&self) -> &BackendName {
+        let (Self::Address(backend, ..)
+        | Self::State(backend, ..)
+        | Self::Weight(backend, ..)
+        | Self::Add(backend, ..)
+        | Self::Check(backend, _)
+        | Self::Make(backend, ..)
+        | Self::Publish(backend)) = self;
+        backend
+    }
+
+    /// The server that it changes; `None`: a backend.
+    pub fn server(&self) -> Option<(&BackendName, &ServerName)> {
+        match self {
+            Self::Address(backend, server, ..)
+            | Self::State(backend, server, _)
+            | Self::Weight(backend, server, _)
+            | Self::Add(backend, server, _)
+            | Self::Check(backend, server) => Some((backend, server)),
+            Self::Make(..) | Self::Publish(_) => None,
+        }
     }
 }
 
@@ -167,6 +191,8 @@ impl Action {
 pub struct Plan {
     /// What changes.
     pub edits: BTreeMap<BackendName, Edit>,
+    /// What changes with a reload that happens for another reason: from which sections backends are made at run time.
+    pub profiles: ProfileEdits,
 }
 
 /// A plan with its notes.
@@ -223,8 +249,9 @@ impl Plan {
         // before the time of their own service is over.
         if !plan.is_live() {
             let (stay, go): (Vec<_>, Vec<_>) = idle.into_iter().partition(|(name, _)| built.awaited.contains(name));
-            plan.edits.extend(go.into_iter().map(|(name, _)| (name, Edit::Delete)));
+            plan.edits.extend(go.into_iter().map(|(name, _)| (name, Edit::Delete { is_live: false })));
             idle = stay;
+            plan.profiles = live::profiles(&plan, built, observed, options);
         }
         let next = idle.into_iter().map(|(_, until)| until).min();
         plan.adopt(observed);
@@ -241,12 +268,13 @@ impl Plan {
             None => vacated(section, &slots::vacate(&section.servers, |occupant| built.held.keeps(occupant), now)),
         };
         let edits = observed.managed().filter_map(|(name, section)| Some((name.clone(), edit(&name, section)?)));
-        Self { edits: edits.collect() }
+        Self { edits: edits.collect(), ..Self::default() }
     }
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.edits.is_empty()
+        let Self { edits, profiles } = self;
+        edits.is_empty() && profiles.is_empty()
     }
 
     /// Splits the plan into what HAProxy takes without a reload, and what needs one. Each server is handled on its own,
@@ -261,7 +289,7 @@ impl Plan {
                 (now, then.into_iter().map(ServerEdit::waiting).collect())
             };
             let (now, then) = match edit {
-                whole @ Edit::Change { .. } if whole.is_live() => {
+                whole @ (Edit::Change { .. } | Edit::Create { .. } | Edit::Delete { .. }) if whole.is_live() => {
                     live.edits.insert(name, whole);
                     continue;
                 }
@@ -274,7 +302,7 @@ impl Plan {
                     let (now, then) = part(edits);
                     (now, (!then.is_empty()).then_some(Edit::Servers(then)))
                 }
-                whole @ (Edit::Create { .. } | Edit::Delete) => (Vec::new(), Some(whole)),
+                whole @ (Edit::Create { .. } | Edit::Delete { .. }) => (Vec::new(), Some(whole)),
             };
             if !now.is_empty() {
                 live.edits.insert(name.clone(), Edit::Servers(now));
@@ -311,7 +339,7 @@ impl Plan {
                     (edits.iter().filter_map(ServerEdit::after).collect(), *rewrite != Rewrite::Nothing)
                 }
                 Edit::Servers(edits) => (edits.iter().filter_map(ServerEdit::after).collect(), false),
-                Edit::Delete => (Vec::new(), true),
+                Edit::Delete { .. } => (Vec::new(), true),
             };
             let before = instances.len();
             let ids = servers.iter().filter_map(|server| server.occupant.id());
@@ -336,7 +364,7 @@ impl Edit {
             Self::Create { servers, .. } => 1 + servers.len(),
             Self::Change { rewrite, edits, .. } => usize::from(*rewrite != Rewrite::Nothing) + edits.len(),
             Self::Servers(edits) => edits.len(),
-            Self::Delete => 1,
+            Self::Delete { .. } => 1,
         }
     }
 }
@@ -390,7 +418,9 @@ impl Planner<'_> {
             (None, BackendKind::Dynamic) => {
                 self.note_agent_check(name, desired, None);
                 let servers = self.seat(name, desired, None, false);
-                Ok(Some(Edit::Create { settings: desired.settings.clone(), servers }))
+                let settings = desired.settings.clone();
+                let is_live = live::makes(self.options, name, desired, &servers, self.observed);
+                Ok(Some(Edit::Create { settings, servers, is_live }))
             }
             (None, BackendKind::Custom) => {
                 let text = format!("not routed: HAProxy has no backend {name}, and backend=custom makes none");
@@ -496,8 +526,10 @@ impl Planner<'_> {
         may_shrink: bool,
     ) -> Vec<Server> {
         let mut taken = observed.map(|observed| observed.foreign.clone()).unwrap_or_default();
-        let in_process = self.options.taken.iter().filter(|(backend, _)| backend == name);
-        taken.extend(in_process.map(|(_, server)| server.to_string()));
+        taken.extend(self.options.taken.iter().filter_map(|surplus| match surplus {
+            Surplus::Server(backend, server) if backend == name => Some(server.to_string()),
+            Surplus::Server(..) | Surplus::Backend(_) => None,
+        }));
         slots::seat(&Seating {
             backend: name,
             servers: observed.map_or(&[], |observed| &observed.servers),
@@ -580,7 +612,8 @@ fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bo
     let until = since.saturating_add(options.linger);
     // A server without an instance may be put into service by its agent.
     if options.linger.is_zero() || until <= options.now || observed.agent_check.now {
-        return Removal { now: Some(Edit::Delete), lingers_until: None };
+        let is_live = live::deletes(options.capabilities, observed);
+        return Removal { now: Some(Edit::Delete { is_live }), lingers_until: None };
     }
     Removal { now: emptied, lingers_until: Some(until) }
 }

@@ -24,7 +24,7 @@ use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::observed::Observed;
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, Surplus};
 
 /// The default time for one validation. HAProxy needs 20 to 400 ms, plus the time that its resolver takes for the host
 /// names of servers: with glibc, 10 s for each name without an answer.
@@ -198,9 +198,15 @@ pub struct RuntimeServer {
     pub unchecked: bool,
 }
 
-/// The servers of a process, by backend and name.
+/// What a process has of the managed backends.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Runtime(pub BTreeMap<(String, String), RuntimeServer>);
+pub struct Runtime {
+    /// Its servers, by backend and name.
+    pub servers: BTreeMap<(String, String), RuntimeServer>,
+    /// Its backends, each with whether it is published: requests find no other (`publish backend`, HAProxy 3.4). `None`
+    /// if the plane does not report them.
+    pub backends: Option<BTreeMap<String, bool>>,
+}
 
 impl Runtime {
     /// A process that agrees with this file.
@@ -216,6 +222,7 @@ impl Runtime {
 
     fn from_file(observed: &Observed, state: fn(State) -> State) -> Self {
         let mut servers = BTreeMap::new();
+        let backends = observed.backends.keys().map(|name| (name.clone(), true)).collect();
         for (backend, section) in observed.managed() {
             for server in &section.servers {
                 let address = match server.address {
@@ -232,7 +239,35 @@ impl Runtime {
                 servers.insert((backend.to_string(), server.name.to_string()), running);
             }
         }
-        Self(servers)
+        Self { servers, backends: Some(backends) }
+    }
+
+    /// Whether it is known to lack a backend.
+    pub fn lacks(&self, backend: &BackendName) -> bool {
+        self.backends.as_ref().is_some_and(|backends| !backends.contains_key(backend.as_str()))
+    }
+
+    /// Whether it is known to have a backend that is, or is not, published.
+    pub fn has(&self, backend: &BackendName, published: bool) -> bool {
+        let backends = self.backends.as_ref();
+        backends.is_some_and(|backends| backends.get(backend.as_str()) == Some(&published))
+    }
+
+    /// The backends that this file does not have and that are not published: that is how we leave one that is to be
+    /// removed. One with a server that is not named by us is somebody else's.
+    pub fn unknown_backends(&self, observed: &Observed) -> Vec<BackendName> {
+        let hidden = self.backends.iter().flatten().filter(|(_, published)| !**published).map(|(name, _)| name);
+        let unknown = hidden.filter(|name| !observed.backends.contains_key(*name));
+        let names = unknown.filter_map(|name| name.parse::<BackendName>().ok());
+        let is_ours = |name: &BackendName, server: &str| server.parse().is_ok_and(|server| name.is_slot(&server));
+        names.filter(|name| self.servers_of(name).all(|(server, _)| is_ours(name, server))).collect()
+    }
+
+    /// The servers of one backend.
+    pub fn servers_of<'a>(&'a self, backend: &'a BackendName) -> impl Iterator<Item = (&'a str, &'a RuntimeServer)> {
+        let from = (backend.to_string(), String::new());
+        let servers = self.servers.range(from..).take_while(|((name, _), _)| name == backend.as_str());
+        servers.map(|((_, server), running)| (server.as_str(), running))
     }
 
     /// The servers in backends of this file that the file does not have, whoever added them.
@@ -247,27 +282,42 @@ impl Runtime {
                 .chain(&section.drifted)
                 .map(ServerName::as_str)
                 .collect();
-            let from = (name.clone(), String::new());
-            let running = self.0.range(from..).take_while(|((backend, _), _)| backend == name);
-            let others = running.map(|((_, server), _)| server);
-            let others = others.filter(|server| !ours.contains(server.as_str()) && !section.foreign.contains(*server));
+            let others = self.servers_of(&backend).map(|(server, _)| server);
+            let others = others.filter(|server| !ours.contains(server) && !section.foreign.contains(*server));
             unknown.extend(others.filter_map(|server| Some((backend.clone(), server.parse().ok()?))));
         }
         unknown
     }
 
-    /// Adds servers that are in maintenance and not in the file.
+    /// What the process has and this file does not.
+    pub fn surplus(&self, observed: &Observed, capabilities: Capabilities) -> impl Iterator<Item = Surplus> {
+        let Capabilities { servers, backends } = capabilities;
+        let unknown = self.unknown_to(observed).into_iter().filter(move |_| servers);
+        let hidden = self.unknown_backends(observed).into_iter().filter(move |_| backends);
+        unknown.map(|(backend, server)| Surplus::Server(backend, server)).chain(hidden.map(Surplus::Backend))
+    }
+
+    /// Adds what is not in the file: servers that are in maintenance, and backends that are not published.
     #[must_use]
-    pub fn with_leaving<'a>(mut self, leaving: impl Iterator<Item = &'a (BackendName, ServerName)>) -> Self {
+    pub fn with_leaving<'a>(mut self, leaving: impl Iterator<Item = &'a Surplus>) -> Self {
         let state = State::Maint;
-        let server = RuntimeServer { address: None, port: 0, state, weight: None, unchecked: false };
-        self.0.extend(leaving.map(|(backend, name)| ((backend.to_string(), name.to_string()), server.clone())));
+        let running = RuntimeServer { address: None, port: 0, state, weight: None, unchecked: false };
+        for leaving in leaving {
+            match leaving {
+                Surplus::Server(backend, server) => {
+                    self.servers.insert((backend.to_string(), server.to_string()), running.clone());
+                }
+                Surplus::Backend(backend) => {
+                    self.backends.get_or_insert_default().insert(backend.to_string(), false);
+                }
+            }
+        }
         self
     }
 
     /// One server; `None`: the process lacks it.
     pub fn server(&self, backend: &BackendName, server: &ServerName) -> Option<&RuntimeServer> {
-        self.0.get(&(backend.to_string(), server.to_string()))
+        self.servers.get(&(backend.to_string(), server.to_string()))
     }
 }
 
@@ -278,7 +328,7 @@ pub struct Capabilities {
     /// Servers are added (`add server`, management guide, 9.3). That needs a socket of the process: the Data Plane API
     /// can add a server, but not turn on its health check.
     pub servers: bool,
-    /// Backends are added (`add backend`, HAProxy 3.4). Nothing uses it yet.
+    /// Backends are made and removed (`add backend`, HAProxy 3.4). That needs a socket of the process, too.
     pub backends: bool,
 }
 
@@ -367,9 +417,12 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError>;
     /// Sets one state in the process, not in the file. A server that the process lacks is not an error.
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError>;
-    /// Removes a server from the process, which is in maintenance there. `false`: somebody is still connected to it, or
-    /// something refers to it. Only where [`Capabilities::servers`] is set.
-    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError>;
+    /// Lets no more requests find a backend, in the process only. Where [`Capabilities::backends`] is set.
+    async fn unpublish(&self, backend: &BackendName) -> Result<(), AccessError>;
+    /// Removes a server, which is in maintenance, or a backend, which is not published, from the process. `false`: not
+    /// now, as somebody is still connected to the server, the backend still has one, or something refers to it. Only
+    /// where [`Capabilities::servers`] is set.
+    async fn remove(&self, surplus: &Surplus) -> Result<bool, AccessError>;
     /// Loads the configuration as it is, again. [`WriteError::Access`], [`WriteError::Conflict`],
     /// [`WriteError::Invalid`], [`WriteError::ReloadFailed`].
     async fn reload(&self, observed: &Observed) -> Result<(), WriteError>;

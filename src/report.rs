@@ -360,6 +360,7 @@ mod tests {
             guard: None,
             rerendered_lines: 0,
             surplus: 0,
+            reload: Vec::new(),
             blocked: None,
             diff,
         }

@@ -329,7 +329,7 @@ async fn what_makes_haproxy_work_comes_one_at_a_time() {
 async fn a_sample_that_is_never_answered_delays_no_pass() {
     let rig = Rig::start(Way::Local, "3.2").await;
     let deaf = rig.haproxy.folder().join("deaf.sock");
-    let forwarding = deaf_master(&deaf, &rig.haproxy.master(), "show stat");
+    let forwarding = deaf_master(&deaf, &rig.haproxy.master(), "show stat\n");
     let mut env = rig.env();
     env.iter_mut().find(|(key, _)| key == "HAPROXY_MASTER_SOCKET").unwrap().1 = deaf.display().to_string();
     let controller = run(&rig, &env, &QUICK);

@@ -57,10 +57,15 @@ async fn bytes_that_are_not_utf_8_stay_as_they_are() {
         for instances in [1, 2, 9, 3] {
             apply_catalog(&rig, &api(instances)).await;
             let after = rig.haproxy.bytes();
-            assert!(below_version(&after).starts_with(&before), "{}", String::from_utf8_lossy(&after));
+            // HAProxy 3.4 has profiles of ours between them.
+            let end = before.windows(7).position(|words| words == b"# every").unwrap();
+            let below = below_version(&after);
+            assert!(below.starts_with(&before[..end]), "{}", String::from_utf8_lossy(&after));
+            let rest = below.windows(before.len() - end).any(|part| *part == before[end..]);
+            assert!(rest, "{}", String::from_utf8_lossy(&after));
         }
-        apply_catalog(&rig, &[]).await;
-        assert_eq!(below_version(&rig.haproxy.bytes()), before);
+        assert!(run(&env(&rig), &["uninstall", "--yes"]).await.status.success());
+        assert_eq!(rig.haproxy.bytes(), before);
     }
 }
 
@@ -100,7 +105,7 @@ fn the_keywords_of_a_proxy_section_are_known() {
     }
 }
 
-/// Writes a catalog and kills the controller when its text is in place, but HAProxy has not loaded it.
+/// Writes a catalog that takes a reload, and kills the controller when its text is in place, but HAProxy has not loaded it.
 async fn cut_short(rig: &Rig, registrations: &[serde_json::Value]) {
     let silent = rig.haproxy.folder().join("silent.sock");
     let deaf = deaf_master(&silent, &rig.haproxy.master(), "reload");
@@ -130,7 +135,7 @@ async fn a_person_s_edit_after_a_crash_is_kept() {
     for series in matrix() {
         let rig = Rig::start(Way::Local, series).await;
         apply_catalog(&rig, &api(1)).await;
-        cut_short(&rig, &[]).await;
+        cut_short(&rig, &[registration("other", "other", 1, 2009, &["enable=true", "balance=source"])]).await;
         // Not finished yet: HAProxy would refuse it.
         rig.edit(|text| text.replace("# the end", "backend mine\n    blance first # typo")).await;
         let edited = rig.haproxy.text();
@@ -158,7 +163,7 @@ async fn a_text_that_a_crash_left_and_haproxy_cannot_load_goes_back() {
         let rig = Rig::with(Way::Local, series, Haproxy::start_with(series, config).await).await;
         apply_catalog(&rig, &api(1)).await;
         let good = rig.haproxy.text();
-        cut_short(&rig, &[]).await;
+        cut_short(&rig, &[registration("other", "other", 1, 2009, &["enable=true", "balance=source"])]).await;
         fs::rename(page(rig.haproxy.folder()), rig.haproxy.folder().join("away")).unwrap();
         let output = run(&env(&rig), &["apply", "--catalog", rig.catalog().to_str().unwrap()]).await;
         assert!(!output.status.success(), "{}", stdout(&output));

@@ -25,14 +25,8 @@ use tokio::io::AsyncWriteExt;
 
 const TAGS: [&str; 5] = ["enable=true", "check.path=/health", "check.interval=200ms", "check.rise=1", "check.fall=2"];
 
-/// Settings with the run-time socket beside the API; on the local plane the master's is used.
 fn env(rig: &Rig) -> Env {
-    let mut env = rig.env();
-    if rig.api.is_some() {
-        let socket = rig.haproxy.folder().join("stats.sock");
-        env.push(("HAPROXY_RUNTIME_SOCKET".to_owned(), socket.display().to_string()));
-    }
-    env
+    rig.env_with_socket()
 }
 
 fn of(servers: &[Server]) -> Vec<Value> {
@@ -70,13 +64,6 @@ async fn has_only(rig: &Rig, instances: usize) {
     assert_eq!((&process, file.len()), (&file, instances), "{text}");
 }
 
-/// HAProxy takes its file as it stands.
-fn loads(rig: &Rig) {
-    let output = std::process::Command::new(&rig.haproxy.binary).args(["-c", "-f"]).arg(rig.haproxy.config()).output();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 async fn a_service_grows_and_shrinks(rig: Rig, way: Way) {
     let env = env(&rig);
     let mut servers = vec![Server::start("1").await];
@@ -96,7 +83,7 @@ async fn a_service_grows_and_shrinks(rig: Rig, way: Way) {
         assert!(said.contains("no reload"), "{said}");
         rig.agrees().await;
         has_only(&rig, size).await;
-        loads(&rig);
+        rig.haproxy.is_valid();
         all_answer(&rig, &servers).await;
     }
     // Each is checked: one that fails its check is down, and one whose port is closed.
@@ -114,7 +101,7 @@ async fn a_service_grows_and_shrinks(rig: Rig, way: Way) {
         apply(&env, &rig.catalog()).await;
         rig.agrees().await;
         has_only(&rig, size).await;
-        loads(&rig);
+        rig.haproxy.is_valid();
         for server in &servers {
             server.requests.store(0, Ordering::Relaxed);
         }

@@ -232,7 +232,7 @@ mod prefix {
         rig.env_with(&[("NOMAD_HAPROXY_TAGS_PREFIX", prefix), ("NOMAD_HAPROXY_GUARD_SHARE", "30%")])
     }
 
-    pub async fn changed(rig: Rig, _way: Way) {
+    pub async fn changed(rig: Rig, way: Way) {
         let old: Vec<_> = (0..6).map(|n| instance(&format!("old-{n}"), 2001 + n, &["weight=3"])).collect();
         let mut both = instance("both", 3001, &["weight=5"]);
         both["Tags"].as_array_mut().unwrap().extend(["edge.enable=true".into(), "edge.weight=5".into()]);
@@ -252,11 +252,13 @@ mod prefix {
         assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), (text, reloads));
 
         let said = succeeds(&rig, &edge, &["plan", "--allow-removals"]).await;
-        assert!(said.contains("6 to delete; instances +0 -6, 0 servers changed; one reload."), "{said}");
+        let is_live = rig.series == "3.4" && way == Way::Local;
+        let cost = if is_live { "no reload" } else { "one reload" };
+        assert!(said.contains(&format!("6 to delete; instances +0 -6, 0 servers changed; {cost}.")), "{said}");
         succeeds(&rig, &edge, &["apply", "--allow-removals"]).await;
         let text = rig.haproxy.text();
         assert!(has_backend(&text, "both") && !text.contains("old_"), "{text}");
-        assert_eq!(rig.haproxy.reloads().await, reloads + 1);
+        assert_eq!(rig.haproxy.reloads().await, reloads + u64::from(!is_live));
         is_done(&rig, &edge).await;
     }
 }
@@ -267,15 +269,17 @@ mod prefix {
 async fn a_haproxy_changes_its_plane_and_back_without_a_reload() {
     for series in matrix() {
         let mut rig = Rig::start(Way::Api, series).await;
-        let through_api = rig.env();
         write_catalog(&rig.catalog(), &catalog());
-        apply(&through_api, &rig.catalog()).await;
+        apply(&rig.env(), &rig.catalog()).await;
         let foreign = foreign_meaning(&rig.haproxy.text());
         let (reloads, mut instances) = (rig.haproxy.reloads().await, 2);
 
         let mut api = rig.api.take().unwrap();
         api.kill();
         let local = rig.env();
+        // The spare servers are not needed there.
+        let said = apply(&local, &rig.catalog()).await;
+        assert!(said.contains("no reload"), "{said}");
         is_done(&rig, &local).await;
         let mut scaled = async |env: &Env, rig: &Rig| {
             instances += 1;
@@ -291,6 +295,7 @@ async fn a_haproxy_changes_its_plane_and_back_without_a_reload() {
 
         api.launch().await;
         rig.api = Some(api);
+        let through_api = rig.env_with_socket();
         is_done(&rig, &through_api).await;
         scaled(&through_api, &rig).await;
         assert_eq!(rig.haproxy.reloads().await, reloads);

@@ -1,13 +1,15 @@
 //! A plan and its result, computed in the same way for a pass, for a dry run, and offline. Pure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::desired::build::Built;
-use crate::desired::{NamespaceNote, Note};
+use crate::desired::{BackendName, NamespaceNote, Note};
 use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
+use crate::plan::reason::{self, Reason, reasons};
 use crate::plan::{self, Conflict, Kept, LeftOut, Options, Plan, Waiting};
 
 /// A plan, and the configuration that results from it.
@@ -29,6 +31,8 @@ pub struct Draft {
     pub next: Option<Duration>,
     /// How many spare servers are no longer needed.
     pub surplus: usize,
+    /// Why it takes a reload, by backend.
+    pub reasons: BTreeMap<BackendName, Reason>,
     /// What `uninstall` does not remove.
     pub kept: Vec<Kept>,
 }
@@ -40,15 +44,16 @@ impl Draft {
         let after = after(&plan, observed, options);
         let mut notes: Vec<Note> = built.notes.iter().cloned().chain(notes).collect();
         notes.sort();
-        let namespaces = built.namespaces.clone();
-        Ok(Self { plan, waiting: Waiting::default(), after, notes, namespaces, guard: None, next, surplus, kept })
+        let (namespaces, waiting) = (built.namespaces.clone(), Waiting::default());
+        let reasons = reasons(&plan, observed, options);
+        Ok(Self { plan, waiting, after, notes, namespaces, guard: None, next, surplus, reasons, kept })
     }
 
     /// The part that needs no reload; the rest waits.
     #[must_use]
     pub fn without_reload(self, built: &Built, observed: &Observed, options: &Options) -> Self {
         let (plan, waiting) = self.plan.split(Plan::gone(built, observed, options.now));
-        Self { after: after(&plan, observed, options), plan, waiting, ..self }
+        Self { after: after(&plan, observed, options), reasons: BTreeMap::new(), plan, waiting, ..self }
     }
 
     /// The configuration without the instances that are gone, and nothing else changed.
@@ -59,7 +64,8 @@ impl Draft {
     /// The summary for people and programs; `text` is what would be written.
     pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
         let (namespaces, guard, surplus) = (self.namespaces.clone(), self.guard.clone(), self.surplus);
-        Summary { namespaces, guard, surplus, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
+        let reload = reason::lines(&self.reasons);
+        Summary { reload, namespaces, guard, surplus, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::desired::{Backend, BackendName, Code, Desired, Instance, Note, Server, ServerName, ServiceKey, Severity};
 use crate::observed::{Foreign, Observed};
-use crate::plan::{Action, LeftOut, Part, Waiting};
+use crate::plan::{Action, LeftOut, Part, Surplus, Waiting};
 
 use super::culprit::Culprit;
 
@@ -132,8 +132,8 @@ struct Search {
 /// What a process still lacked after a reload that was made for it: another reload would not help either.
 #[derive(Debug)]
 pub(super) struct Unhelped {
-    /// Servers that it lacks.
-    pub(super) lacks: Vec<(BackendName, ServerName)>,
+    /// Servers and backends that it lacks.
+    pub(super) lacks: Vec<(BackendName, Option<ServerName>)>,
     /// Changes that it does not take.
     pub(super) actions: Vec<Action>,
     /// A digest of the text that was loaded, without the servers of ours: their live changes make no difference.
@@ -164,9 +164,9 @@ pub(super) struct Memory {
     search: Option<Search>,
     unhelped: Option<Unhelped>,
     unresolved: Option<Unresolved>,
-    /// Servers that the file has no more, and the process has until nobody is connected to them: when they are tried to
-    /// be removed again.
-    leaving: BTreeMap<(BackendName, ServerName), Retry>,
+    /// What the file has no more, and the process has until nobody is connected to it: when it is tried to be removed
+    /// again.
+    leaving: BTreeMap<Surplus, Retry>,
 }
 
 impl Memory {
@@ -226,28 +226,23 @@ impl Memory {
         }
     }
 
-    /// The servers that the process has until nobody is connected to them.
-    pub(super) fn leaving(&self) -> impl Iterator<Item = &(BackendName, ServerName)> {
+    /// What the process has until nobody is connected to it.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = &Surplus> {
         self.leaving.keys()
     }
 
-    /// Of the servers that the process has too much, those that are due to be removed. The others that are remembered
-    /// are gone.
-    pub(super) fn due_to_leave(
-        &mut self,
-        surplus: Vec<(BackendName, ServerName)>,
-        now: Instant,
-    ) -> Vec<(BackendName, ServerName)> {
-        self.leaving.retain(|server, _| surplus.contains(server));
-        surplus.into_iter().filter(|server| self.leaving.get(server).is_none_or(|retry| retry.is_due(now))).collect()
+    /// Of what the process has too much, what is due to be removed. The others that are remembered are gone.
+    pub(super) fn due_to_leave(&mut self, surplus: Vec<Surplus>, now: Instant) -> Vec<Surplus> {
+        self.leaving.retain(|one, _| surplus.contains(one));
+        surplus.into_iter().filter(|one| self.leaving.get(one).is_none_or(|retry| retry.is_due(now))).collect()
     }
 
-    /// A server was to be removed from the process.
-    pub(super) fn left(&mut self, server: (BackendName, ServerName), is_gone: bool, now: Instant) {
-        let earlier = self.leaving.remove(&server);
+    /// It was to be removed from the process.
+    pub(super) fn left(&mut self, surplus: Surplus, is_gone: bool, now: Instant) {
+        let earlier = self.leaving.remove(&surplus);
         if !is_gone {
             let retry = earlier.map_or_else(|| Retry::leaving(now), |earlier| earlier.next(now));
-            self.leaving.insert(server, retry);
+            self.leaving.insert(surplus, retry);
         }
     }
 
@@ -257,7 +252,12 @@ impl Memory {
     }
 
     /// Whether a reload of exactly this text did not help against this.
-    pub(super) fn is_unhelped(&self, lacks: &[(BackendName, ServerName)], actions: &[Action], digest: u64) -> bool {
+    pub(super) fn is_unhelped(
+        &self,
+        lacks: &[(BackendName, Option<ServerName>)],
+        actions: &[Action],
+        digest: u64,
+    ) -> bool {
         self.unhelped.as_ref().is_some_and(|known| {
             known.digest == digest
                 && lacks.iter().all(|server| known.lacks.contains(server))

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use crate::desired::{BackendName, ServerName, State};
 use crate::errors::chain;
 use crate::observed::Observed;
-use crate::plan::{self, Action, Changes, Waiting};
+use crate::plan::{self, Action, Changes, Surplus, Waiting};
 use crate::plane::{Runtime, StateChange, Verdict, WriteError};
 
 use super::memory::{Process, Unhelped};
@@ -62,7 +62,7 @@ impl Controller {
     ) -> Result<Round, PassError> {
         status.enter(Stage::Repair);
         let Seen { observed, info, .. } = seen;
-        let Changes { out: _, rest, lacks, surplus: _ } = changes;
+        let Changes { out: _, hidden: _, rest, lacks, surplus: _ } = changes;
         let (alone, others) = states_alone(&rest);
         let all_set = self.set_states(&alone, status).await && all_set;
         if lacks.is_empty() && others.is_empty() && seen.looked {
@@ -99,25 +99,22 @@ impl Controller {
         }
     }
 
-    /// Removes servers that the file has no more from the process. What somebody is still connected to stays there, in
-    /// maintenance, and is removed later.
-    pub(super) async fn remove(
-        &mut self,
-        surplus: Vec<(BackendName, ServerName)>,
-        seen: &Seen,
-        status: &mut PassStatus,
-    ) {
+    /// Removes what the file has no more from the process: the servers, then their backends. What somebody is still
+    /// connected to stays there, out of service, and is removed later.
+    pub(super) async fn remove(&mut self, surplus: Vec<Surplus>, seen: &Seen, status: &mut PassStatus) {
         let due = self.memory.due_to_leave(surplus, seen.moment.instant);
-        let asked: Vec<_> = due.iter().map(|(backend, server)| self.plane.remove_server(backend, server)).collect();
-        let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
-        for (server, result) in due.into_iter().zip(results) {
-            if let Err(error) = &result {
-                let (backend, server) = &server;
-                tracing::warn!(%backend, %server, error = %chain(error), "a server is not removed from the process");
+        let (servers, backends): (Vec<_>, Vec<_>) = due.into_iter().partition(|one| matches!(one, Surplus::Server(..)));
+        for due in [servers, backends] {
+            let asked: Vec<_> = due.iter().map(|surplus| self.plane.remove(surplus)).collect();
+            let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
+            for (surplus, result) in due.into_iter().zip(results) {
+                if let Err(error) = &result {
+                    tracing::warn!(%surplus, error = %chain(error), "this is not removed from the process");
+                }
+                let is_gone = result.is_ok_and(|is_gone| is_gone);
+                status.run_time_changes += usize::from(is_gone);
+                self.memory.left(surplus, is_gone, seen.moment.instant);
             }
-            let is_gone = result.is_ok_and(|is_gone| is_gone);
-            status.run_time_changes += usize::from(is_gone);
-            self.memory.left(server, is_gone, seen.moment.instant);
         }
     }
 
@@ -176,12 +173,13 @@ impl Controller {
         status.saw(&observed, &self.seated);
         let process = self.plane.runtime(&observed).await?;
         self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
-        let Changes { out, rest, lacks, surplus: _ } = Changes::new(&process, &observed, &observed, &seen.growth);
+        let Changes { out, hidden: _, rest, lacks, surplus: _ } =
+            Changes::new(&process, &observed, &observed, &seen.growth);
         let (alone, actions) = states_alone(&rest);
         let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
         let left = !lacks.is_empty() || !actions.is_empty();
         let unhelped = left.then(|| {
-            let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(|action| action.server().0));
+            let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(Action::backend));
             Unhelped {
                 services: named.flat_map(|name| seen.concerned(name)).collect(),
                 finding: if lacks.is_empty() { finding.to_owned() } else { lacking(&lacks) },
@@ -199,39 +197,56 @@ impl Controller {
     }
 }
 
-/// Splits changes into states that can be set on their own, and changes that have to be made with the file: addresses,
-/// weights and ends of drains, and the states of the same servers after them.
+/// Splits changes into states that can be set on their own, and changes that have to be made with the file: backends,
+/// addresses, weights and ends of drains, and the states of the same servers after them.
 fn states_alone(actions: &[Action]) -> (Vec<StateChange>, Vec<Action>) {
     let alone = |action: &&Action| matches!(action, Action::State(_, _, State::Ready | State::Drain));
-    let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).map(Action::server).collect();
+    let others: BTreeSet<_> = actions.iter().filter(|action| !alone(action)).filter_map(Action::server).collect();
     let (with_others, alone): (Vec<_>, Vec<_>) =
-        actions.iter().cloned().partition(|action| others.contains(&action.server()));
+        actions.iter().cloned().partition(|action| action.server().is_none_or(|server| others.contains(&server)));
     let state = |action| match action {
         Action::State(backend, server, state) => Some(StateChange { backend, server, state }),
-        Action::Address(..) | Action::Weight(..) | Action::Add(..) | Action::Check(..) => None,
+        Action::Address(..)
+        | Action::Weight(..)
+        | Action::Add(..)
+        | Action::Check(..)
+        | Action::Make(..)
+        | Action::Publish(_) => None,
     };
     (alone.into_iter().filter_map(state).collect(), with_others)
 }
 
-/// The servers that the process lacks, as text.
-fn lacking(servers: &[(BackendName, ServerName)]) -> String {
-    let more = match servers.len() {
+/// What the process lacks, as text.
+fn lacking(lacks: &[(BackendName, Option<ServerName>)]) -> String {
+    let more = match lacks.len() {
         0 | 1 => String::new(),
         all => format!(", nor {} others", all - 1),
     };
-    let first = servers.first().map(|(backend, server)| format!("{backend}/{server}")).unwrap_or_default();
-    format!("the process has no server {first}{more}, or no address for it")
+    match lacks.first() {
+        Some((backend, Some(server))) => {
+            format!("the process has no server {backend}/{server}{more}, or no address for it")
+        }
+        Some((backend, None)) => format!("the process has no backend {backend}{more}"),
+        None => String::new(),
+    }
 }
 
-/// A digest of the text without the lines of ours that change without a reload, and without the API's header, which
-/// changes with each write.
+/// A digest of the text without what changes without a reload: lines of servers, and whole backends of ours as far as
+/// they only repeat the settings of others. The API's header changes with each write, and is left out, too.
 pub(super) fn digest(observed: &Observed) -> u64 {
-    let ours: BTreeSet<usize> = observed.live_lines().collect();
-    let mut hasher = DefaultHasher::new();
+    let live: BTreeSet<usize> = observed.live_lines().collect();
+    let (mut hasher, mut settings) = (DefaultHasher::new(), BTreeSet::new());
+    let ours: Vec<_> = observed.backends.values().filter(|backend| backend.is_ours()).collect();
     for (at, line) in observed.text.lines().iter().enumerate() {
-        if !line.starts_with("# _") && !ours.contains(&at) {
-            line.hash(&mut hasher);
+        if line.starts_with("# _") || live.contains(&at) || line.trim().is_empty() {
+            continue;
+        }
+        match ours.iter().find(|backend| backend.section.lines.contains(&at)) {
+            Some(backend) if backend.section.lines.start == at => {}
+            Some(_) => drop(settings.insert(line)),
+            None => line.hash(&mut hasher),
         }
     }
+    settings.hash(&mut hasher);
     hasher.finish()
 }

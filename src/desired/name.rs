@@ -82,6 +82,11 @@ impl BackendName {
     pub fn slot_number(&self, server: &ServerName) -> Option<u32> {
         server.0.strip_prefix(&self.0)?.strip_prefix('_')?.parse().ok()
     }
+
+    /// Whether the name is one that [`BackendName::slot`] makes.
+    pub fn is_slot(&self, server: &ServerName) -> bool {
+        self.slot_number(server).is_some_and(|number| number > 0 && self.slot(number) == *server)
+    }
 }
 
 /// A service of the catalog: its namespace and its name, neither of which can be trusted.

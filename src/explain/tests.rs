@@ -188,6 +188,7 @@ fn a_change_that_waits_is_said_to_wait() {
         namespaces: Vec::new(),
         guard: None,
         surplus: 0,
+        reload: Vec::new(),
         rerendered_lines: 0,
         blocked: None,
         diff: String::new(),

@@ -121,12 +121,13 @@ fn occupant(data: &serde_json::Value) -> Option<Occupant> {
 /// Reads the directives of a section with our owner, without its servers; `None`: they contain something that we would
 /// never write.
 pub fn settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<BackendSettings> {
-    let mut read = Reading::default();
-    for directive in directives {
-        let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
-        read.directive(&words)?;
-    }
-    read.settings()
+    Reading::default().all(directives)
+}
+
+/// The same for a section that several backends share, so that it has no description; the one that is returned is
+/// empty.
+pub fn shared_settings<'a>(directives: impl IntoIterator<Item = &'a Directive>) -> Option<BackendSettings> {
+    Reading { description: Some(String::new()), ..Reading::default() }.all(directives)
 }
 
 /// Whether a directive of a backend is one that a controller would write, of any owner. In a backend that is not ours
@@ -159,6 +160,14 @@ struct Reading {
 }
 
 impl Reading {
+    fn all<'a>(mut self, directives: impl IntoIterator<Item = &'a Directive>) -> Option<BackendSettings> {
+        for directive in directives {
+            let words: Vec<&str> = directive.words.iter().map(String::as_str).collect();
+            self.directive(&words)?;
+        }
+        self.settings()
+    }
+
     fn directive(&mut self, words: &[&str]) -> Option<()> {
         match words {
             ["description", rest @ ..] if self.description.is_none() => self.description = Some(rest.join(" ")),

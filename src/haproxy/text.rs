@@ -215,7 +215,8 @@ impl ConfigText {
     /// The first line (from 0) of a conditional block, which the Data Plane API breaks when it renders the file (seen
     /// on 3.0, 3.2 and 3.4).
     pub fn conditional(&self) -> Option<usize> {
-        self.lines.iter().position(|line| CONDITIONALS.contains(&Directive::parse(line).keyword()))
+        let may_be = |line: &str| line.trim_start_matches(is_space).starts_with(['.', '"', '\'', '\\']);
+        self.lines.iter().position(|line| may_be(line) && CONDITIONALS.contains(&Directive::parse(line).keyword()))
     }
 
     /// The section that a line (from 0) is in, for HAProxy's messages that name a line.
@@ -240,6 +241,15 @@ impl ConfigText {
         let mut dotted = self.lines[start..end].to_vec();
         dotted.retain(|line| Directive::parse(line).keyword().starts_with('.'));
         self.lines.splice(start..end, dotted);
+    }
+
+    /// Removes a section that was inserted with a blank line behind it.
+    pub fn remove_profile(&mut self, section: &Section) {
+        let Range { start, mut end } = section.lines;
+        if self.lines.get(end).is_some_and(|line| is_blank(line)) {
+            end += 1;
+        }
+        self.lines.splice(start..end, []);
     }
 
     /// Adds lines after the last one, separated by a blank line.

@@ -120,6 +120,7 @@ fn nothing_left(target: &TargetStatus) -> Summary {
         namespaces: target.namespaces.to_vec(),
         guard: target.guard.clone(),
         surplus: 0,
+        reload: Vec::new(),
         rerendered_lines: 0,
         blocked: None,
         diff: String::new(),

@@ -120,7 +120,9 @@ fn comments(observed: &Observed) -> Vec<(usize, String)> {
     // Metadata stays with its line, and a line of dashes has no content.
     let says = |comment: &String| comment.contains(char::is_alphanumeric) && !comment.starts_with(['_', '{']);
     let lines = observed.text.lines().iter().enumerate();
-    let outside = lines.filter(|(at, _)| !ours.iter().any(|backend| backend.section.lines.contains(at)));
+    let outside = lines.filter(|(at, _)| {
+        !ours.iter().any(|backend| backend.section.lines.contains(at)) && !observed.profiles.has_line(*at)
+    });
     let comment = |line: &str| Directive::parse(line).comment.map(unwrapped).filter(says);
     outside.filter_map(|(at, line)| Some((at + 1, comment(line)?))).collect()
 }
@@ -139,7 +141,7 @@ fn entries(observed: &Observed) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut defaults: BTreeMap<String, String> = BTreeMap::new();
     let mut last = String::new();
-    for section in text.sections() {
+    for section in text.sections().into_iter().filter(|section| !observed.profiles.has_line(section.lines.start)) {
         let backend = observed.backends.get(&section.name).filter(|backend| backend.section == section);
         let all_ours = backend.is_some_and(ObservedBackend::is_ours);
         let ours = |at: usize, directive: &Directive| match (directive.keyword(), backend) {
@@ -175,6 +177,20 @@ fn entries(observed: &Observed) -> Vec<Entry> {
 
 fn is_proxy(section: &Section) -> bool {
     matches!(section.kind.as_str(), "frontend" | "backend" | "listen")
+}
+
+/// The meaning of a section's directives, for comparing it with a copy that the Data Plane API may have rendered.
+pub(super) fn content_of(directives: &[Directive]) -> String {
+    let mut by_keyword: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for directive in directives {
+        by_keyword.entry(directive.keyword()).or_default().push(meaning(directive.clone()));
+    }
+    for (keyword, meanings) in &mut by_keyword {
+        if !ORDERED.contains(keyword) {
+            meanings.sort_unstable();
+        }
+    }
+    by_keyword.into_values().flatten().collect::<Vec<_>>().join("\u{1e}")
 }
 
 /// The content of a `defaults` section, including the one that it names.

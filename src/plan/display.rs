@@ -44,6 +44,8 @@ pub struct Summary {
     pub changes: bool,
     /// Whether HAProxy takes it without a reload.
     pub live: bool,
+    /// Why it takes a reload, if it does: a line for each reason.
+    pub reload: Vec<String>,
     /// By name.
     pub backends: Vec<BackendSummary>,
     /// Notes about services.
@@ -70,6 +72,7 @@ impl Summary {
         Self {
             changes: !plan.is_empty(),
             live: plan.is_live(),
+            reload: Vec::new(),
             backends,
             notes,
             namespaces: Vec::new(),
@@ -101,7 +104,7 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
             summary.instances_added = servers.iter().filter(|server| server.is_enabled()).count();
             return summary;
         }
-        Edit::Delete => {
+        Edit::Delete { .. } => {
             summary.instances_removed = seated().len();
             return summary;
         }
@@ -170,10 +173,11 @@ fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
 
 /// Whether a section of the plan is ours; in any other only the servers are.
 fn is_ours(section: &Section, observed: &Observed, plan: &Plan) -> bool {
-    plan.edits.iter().filter(|(name, _)| name.as_str() == section.name).any(|(name, edit)| match edit {
-        Edit::Create { .. } | Edit::Change { .. } | Edit::Delete => true,
-        Edit::Servers(_) => observed.backend(name).is_some_and(ObservedBackend::is_ours),
-    })
+    section.kind == "defaults"
+        || plan.edits.iter().filter(|(name, _)| name.as_str() == section.name).any(|(name, edit)| match edit {
+            Edit::Create { .. } | Edit::Change { .. } | Edit::Delete { .. } => true,
+            Edit::Servers(_) => observed.backend(name).is_some_and(ObservedBackend::is_ours),
+        })
 }
 
 fn header_of(section: &Section) -> String {
@@ -222,7 +226,14 @@ fn unified(before: &str, after: &str) -> String {
 }
 
 fn is_planned(section: &Section, plan: &Plan) -> bool {
-    matches!(section.kind.as_str(), "backend" | "listen") && plan.edits.keys().any(|name| name.as_str() == section.name)
+    let Plan { edits, profiles } = plan;
+    match section.kind.as_str() {
+        "backend" | "listen" => edits.keys().any(|name| name.as_str() == section.name),
+        "defaults" => {
+            profiles.remove.contains_key(&section.name) || profiles.add.iter().any(|(name, _)| *name == section.name)
+        }
+        _ => false,
+    }
 }
 
 fn foreign_lines(text: &ConfigText, plan: &Plan) -> String {
@@ -256,6 +267,9 @@ impl fmt::Display for Summary {
         }
         if let Some(guard) = &self.guard {
             writeln!(f, "{guard}")?;
+        }
+        for line in &self.reload {
+            writeln!(f, "{line}")?;
         }
         match self.surplus {
             0 => {}
@@ -305,8 +319,10 @@ impl fmt::Display for Summary {
 mod tests {
     use super::*;
 
+    const DELETE: Edit = Edit::Delete { is_live: false };
+
     fn plan(name: &str, edit: Edit) -> Plan {
-        Plan { edits: [(name.parse().expect("a name"), edit)].into() }
+        Plan { edits: [(name.parse().expect("a name"), edit)].into(), ..Plan::default() }
     }
 
     fn observed(text: &str) -> Observed {
@@ -344,7 +360,7 @@ mod tests {
         let ours = format!("backend a\n  description nomad-haproxy:nomad default/a\n  mode http\n{OURS}");
         let foreign = "  http-request set-header X-Key s3cr3t\n  option httpchk GET / HTTP/1.1 s3cr3t\n  description s3cr3t\n  balance roundrobin # s3cr3t\n";
         let changed = "  server a_2 127.0.0.1:2 sni str(s3cr3t) # {\"id\":\"y\",\"owner\":\"nomad\"}\n";
-        let (diff, _) = diff_of(&format!("{ours}{foreign}{changed}# s3cr3t\n"), "# s3cr3t\n", "a", Edit::Delete);
+        let (diff, _) = diff_of(&format!("{ours}{foreign}{changed}# s3cr3t\n"), "# s3cr3t\n", "a", DELETE);
         assert!(!diff.contains("s3cr3t"), "{diff}");
         for line in [
             "-backend a\n",
@@ -389,7 +405,7 @@ mod tests {
     fn the_hash_of_the_api_is_no_change() {
         let text = |hash: &str, rest: &str| format!("# _md5hash={hash}\n# _version=3\n\nglobal\n{rest}");
         let (before, after) = (text("a", "\nbackend api\n  mode http\n"), text("b", ""));
-        let (diff, rerendered) = diff_of(&before, &after, "api", Edit::Delete);
+        let (diff, rerendered) = diff_of(&before, &after, "api", DELETE);
         assert!(diff.contains("@@ -2,6 +2,3 @@") && diff.contains("-backend api"), "{diff}");
         assert!(diff.contains(" # _version=3\n"), "{diff}");
         assert_eq!(rerendered, 0);

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use crate::desired::build::Built;
 use crate::desired::{Address, Backend, BackendKind, BackendName, Desired, Server, ServerName, ServerOptions, State};
-use crate::observed::{Observed, ObservedBackend, is_static};
+use crate::observed::{Observed, ObservedBackend, ProfileEdits, is_static};
 use crate::plane::Capabilities;
 
-use super::{Edit, Plan, Rewrite, ServerEdit};
+use super::{Edit, Options, Plan, Rewrite, ServerEdit, Surplus};
 
 /// A server as `add server` makes it: it inherits nothing, so its options are all that its line and the backend's
 /// `default-server` give.
@@ -20,7 +21,9 @@ pub struct NewServer {
     pub port: u16,
     /// Whether it has a health check, which has to be turned on separately.
     pub checked: bool,
-    /// Its options, as they follow the address.
+    /// Whether it gets no traffic before its first passing check.
+    pub gated: bool,
+    /// Its other options, as they follow the address.
     pub options: String,
 }
 
@@ -42,6 +45,11 @@ impl Growth {
     /// Whether servers leave the process at run time.
     pub(super) fn removes(&self) -> bool {
         self.capabilities.servers
+    }
+
+    /// Whether backends come and go in the process at run time.
+    pub(super) fn makes_backends(&self) -> bool {
+        self.capabilities.backends
     }
 
     /// The server as it is added to the process; `None`: only a reload brings it in.
@@ -69,6 +77,41 @@ pub(super) fn grows(
         }
 }
 
+/// Whether HAProxy makes a new backend at run time, with its servers: from a profile that the file has, and no name is
+/// taken by one that is still to be removed.
+pub(super) fn makes(
+    options: &Options,
+    name: &BackendName,
+    desired: &Backend,
+    servers: &[Server],
+    observed: &Observed,
+) -> bool {
+    let Options { capabilities, taken, .. } = options;
+    capabilities.backends
+        && !taken.contains(&Surplus::Backend(name.clone()))
+        && grows(*capabilities, desired, None, observed)
+        && servers.iter().all(|server| matches!(server.address, Address::Ip(_)))
+        && observed.profile(&desired.settings).is_some()
+}
+
+/// Whether HAProxy removes a backend of ours at run time. Its servers have to go first.
+pub(super) fn deletes(capabilities: Capabilities, section: &ObservedBackend) -> bool {
+    capabilities.backends && (section.servers.is_empty() && section.drifted.is_empty() || section.takes_servers())
+}
+
+/// The profiles after a plan that takes a reload: one for each of the settings that are in use, where backends are made
+/// at run time.
+pub(super) fn profiles(plan: &Plan, built: &Built, observed: &Observed, options: &Options) -> ProfileEdits {
+    let makes = options.capabilities.backends;
+    let desired = built.desired.backends.iter().filter(|(_, backend)| makes && backend.kind == BackendKind::Dynamic);
+    let is_ours = |name: &BackendName| match observed.backend(name) {
+        Some(section) => section.is_ours(),
+        None => plan.edits.contains_key(name),
+    };
+    let in_use = desired.filter(|(name, backend)| is_ours(name) && !is_static(backend.settings.balance.algorithm()));
+    observed.profiles.edits(in_use.map(|(_, backend)| &backend.settings), &options.owner)
+}
+
 impl NewServer {
     /// `None`: HAProxy does not take it at run time, or the result would not be what a reload makes of the line. It
     /// takes no server in a backend with a static algorithm, and resolves no host name (seen on 3.0, 3.2 and 3.4).
@@ -92,17 +135,16 @@ impl NewServer {
         }
         let checked = stated.has("check");
         // A line in service is not gated, as a reload would then take it down; a server that comes in is.
-        if checked && (is_gated || *gated) {
-            stated.set("init-state", Some("down"));
-        }
-        Some(Self { address: *address, port: *port, checked, options: stated.to_words() })
+        let gated = checked && (is_gated || *gated);
+        Some(Self { address: *address, port: *port, checked, gated, options: stated.to_words() })
     }
 }
 
 impl Plan {
     /// Whether HAProxy takes all of it without a reload.
     pub fn is_live(&self) -> bool {
-        self.edits.values().all(Edit::is_live)
+        let Self { edits, profiles } = self;
+        edits.values().all(Edit::is_live) && profiles.is_empty()
     }
 }
 
@@ -113,7 +155,8 @@ impl Edit {
             Self::Change { rewrite: Rewrite::Nothing | Rewrite::Description, edits, .. } | Self::Servers(edits) => {
                 edits.iter().all(ServerEdit::is_live)
             }
-            Self::Change { .. } | Self::Create { .. } | Self::Delete => false,
+            Self::Create { is_live, .. } | Self::Delete { is_live } => *is_live,
+            Self::Change { .. } => false,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Runtime::of`] the old configuration stands for the process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use crate::desired::{Address, BackendName, Server, ServerName, State};
 use crate::observed::{Observed, ObservedBackend};
@@ -12,20 +13,40 @@ use crate::plane::{Runtime, RuntimeServer, StateChange};
 
 use super::{Action, Growth, NewServer};
 
+/// Something that the process has and the file does not: it is out of service, and is removed when nobody is connected
+/// to it any more. Servers come before their backends.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Surplus {
+    /// A server, in maintenance.
+    Server(BackendName, ServerName),
+    /// A backend, not published.
+    Backend(BackendName),
+}
+
+impl fmt::Display for Surplus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(backend, server) => write!(f, "{backend}/{server}"),
+            Self::Backend(backend) => write!(f, "{backend}"),
+        }
+    }
+}
+
 /// The changes of the process, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// First, before the file is written and whether or not that succeeds: instances that are gone get no more traffic.
     pub out: Vec<StateChange>,
-    /// With the file: new servers, addresses, weights, and instances that come in.
+    /// Then, before the file is written without a reload: backends that go.
+    pub hidden: Vec<BackendName>,
+    /// With the file: new backends and servers, addresses, weights, and instances that come in.
     pub rest: Vec<Action>,
-    /// Servers that the file before has and the process lacks, where it takes none at run time, or has without an
-    /// address (their host name did not resolve, and then the process accepts no other address; seen on 3.0, 3.2 and
-    /// 3.4): only a reload helps.
-    pub lacks: Vec<(BackendName, ServerName)>,
-    /// Last: servers that the process has and the file after does not, where it takes and loses servers at run time.
-    /// They are out of service, and removed once nobody is connected to them.
-    pub surplus: Vec<(BackendName, ServerName)>,
+    /// Servers, or whole backends, that the file before has and the process lacks, where it takes none at run time, or
+    /// has without an address (their host name did not resolve, and then the process accepts no other address; seen on
+    /// 3.0, 3.2 and 3.4): only a reload helps.
+    pub lacks: Vec<(BackendName, Option<ServerName>)>,
+    /// Last: what the process has and the file after does not, where it takes and loses servers at run time.
+    pub surplus: Vec<Surplus>,
 }
 
 impl Changes {
@@ -36,16 +57,28 @@ impl Changes {
             let old = servers(before.backend(&name));
             // A backend that the process does not have yet is loaded with its servers.
             let is_there = before.backend(&name).is_some();
+            if growth.makes_backends() && process.lacks(&name) {
+                match Self::make(&name, section, after, growth) {
+                    Some(new) => changes.rest.extend(new),
+                    None if is_there => changes.lacks.push((name.clone(), None)),
+                    None => {}
+                }
+                continue;
+            }
             for server in &section.servers {
                 let known = old.get(&server.name).copied();
                 match process.server(&name, &server.name) {
                     Some(running) => Seat { backend: &name, section, server, known, running }.changes(&mut changes),
                     None if is_there && let Some(new) = growth.of(&name, section, server) => {
-                        changes.add(&name, server, new);
+                        changes.rest.extend(added(&name, server, new));
                     }
-                    None if known.is_some() => changes.lacks.push((name.clone(), server.name.clone())),
+                    None if known.is_some() => changes.lacks.push((name.clone(), Some(server.name.clone()))),
                     None => {}
                 }
+            }
+            // It was made, or was to be removed, and that was cut short.
+            if growth.makes_backends() && section.is_ours() && process.has(&name, false) {
+                changes.rest.push(Action::Publish(name));
             }
         }
         for (name, section) in before.managed() {
@@ -65,7 +98,43 @@ impl Changes {
         if growth.removes() {
             changes.find_surplus(process, before, after);
         }
+        if growth.makes_backends() {
+            changes.find_surplus_backends(process, before, after);
+        }
+        changes.surplus.sort();
         changes
+    }
+
+    /// Backends are ours by the file before, or because they are not published: that is the first thing that happens to
+    /// one of ours that goes, before the file is written without it.
+    fn find_surplus_backends(&mut self, process: &Runtime, before: &Observed, after: &Observed) {
+        let ours = before.managed().filter(|(name, section)| section.is_ours() && after.backend(name).is_none());
+        let gone: Vec<BackendName> = ours.map(|(name, _)| name).filter(|name| !process.lacks(name)).collect();
+        self.hidden = gone.iter().filter(|name| process.has(name, true)).cloned().collect();
+        for name in gone.into_iter().chain(process.unknown_backends(before)) {
+            for (server, running) in process.servers_of(&name) {
+                let Ok(server) = server.parse::<ServerName>() else { continue };
+                let is_left = before.backend(&name).is_none() && running.state != State::Maint;
+                let (backend, state) = (name.clone(), State::Maint);
+                self.out.extend(is_left.then(|| StateChange { backend, server: server.clone(), state }));
+                self.surplus.push(Surplus::Server(name.clone(), server));
+            }
+            self.surplus.push(Surplus::Backend(name));
+        }
+    }
+
+    /// A new backend with its servers, and published last: no request finds it without them. `None`: only a reload
+    /// brings it in.
+    fn make(name: &BackendName, section: &ObservedBackend, after: &Observed, growth: &Growth) -> Option<Vec<Action>> {
+        let settings = section.settings.as_ref().filter(|_| section.is_ours())?;
+        let mut actions = vec![Action::Make(name.clone(), after.profile(settings)?, settings.mode)];
+        for server in &section.servers {
+            // There is nobody else to send the requests to before its first check.
+            let new = NewServer { gated: false, ..growth.of(name, section, server)? };
+            actions.extend(added(name, server, new));
+        }
+        actions.push(Action::Publish(name.clone()));
+        Some(actions)
     }
 
     /// Servers are ours by their names. In a backend of a person, who may have added some without the file, only one that
@@ -74,7 +143,7 @@ impl Changes {
         let managed: BTreeSet<BackendName> = before.managed().chain(after.managed()).map(|(name, _)| name).collect();
         for (name, server) in process.unknown_to(after) {
             let Some(section) = after.backend(&name).filter(|_| managed.contains(&name)) else { continue };
-            let is_slot = name.slot_number(&server).is_some_and(|number| number > 0 && name.slot(number) == server);
+            let is_slot = name.is_slot(&server);
             let is_known = before.backend(&name).is_some_and(|before| before.has_server(&server));
             let state = process.server(&name, &server).map(|running| running.state);
             if !is_slot || !(section.is_ours() || is_known || state == Some(State::Maint)) {
@@ -84,19 +153,7 @@ impl Changes {
                 let (backend, server) = (name.clone(), server.clone());
                 self.out.push(StateChange { backend, server, state: State::Maint });
             }
-            self.surplus.push((name, server));
-        }
-    }
-
-    /// A new server in its order: in maintenance, with its check on, in service.
-    fn add(&mut self, backend: &BackendName, server: &Server, new: NewServer) {
-        let name = || (backend.clone(), server.name.clone());
-        let (add, check, state) = (name(), new.checked.then(name), server.state());
-        self.rest.push(Action::Add(add.0, add.1, new));
-        self.rest.extend(check.map(|(backend, server)| Action::Check(backend, server)));
-        if state != State::Maint {
-            let (backend, server) = name();
-            self.rest.push(Action::State(backend, server, state));
+            self.surplus.push(Surplus::Server(name, server));
         }
     }
 
@@ -122,15 +179,23 @@ impl Changes {
                 && section.servers.iter().any(|server| is_new(&server))
                 && !section.servers.iter().any(|server| stays(&server))
         };
-        let (late, out) = self.out.iter().cloned().partition(is_handed_over);
+        let (late, out): (Vec<_>, Vec<_>) = self.out.iter().cloned().partition(is_handed_over);
         self.out = out;
+        for action in &mut self.rest {
+            // There is nobody else to send the requests to before its first check.
+            if let Action::Add(backend, _, new) = action
+                && late.iter().any(|change| change.backend == *backend)
+            {
+                new.gated = false;
+            }
+        }
         late
     }
 
     /// Whether the process already agrees.
     pub fn is_empty(&self) -> bool {
-        let Self { out, rest, lacks, surplus } = self;
-        out.is_empty() && rest.is_empty() && lacks.is_empty() && surplus.is_empty()
+        let Self { out, hidden, rest, lacks, surplus } = self;
+        out.is_empty() && hidden.is_empty() && rest.is_empty() && lacks.is_empty() && surplus.is_empty()
     }
 
     /// All of it as actions, for a change that is made in one step.
@@ -141,6 +206,20 @@ impl Changes {
             .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
         out.chain(self.rest.iter().cloned()).collect()
     }
+}
+
+/// A new server in its order: in maintenance, with its check on, in service.
+fn added(backend: &BackendName, server: &Server, new: NewServer) -> Vec<Action> {
+    let name = || (backend.clone(), server.name.clone());
+    let (checked, state) = (new.checked, server.state());
+    let mut actions = vec![Action::Add(name().0, name().1, new)];
+    if checked {
+        actions.push(Action::Check(name().0, name().1));
+    }
+    if state != State::Maint {
+        actions.push(Action::State(name().0, name().1, state));
+    }
+    actions
 }
 
 /// The servers in service whose host name did not resolve when this process started; it does not retry.
@@ -203,7 +282,7 @@ impl Seat<'_> {
             _ if wanted == State::Maint => {}
             // Its slot had a host name before; one that has a name now is reloaded in any case.
             (Address::Ip(_), None) if known.is_some_and(|known| matches!(known.address, Address::Ip(_))) => {
-                changes.lacks.push(name());
+                changes.lacks.push((backend.clone(), Some(server.name.clone())));
             }
             (Address::Ip(ip), Some(now)) if (now, running.port) != (*ip, server.port) => {
                 let (backend, server_name) = name();

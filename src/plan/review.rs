@@ -255,7 +255,11 @@ fn backends(plan: &Plan, owner: &Owner) -> BTreeMap<String, String> {
         }
         hex(hasher)
     };
-    plan.edits.iter().filter_map(|(name, edit)| Some((name.to_string(), digest(written(edit, owner)?)))).collect()
+    let Plan { edits, profiles } = plan;
+    let edits = edits.iter().filter_map(|(name, edit)| Some((name.to_string(), digest(written(edit, owner)?))));
+    let removed = profiles.remove.keys().map(|name| (name.clone(), digest(vec!["delete\n".to_owned()])));
+    let added = profiles.add.iter().map(|(name, lines)| (name.clone(), digest(lines.clone())));
+    edits.chain(removed).chain(added).collect()
 }
 
 /// What an edit writes, as lines; `None`: only the ends of drains.
@@ -272,7 +276,7 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
     };
     let mut lines = Vec::new();
     match edit {
-        Edit::Create { settings, servers } => {
+        Edit::Create { settings, servers, is_live: _ } => {
             lines.push("create\n".to_owned());
             lines.extend(render::settings(settings));
             lines.extend(servers.iter().map(line));
@@ -298,7 +302,7 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
             lines.push("servers\n".to_owned());
             lines.extend(edits);
         }
-        Edit::Delete => lines.push("delete\n".to_owned()),
+        Edit::Delete { .. } => lines.push("delete\n".to_owned()),
     }
     Some(lines)
 }

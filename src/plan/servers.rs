@@ -65,7 +65,7 @@ pub(super) fn servers(edit: &Edit, observed: Option<&ObservedBackend>) -> Vec<Se
     let known = observed.map_or(&[][..], |backend| &backend.servers);
     match edit {
         Edit::Create { servers, .. } => servers.iter().map(added).collect(),
-        Edit::Delete => known.iter().map(removed).collect(),
+        Edit::Delete { .. } => known.iter().map(removed).collect(),
         Edit::Change { edits, .. } | Edit::Servers(edits) => {
             edits.iter().flat_map(|edit| edited(edit, known)).collect()
         }

@@ -4,8 +4,8 @@
 //! A new instance takes a free slot: a change of address and state, which HAProxy takes without a reload. Only if none
 //! is free does the backend grow, by doubling, so that a service that scales to n needs log n reloads.
 //!
-//! Where HAProxy adds and removes servers at run time there are no spares: a new instance gets a new server, or the one
-//! that another instance leaves at the same time.
+//! Where HAProxy adds and removes servers at run time there are no spares, and a new instance always gets a new server:
+//! all instances of a service may be replaced in one pass, and then the old ones serve until the new ones are in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -178,16 +178,12 @@ impl Seating<'_> {
         !slots.contains_key(&number) && !self.taken.contains(self.backend.slot(number).as_str())
     }
 
-    /// Whether an instance can have the server of this number, if there is one that somebody else just left. One that
-    /// can't be changed at run time into what the instance needs is left to go; unless the instance comes by a reload
-    /// in any case, as its host name is resolved then.
+    /// Whether an instance can have the server of this number. One that another instance just left is left to go at run
+    /// time; unless the instance comes by a reload in any case, as its host name is resolved then.
     fn suits(&self, number: u32, instance: Option<&Instance>) -> bool {
-        let Some(instance) = instance.filter(|one| self.at_run_time && matches!(one.address, Address::Ip(_))) else {
-            return true;
-        };
+        let is_added = |one: &Instance| self.at_run_time && matches!(one.address, Address::Ip(_));
         let name = self.backend.slot(number);
-        let server = self.servers.iter().find(|server| server.name == name);
-        server.is_none_or(|server| self.fits(server, instance) && matches!(server.address, Address::Ip(_)))
+        !instance.is_some_and(is_added) || self.servers.iter().all(|server| server.name != name)
     }
 
     /// Removes the highest spares, down to as many as the backend would get today.

@@ -8,6 +8,8 @@ use crate::desired::{Grant, Grants, InstanceId, Present, ServiceKey, SlotPolicy}
 use crate::haproxy::text::ConfigText;
 use crate::plane::{Runtime, RuntimeServer};
 
+const DELETE: Edit = Edit::Delete { is_live: false };
+
 const FOREIGN: &str = "\
 defaults base
   mode http
@@ -186,7 +188,7 @@ fn a_custom_backend_that_is_not_there_is_an_error_and_nothing_else() {
 fn a_service_whose_tag_is_broken_keeps_what_it_has() {
     let before = after(&[("api", &["enable=true"]), ("gone", &["enable=true"])], FOREIGN);
     let planned = plan(&built(&[("api", &["enable=tru"])]), &before, Strategy::UseExisting).expect("no conflict");
-    assert_eq!(planned.plan.edits.into_iter().collect::<Vec<_>>(), [(name("gone"), Edit::Delete)]);
+    assert_eq!(planned.plan.edits.into_iter().collect::<Vec<_>>(), [(name("gone"), DELETE)]);
 }
 
 #[test]
@@ -320,8 +322,8 @@ fn a_backend_lingers_without_its_instances_until_its_time_or_a_reload() {
     assert_eq!(next, Some(at(1060)));
     let empty = applied(&gone, &before);
     assert!(plan_of(&[], &empty, at(1059)).plan.is_empty(), "it stays");
-    assert_eq!(plan_of(&[], &empty, at(1060)).plan.edits[&name("api")], Edit::Delete, "its time is over");
-    assert_eq!(plan_of(&[("new", &["enable"])], &empty, at(1001)).plan.edits[&name("api")], Edit::Delete, "a reload");
+    assert_eq!(plan_of(&[], &empty, at(1060)).plan.edits[&name("api")], DELETE, "its time is over");
+    assert_eq!(plan_of(&[("new", &["enable"])], &empty, at(1001)).plan.edits[&name("api")], DELETE, "a reload");
     let back = plan_of(&[("api", &["enable"])], &empty, at(1059)).plan;
     assert!(back.is_live() && !back.is_empty(), "it comes back without a reload: {back:?}");
 }
@@ -494,7 +496,7 @@ fn an_agent_that_somebody_put_into_our_backend_goes_and_keeps_no_spares_away() {
     let spare =
         with_agent("  server api_1 127.0.0.1:1 disabled weight 1 # {\"owner\":\"nomad\",\"freed\":\"999000\"}\n");
     let planned = plan_at(&built(&[]), &spare, Strategy::UseExisting, Duration::from_secs(1000)).expect("no conflict");
-    assert_eq!(planned.plan.edits[&name("api")], Edit::Delete);
+    assert_eq!(planned.plan.edits[&name("api")], DELETE);
 }
 
 #[test]
@@ -503,7 +505,7 @@ fn what_the_process_does_by_itself_is_left_alone() {
     let changes_by_agent = |text: &str| {
         let observed = observed(text);
         let mut process = Runtime::of(&observed);
-        for server in process.0.values_mut() {
+        for server in process.servers.values_mut() {
             (server.state, server.weight) = (State::Drain, Some(1));
         }
         Changes::new(&process, &observed, &observed, &Growth::default())
@@ -754,7 +756,7 @@ fn grown(built: &Built, before: &Observed) -> (Plan, Option<Vec<Action>>) {
 /// The same, where the process has servers that the file lacks.
 fn grown_beside(built: &Built, before: &Observed, taken: &[u32]) -> (Plan, Option<Vec<Action>>) {
     let capabilities = SERVERS;
-    let taken = taken.iter().map(|number| (name("api"), name("api").slot(*number))).collect();
+    let taken = taken.iter().map(|number| Surplus::Server(name("api"), name("api").slot(*number))).collect();
     let (strategy, linger, now) = (Strategy::UseExisting, Duration::ZERO, Duration::ZERO);
     let options = Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities, taken };
     let plan = Plan::new(built, before, &options, &LeftOut::default()).expect("no conflict").plan;
@@ -774,25 +776,24 @@ fn a_server_that_is_added_at_run_time_has_all_that_its_line_inherits() {
     let mut next = built(&[("api", &tags), ("api", &tags)]);
     let (_, actions) = grown(&next, &before);
     let server = || (name("api"), name("api").slot(2));
-    let options = "check inter 300ms maxconn 9 maxqueue 3 port 99 rise 1 weight 1";
-    let new = |options: &str| NewServer {
+    let new = |gated| NewServer {
         address: "10.0.0.1".parse().expect("an address"),
         port: 80,
         checked: true,
-        options: options.to_owned(),
+        gated,
+        options: "check inter 300ms maxconn 9 maxqueue 3 port 99 rise 1 weight 1".to_owned(),
     };
-    let all = |options: &str| {
+    let all = |gated| {
         vec![
-            Action::Add(server().0, server().1, new(options)),
+            Action::Add(server().0, server().1, new(gated)),
             Action::Check(server().0, server().1),
             Action::State(server().0, server().1, State::Ready),
         ]
     };
-    assert_eq!(actions, Some(all(options)));
+    assert_eq!(actions, Some(all(false)));
     // From HAProxy 3.1 it gets no traffic before its first passing check.
     next.desired.backends.get_mut(&name("api")).expect("api").gated = true;
-    let gated = "check init-state down inter 300ms maxconn 9 maxqueue 3 port 99 rise 1 weight 1";
-    assert_eq!(grown(&next, &before).1, Some(all(gated)));
+    assert_eq!(grown(&next, &before).1, Some(all(true)));
 }
 
 #[test]
@@ -861,17 +862,18 @@ fn a_name_is_free_once_the_process_has_no_server_of_it() {
 }
 
 #[test]
-fn an_instance_with_other_fixed_settings_gets_a_server_of_its_own() {
+fn a_new_instance_gets_a_server_of_its_own_while_the_old_one_serves() {
     let service: &[&str] = &["enable", "slots=0", "maxconn=5"];
     let before = after(&[("api", service)], FOREIGN);
     let mut next = built(&[("api", service)]);
     let instance = &mut next.desired.backends.get_mut(&name("api")).expect("api").instances[0];
     instance.id = InstanceId::new("another");
     let (plan, actions) = grown(&next, &before);
-    assert_eq!((names_after(&plan, &before), actions.is_some()), (vec!["api_1".to_owned()], true), "it is reused");
-    instance_of(&mut next).options.maxconn = Some(7);
-    let (plan, actions) = grown(&next, &before);
     assert_eq!((names_after(&plan, &before), actions.is_some()), (vec!["api_2".to_owned()], true));
+    let after = applied(&plan, &before);
+    let mut changes = Changes::new(&Runtime::of(&before), &before, &after, &Growth::new(SERVERS, &next.desired));
+    let late = changes.handed_over(&Runtime::of(&before), &after);
+    assert_eq!((late.len(), changes.out.len()), (1, 0), "the old one leaves when the new one is in");
     // One that stays keeps its name, and needs a reload.
     let mut stays = built(&[("api", service)]);
     instance_of(&mut stays).options.maxconn = Some(7);
@@ -888,9 +890,9 @@ fn a_server_that_a_person_added_to_the_process_of_their_backend_is_left_there() 
     let service: &[&str] = &["enable", "backend=custom"];
     let before = after(&[("plain", service), ("api", &["enable"])], FOREIGN);
     let mut process = Runtime::of(&before);
-    let ready = process.0.values().find(|server| server.state == State::Ready).expect("an instance").clone();
+    let ready = process.servers.values().find(|server| server.state == State::Ready).expect("an instance").clone();
     let mut add = |backend: &str, server: &str, state| {
-        process.0.insert((backend.to_owned(), server.to_owned()), RuntimeServer { state, ..ready.clone() });
+        process.servers.insert((backend.to_owned(), server.to_owned()), RuntimeServer { state, ..ready.clone() });
     };
     add("plain", "plain_77", State::Ready);
     add("plain", "hand", State::Maint);
@@ -899,8 +901,8 @@ fn a_server_that_a_person_added_to_the_process_of_their_backend_is_left_there() 
     add("picky", "picky_1", State::Maint);
     let growth = Growth::new(SERVERS, &crate::desired::Desired::default());
     let changes = Changes::new(&process, &before, &before, &growth);
-    let surplus: Vec<String> = changes.surplus.iter().map(|(_, server)| server.to_string()).collect();
-    assert_eq!(surplus, ["api_77", "plain_78"]);
+    let surplus: Vec<String> = changes.surplus.iter().map(Surplus::to_string).collect();
+    assert_eq!(surplus, ["api/api_77", "plain/plain_78"]);
     assert_eq!(changes.out.iter().map(|out| out.server.as_str()).collect::<Vec<_>>(), ["api_77"]);
     let alone = Changes::new(&process, &before, &before, &Growth::default());
     assert!(alone.surplus.is_empty() && alone.out.is_empty(), "the API alone removes none: {alone:?}");

@@ -10,16 +10,40 @@ use crate::observed::Observed;
 
 use super::{Edit, Plan, Rewrite, ServerEdit};
 
+/// Where a plan changes the text, and how.
+enum Place<'a> {
+    Backend(&'a Section, &'a Edit),
+    Profile(&'a Section),
+    NewProfiles(&'a [(String, Vec<String>)]),
+}
+
 /// The text that the plan leads to, at the same version.
 pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
+    let Plan { edits, profiles } = plan;
     let mut text = observed.text.clone();
     // From the last section to the first, so that line numbers stay correct.
-    let mut present: Vec<(&Section, &Edit)> =
-        plan.edits.iter().filter_map(|(name, edit)| Some((&observed.backend(name)?.section, edit))).collect();
-    present.sort_by_key(|(section, _)| std::cmp::Reverse(section.lines.start));
-    for (section, edit) in present {
+    let backends = edits.iter().filter_map(|(name, edit)| {
+        let section = &observed.backend(name)?.section;
+        Some((section.lines.start, Place::Backend(section, edit)))
+    });
+    let mut places: Vec<(usize, Place)> = backends.collect();
+    places.extend(profiles.remove.values().map(|section| (section.lines.start, Place::Profile(section))));
+    places.push((profiles.at, Place::NewProfiles(&profiles.add)));
+    places.sort_by_key(|(line, _)| std::cmp::Reverse(*line));
+    for (line, place) in places {
+        let (section, edit) = match place {
+            Place::Backend(section, edit) => (section, edit),
+            Place::Profile(section) => {
+                text.remove_profile(section);
+                continue;
+            }
+            Place::NewProfiles(new) => {
+                text.splice(line..line, new.iter().flat_map(|(_, lines)| lines.iter().cloned()));
+                continue;
+            }
+        };
         match edit {
-            Edit::Delete => text.remove_section(section),
+            Edit::Delete { .. } => text.remove_section(section),
             Edit::Change { settings, rewrite, edits, .. } => {
                 let (description, fresh) = match rewrite {
                     Rewrite::Nothing => (None, None),
@@ -32,8 +56,8 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
             Edit::Create { .. } => {}
         }
     }
-    for (name, edit) in &plan.edits {
-        if let Edit::Create { settings, servers } = edit {
+    for (name, edit) in edits {
+        if let Edit::Create { settings, servers, is_live: _ } = edit {
             let mut lines = vec![render::header(name, observed.defaults.as_deref())];
             lines.extend(render::settings(settings));
             lines.extend(servers.iter().map(|server| render::server(server, owner)));

@@ -50,13 +50,14 @@ impl Plan {
                 (emptied(section, now), Some(why.to_owned()))
             } else {
                 match why_it_stays(section) {
-                    None if section.is_ours() => (Some(Edit::Delete), None),
+                    None if section.is_ours() => (Some(Edit::Delete { is_live: false }), None),
                     why => (servers(section), why),
                 }
             };
             plan.edits.extend(edit.map(|edit| (backend.clone(), edit)));
             kept.extend(why.map(|why| Kept { backend, why }));
         }
+        plan.profiles = observed.profiles.edits([], &observed.owner);
         (plan, kept)
     }
 }
@@ -122,7 +123,7 @@ mod tests {
     fn uninstalled(text: &str) -> (Vec<&'static str>, Vec<String>) {
         let observed = Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner"));
         let (plan, kept) = Plan::uninstall(&observed, std::time::Duration::ZERO, |_| false);
-        let word = |edit: &Edit| if matches!(edit, Edit::Delete) { "delete" } else { "servers" };
+        let word = |edit: &Edit| if matches!(edit, Edit::Delete { .. }) { "delete" } else { "servers" };
         (plan.edits.values().map(word).collect(), kept.into_iter().map(|kept| kept.why).collect())
     }
 

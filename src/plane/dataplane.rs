@@ -23,14 +23,14 @@ use async_trait::async_trait;
 use reqwest::{Method, StatusCode};
 use tokio::sync::Mutex;
 
-use crate::desired::{BackendName, Owner, ServerName};
+use crate::desired::{BackendName, Owner};
 use crate::errors::chain;
 use crate::haproxy::render::INIT_ADDR;
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
-use crate::plan::{self, Action, Plan};
+use crate::plan::{self, Action, Plan, Surplus};
 
 use super::{
     AccessError, Capabilities, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
@@ -149,8 +149,8 @@ impl Dataplane {
     /// first, and a section that names none would then inherit from another one than before; a transaction writes
     /// `from` to the sections of the file (seen on 3.0, 3.2 and 3.4). So a transaction without edits is committed,
     /// which reloads, once per file.
-    async fn make_inheritance_explicit(&self, observed: &Observed) -> Result<(), WriteError> {
-        if !observed.text.inherits_by_position() {
+    async fn make_inheritance_explicit(&self, observed: &Observed, text: &ConfigText) -> Result<(), WriteError> {
+        if !text.inherits_by_position() {
             self.made_explicit.store(false, Ordering::Relaxed);
             return Ok(());
         }
@@ -282,7 +282,7 @@ impl Dataplane {
     /// Writes a text without a reload, and has the API make the changes in the process.
     async fn write_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
         self.validate_names(observed, text).await?;
-        self.make_inheritance_explicit(observed).await?;
+        self.make_inheritance_explicit(observed, text).await?;
         let actions = Some(header(actions)?).filter(|actions| !actions.is_empty());
         let answer = self.post_text(observed.version, text, ("skip_reload", "true"), actions).await?;
         match answer.status {
@@ -359,7 +359,9 @@ impl Plane for Dataplane {
     async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError> {
         let Some(socket) = &self.socket else { return Ok(Capabilities::default()) };
         socket.check(info.pid).await?;
-        Ok(Capabilities::of_socket(info.version))
+        let found = Capabilities::of_socket(info.version);
+        // Structured edits cannot write a profile as it has to be.
+        Ok(Capabilities { backends: found.backends && self.write_mode() != Write::Transaction, ..found })
     }
 
     async fn recover(&self) -> Result<(), WriteError> {
@@ -392,7 +394,8 @@ impl Plane for Dataplane {
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
         let write = self.write_mode();
-        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS;
+        let has_profiles = !plan.profiles.add.is_empty();
+        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_profiles;
         if write == Write::Text || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
@@ -409,7 +412,7 @@ impl Plane for Dataplane {
 
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError> {
         let ready = match self.validate_names(observed, &staged.text).await {
-            Ok(()) => self.make_inheritance_explicit(observed).await,
+            Ok(()) => self.make_inheritance_explicit(observed, &staged.text).await,
             invalid => invalid,
         };
         if let Err(error) = ready {
@@ -460,7 +463,7 @@ impl Plane for Dataplane {
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
         match self.socket.as_ref().and_then(RuntimeSocket::worker) {
-            Some(worker) => worker.servers(observed).await,
+            Some(worker) => worker.runtime(observed).await,
             None => self.runtime_servers(observed).await,
         }
     }
@@ -469,15 +472,22 @@ impl Plane for Dataplane {
         self.put_state(change).await
     }
 
-    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError> {
+    async fn unpublish(&self, backend: &BackendName) -> Result<(), AccessError> {
         match self.socket.as_ref().and_then(RuntimeSocket::worker) {
-            Some(worker) => worker.remove(backend, server).await,
+            Some(worker) => worker.unpublish(backend).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn remove(&self, surplus: &Surplus) -> Result<bool, AccessError> {
+        match self.socket.as_ref().and_then(RuntimeSocket::worker) {
+            Some(worker) => worker.remove(surplus).await,
             None => Ok(false),
         }
     }
 
     async fn reload(&self, observed: &Observed) -> Result<(), WriteError> {
-        self.make_inheritance_explicit(observed).await?;
+        self.make_inheritance_explicit(observed, &observed.text).await?;
         let answer = self.post_text(observed.version, &observed.text, ("force_reload", "true"), None).await?;
         if has_no_raw_write(answer.status) {
             // The commit of a transaction always reloads, even if it is empty.
@@ -508,7 +518,7 @@ fn header(actions: &[Action]) -> Result<String, WriteError> {
             }
             Action::Weight(backend, server, weight) => write!(header, "SetServerWeight {backend} {server} {weight}"),
             // The API adds a server, but cannot turn on its health check.
-            Action::Add(..) | Action::Check(..) => {
+            Action::Add(..) | Action::Check(..) | Action::Make(..) | Action::Publish(_) => {
                 return Err(WriteError::NotLive("a server is added, and there is no `haproxy.runtime_socket`"));
             }
         };

@@ -15,19 +15,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::desired::{BackendName, Owner, ServerName};
+use crate::desired::{BackendName, Owner};
 use crate::haproxy::socket::{self, SocketAddress};
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::observed::Observed;
-use crate::plan::{self, Action, Plan};
+use crate::plan::{self, Action, Plan, Surplus};
 
 use self::file::{failed, lock, rename, sync_folder, write_beside};
 use self::launch::Launch;
 use self::process::Process;
 use self::unfinished::Unfinished;
-use super::worker::{COMMAND_TIMEOUT, Worker};
+use super::worker::{COMMAND_TIMEOUT, Worker, unanswered};
 use super::{
     AccessError, Capabilities, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
     Verdict, WriteError,
@@ -117,13 +117,8 @@ impl Local {
     }
 
     async fn master(&self, command: &str, timeout: Duration) -> Result<String, AccessError> {
-        let what = format!("HAProxy does not answer {command:?}");
-        socket::command(&self.settings.master_socket, command, timeout).await.map_err(|source| {
-            match source.nobody_listens() {
-                true => AccessError::NotRunning { what, is_connected: false, source: source.into() },
-                false => AccessError::Unavailable { what, source: source.into() },
-            }
-        })
+        let answer = socket::command(&self.settings.master_socket, command, timeout).await;
+        answer.map_err(|source| unanswered(command, source))
     }
 
     /// Has the master load the file. It answers when the new worker runs, or with the reason why there is none.
@@ -293,7 +288,12 @@ impl Plane for Local {
     }
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
-        self.process().servers(observed).await
+        let mut runtime = self.process().runtime(observed).await?;
+        // What this file lacks may be in another one.
+        if !runtime.unknown_backends(observed).is_empty() && self.launch().await?.has_other_files() {
+            runtime.backends.iter_mut().for_each(|all| all.retain(|name, _| observed.backends.contains_key(name)));
+        }
+        Ok(runtime)
     }
 
     async fn set_state(&self, change: &StateChange) -> Result<(), AccessError> {
@@ -307,8 +307,12 @@ impl Plane for Local {
         Err(AccessError::Unavailable { what: format!("HAProxy refuses {command:?}"), source: answer.into() })
     }
 
-    async fn remove_server(&self, backend: &BackendName, server: &ServerName) -> Result<bool, AccessError> {
-        self.process().remove(backend, server).await
+    async fn unpublish(&self, backend: &BackendName) -> Result<(), AccessError> {
+        self.process().unpublish(backend).await
+    }
+
+    async fn remove(&self, surplus: &Surplus) -> Result<bool, AccessError> {
+        self.process().remove(surplus).await
     }
 
     async fn reload(&self, _observed: &Observed) -> Result<(), WriteError> {

@@ -148,14 +148,14 @@ fn settings() -> impl Strategy<Value = Settings> {
         1 => Just(defaults),
         1 => Just(guard::Options { policy: Policy::UpsertOnly, ..defaults }),
     ];
-    let versions = any::<(bool, bool)>();
+    let versions = any::<(bool, bool, bool)>();
     (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), versions, namespaces, guard).prop_map(
-        |(taken, linger, min_free, max, (init_state, servers), namespaces, guard)| Settings {
+        |(taken, linger, min_free, max, (init_state, servers, backends), namespaces, guard)| Settings {
             taken,
             linger,
             slots: SlotPolicy { min_free, max },
             init_state,
-            capabilities: Capabilities { servers, backends: false },
+            capabilities: Capabilities { servers, backends: servers && backends },
             grants: grants(&namespaces),
             namespaces,
             guard,

@@ -54,7 +54,11 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
         run.step(&nothing, &settings, now.unwrap_or_default())?;
     }
     if run.untouched {
-        let (was, is) = (foreign::body(&case.file), foreign::body(&run.file));
+        // What backends are made from goes with the next reload.
+        let left = observed(&run.file);
+        let plan = Plan { profiles: left.profiles.edits([], &left.owner), ..Plan::default() };
+        let cleared = text::apply(&plan, &left, &left.owner).to_bytes();
+        let (was, is) = (foreign::body(&case.file), foreign::body(&cleared));
         hold!(was == is, "the file is not what it was:\n{}instead of\n{}", shown(&is), shown(&was));
     }
     Ok(())
@@ -236,7 +240,7 @@ fn guarded(
 
 /// Whether a backend whose time is over goes, whose name somebody else has by the next pass.
 fn frees(built: &Built, plan: &Plan) -> bool {
-    built.awaited.iter().any(|name| plan.edits.get(name) == Some(&plan::Edit::Delete))
+    built.awaited.iter().any(|name| matches!(plan.edits.get(name), Some(plan::Edit::Delete { .. })))
 }
 
 /// One pass over one state.
@@ -379,7 +383,7 @@ impl<'a> Pass<'a> {
         let done = Changes::new(&Runtime::of(after), after, after, &growth);
         hold!(done.is_empty(), "there is more to change: {done:?}");
         let is_added = |changes: &Changes, one: (&BackendName, &ServerName)| {
-            changes.rest.iter().any(|action| matches!(action, Action::Add(..)) && action.server() == one)
+            changes.rest.iter().any(|action| matches!(action, Action::Add(..)) && action.server() == Some(one))
         };
         if plan.is_live() {
             for (name, found) in after.managed() {
@@ -390,11 +394,17 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        let all = Changes::new(&Runtime::default(), after, after, &growth);
-        for (name, found) in after.managed() {
-            for one in found.servers.iter().map(|server| &server.name) {
-                let lacks = all.lacks.iter().any(|(backend, server)| (backend, server) == (&name, one));
-                hold!(lacks != is_added(&all, (&name, one)), "a process without {one} gets it twice or not at all");
+        let without_backends = Runtime { backends: Some(BTreeMap::new()), ..Runtime::default() };
+        for process in [Runtime::default(), without_backends] {
+            let all = Changes::new(&process, after, after, &growth);
+            for (name, found) in after.managed() {
+                let is_whole = all.lacks.contains(&(name.clone(), None));
+                let is_made = all.rest.iter().any(|action| matches!(action, Action::Make(made, ..) if *made == name));
+                hold!(!is_whole || !is_made, "a process without {name} gets it twice");
+                for one in found.servers.iter().map(|server| &server.name) {
+                    let lacks = is_whole || all.lacks.contains(&(name.clone(), Some(one.clone())));
+                    hold!(lacks != is_added(&all, (&name, one)), "a process without {one} gets it twice or not at all");
+                }
             }
         }
         Ok(())

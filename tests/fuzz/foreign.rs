@@ -16,6 +16,12 @@ pub fn lines(observed: &Observed, owner: &Owner) -> Vec<String> {
     for backend in observed.backends.values().filter(|backend| backend.is_ours()) {
         ours[backend.section.lines.clone()].fill(true);
     }
+    let profiles = format!("nomad-haproxy-{}-", owner.name());
+    for section in observed.text.sections() {
+        if section.kind == "defaults" && section.name.starts_with(&profiles) {
+            ours[section.lines].fill(true);
+        }
+    }
     for (at, line) in lines.iter().enumerate() {
         let directive = Directive::parse(line);
         match directive.keyword() {

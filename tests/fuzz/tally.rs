@@ -42,7 +42,7 @@ impl Tally {
                 Edit::Create { .. } => 0,
                 Edit::Change { .. } => 1,
                 Edit::Servers(_) => 2,
-                Edit::Delete => 3,
+                Edit::Delete { .. } => 3,
             };
             self.edits[kind].fetch_add(1, Relaxed);
         }

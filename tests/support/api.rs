@@ -290,6 +290,15 @@ impl Rig {
         .await;
     }
 
+    /// The same, with the run-time socket beside the API; on the local plane the master's is used.
+    pub fn env_with_socket(&self) -> Env {
+        let socket = self.haproxy.folder().join("stats.sock").display().to_string();
+        match self.api {
+            Some(_) => self.env_with(&[("HAPROXY_RUNTIME_SOCKET", &socket)]),
+            None => self.env(),
+        }
+    }
+
     pub fn env_with(&self, more: &[(&str, &str)]) -> Env {
         let mut env = self.env();
         env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));

@@ -29,6 +29,8 @@ struct Inner {
     calls: Vec<String>,
     hold: Option<Point>,
     holding: bool,
+    /// Lets what is held up go on.
+    release: tokio_util::sync::CancellationToken,
     interfere: Option<Interfere>,
     fail_actions: bool,
     unknown_field: Option<&'static str>,
@@ -95,10 +97,27 @@ impl Gate {
         self.inner.lock().unwrap().holding
     }
 
-    async fn hold_up(&self) -> Response {
-        self.inner.lock().unwrap().holding = true;
-        std::future::pending().await
+    /// Lets the call that is held up go on.
+    pub fn release(&self) {
+        release(&self.inner);
     }
+}
+
+/// Holds up a call until it is released.
+async fn hold_up(inner: &Mutex<Inner>) {
+    let release = {
+        let mut inner = inner.lock().unwrap();
+        inner.holding = true;
+        inner.release = tokio_util::sync::CancellationToken::new();
+        inner.release.clone()
+    };
+    release.cancelled().await;
+}
+
+fn release(inner: &Mutex<Inner>) {
+    let mut inner = inner.lock().unwrap();
+    (inner.hold, inner.holding) = (None, false);
+    inner.release.cancel();
 }
 
 fn without(json: Value, field: &str) -> Value {
@@ -126,7 +145,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         return (StatusCode::from_u16(status).unwrap(), body).into_response();
     }
     if hold == Some(Point::Before(number)) {
-        return gate.hold_up().await;
+        hold_up(&gate.inner).await;
     }
     let field = gate.inner.lock().unwrap().unknown_field;
     let body = match (field, serde_json::from_slice(&body)) {
@@ -154,7 +173,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         return (StatusCode::INTERNAL_SERVER_ERROR, headers, body).into_response();
     }
     if hold == Some(Point::After(number)) {
-        return gate.hold_up().await;
+        hold_up(&gate.inner).await;
     }
     (status, headers, body).into_response()
 }
@@ -193,11 +212,11 @@ impl SocketGate {
             (inner.calls.len(), inner.hold)
         };
         if hold == Some(Point::Before(number)) {
-            self.hold_up().await;
+            hold_up(&self.inner).await;
         }
         let Ok(answer) = socket::command(&real, command, Duration::from_secs(60)).await else { return };
         if hold == Some(Point::After(number)) {
-            self.hold_up().await;
+            hold_up(&self.inner).await;
         }
         let _ = stream.write_all(format!("{answer}\n").as_bytes()).await;
     }
@@ -218,8 +237,8 @@ impl SocketGate {
         self.inner.lock().unwrap().calls.clone()
     }
 
-    async fn hold_up(&self) {
-        self.inner.lock().unwrap().holding = true;
-        std::future::pending::<()>().await;
+    /// Lets the command that is held up go on.
+    pub fn release(&self) {
+        release(&self.inner);
     }
 }

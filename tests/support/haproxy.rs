@@ -155,6 +155,12 @@ impl Haproxy {
         String::from_utf8(self.bytes()).unwrap()
     }
 
+    /// HAProxy takes its file as it stands.
+    pub fn is_valid(&self) {
+        let output = std::process::Command::new(&self.binary).args(["-c", "-f"]).arg(self.config()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     pub fn bytes(&self) -> Vec<u8> {
         fs::read(self.config()).unwrap()
     }
@@ -265,15 +271,18 @@ fn running(state: &str) -> std::collections::BTreeMap<String, Running> {
 
 /// The bytes of a file that are not ours: everything except the version header and our own sections.
 pub fn foreign_bytes(text: &str) -> String {
-    use nomad_haproxy::haproxy::text::ConfigText;
+    use nomad_haproxy::haproxy::text::{ConfigText, Section};
     let mut text = ConfigText::new(text);
     loop {
+        let is_profile = |section: &Section| section.kind == "defaults" && section.name.starts_with("nomad-haproxy-");
         let ours = text.sections().into_iter().find(|section| {
-            text.directives(section).any(|(_, d)| {
-                d.keyword() == "description" && d.words.get(1).is_some_and(|w| w.starts_with("nomad-haproxy:"))
-            })
+            is_profile(section)
+                || text.directives(section).any(|(_, d)| {
+                    d.keyword() == "description" && d.words.get(1).is_some_and(|w| w.starts_with("nomad-haproxy:"))
+                })
         });
         match ours {
+            Some(section) if is_profile(&section) => text.remove_profile(&section),
             Some(section) => text.remove_section(&section),
             None => break,
         }

@@ -87,7 +87,10 @@ mod tests {
 
     #[test]
     fn a_comment_that_goes_with_the_section_above_it_is_missed() {
-        let plan = Plan { edits: [("ours".parse().expect("a name"), plan::Edit::Delete)].into() };
+        let plan = Plan {
+            edits: [("ours".parse().expect("a name"), plan::Edit::Delete { is_live: false })].into(),
+            ..Plan::default()
+        };
         let text = "# --- ---\nbackend ours # gone with it\n  description nomad-haproxy:nomad\n  # ours, too\n  mode http\n# theirs\nbackend theirs # a\n";
         let observed = Observed::new(1, ConfigText::new(text), &owner());
         let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged), &owner());

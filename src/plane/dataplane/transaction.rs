@@ -18,6 +18,8 @@ use super::{Dataplane, RAW, TRANSACTIONS, Write, json};
 
 pub(super) const BACKENDS: &str = "/v3/services/haproxy/configuration/backends";
 
+const DEFAULTS: &str = "/v3/services/haproxy/configuration/defaults";
+
 /// A plan in a transaction, or what that would lose.
 type Staging = Result<Staged, Loss>;
 
@@ -84,6 +86,12 @@ impl Dataplane {
         for (name, edit) in &plan.edits {
             self.edit(transaction, observed, defaults.as_deref(), name, edit).await?;
         }
+        // Those that name another one first.
+        let (bases, profiles): (Vec<_>, Vec<_>) =
+            plan.profiles.remove.values().partition(|section| section.from.is_none());
+        for section in profiles.into_iter().chain(bases) {
+            self.write(Method::DELETE, &format!("{DEFAULTS}/{}", section.name), transaction, None).await?;
+        }
         let text = self.staged_text(transaction).await?;
         for loss in meaning::losses(observed, plan, &text, &self.owner) {
             if self.write_mode() != Write::Transaction || !loss.is_bearable() {
@@ -122,7 +130,7 @@ impl Dataplane {
         let path = format!("{BACKENDS}/{name}");
         let before = observed.backend(name);
         match edit {
-            Edit::Create { settings, servers } => {
+            Edit::Create { settings, servers, is_live: _ } => {
                 let body = json::backend(name, defaults, settings, servers, Map::new(), &self.owner);
                 self.write(Method::POST, BACKENDS, transaction, Some(body)).await
             }
@@ -143,7 +151,7 @@ impl Dataplane {
                 }
                 Ok(())
             }
-            Edit::Delete => self.write(Method::DELETE, &path, transaction, None).await,
+            Edit::Delete { .. } => self.write(Method::DELETE, &path, transaction, None).await,
         }
     }
 

@@ -75,6 +75,11 @@ impl Launch {
         Ok(launch)
     }
 
+    /// Whether HAProxy reads other files beside ours, or may.
+    pub(super) fn has_other_files(&self) -> bool {
+        self.files.len() > 1 || self.unknown.contains(&FILES)
+    }
+
     /// The command that validates a candidate in place of our file.
     pub(super) fn command(self, binary: &Path, candidate: &Path) -> Command {
         // A path with a folder in it must not depend on the folder that the command runs in.
