@@ -7,6 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, ServerName, State};
 use crate::haproxy::socket::SocketAddress;
+use crate::leader::Lease;
 use crate::observed::Observed;
 use crate::plan::{Action, NewServer};
 
@@ -31,21 +32,30 @@ pub(super) struct Worker {
     socket: SocketAddress,
     /// What a command for the worker starts with.
     prefix: &'static str,
+    lease: Lease,
+}
+
+/// Whether a command of a socket changes nothing. Of any other the lease is asked.
+pub(super) fn is_read(command: &str) -> bool {
+    ["show ", "wait "].iter().any(|reads| command.starts_with(reads))
 }
 
 impl Worker {
     /// Behind a master socket.
-    pub(super) fn of_master(socket: SocketAddress) -> Self {
-        Self { socket, prefix: "@1 " }
+    pub(super) fn of_master(socket: SocketAddress, lease: Lease) -> Self {
+        Self { socket, prefix: "@1 ", lease }
     }
 
     /// Behind a stats socket.
-    pub(super) fn of_stats(socket: SocketAddress) -> Self {
-        Self { socket, prefix: "" }
+    pub(super) fn of_stats(socket: SocketAddress, lease: Lease) -> Self {
+        Self { socket, prefix: "", lease }
     }
 
-    /// Sends one command and reads the whole answer.
+    /// Sends one command and reads the whole answer. [`AccessError::NotLeading`] if it is more than a read.
     pub(super) async fn command(&self, command: &str) -> Result<String, AccessError> {
+        if !is_read(command) {
+            self.lease.check().await?;
+        }
         let command = format!("{}{command}", self.prefix);
         self.socket.command(&command, COMMAND_TIMEOUT).await.map_err(|source| AccessError::Unavailable {
             what: format!("HAProxy does not answer {command:?}"),
