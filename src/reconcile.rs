@@ -221,6 +221,10 @@ impl Loop {
                     }
                 }
                 Ok(()) = self.changed.changed() => {
+                    // A standby has time until the resync: HAProxy is busy with what the leader makes of the change.
+                    if !self.controller.lease().leads() {
+                        continue;
+                    }
                     if debounce.pending.is_none() {
                         reason = Wake::Catalog;
                     }

@@ -34,6 +34,13 @@ struct Inner {
     unknown_field: Option<&'static str>,
     failures: Option<Arc<AtomicBool>>,
     frozen: bool,
+    frozen_writes: bool,
+}
+
+impl Inner {
+    fn is_frozen(&self, method: &Method) -> bool {
+        self.frozen || (self.frozen_writes && *method != Method::GET)
+    }
 }
 
 pub struct Gate {
@@ -63,6 +70,11 @@ impl Gate {
     /// From now on no call is answered, until this is taken back: as an API that is stopped by a signal.
     pub fn freeze(&self, frozen: bool) {
         self.inner.lock().unwrap().frozen = frozen;
+    }
+
+    /// The same for calls that are more than reads.
+    pub fn freeze_writes(&self, frozen: bool) {
+        self.inner.lock().unwrap().frozen_writes = frozen;
     }
 
     /// Answers in place of the API where this returns an answer.
@@ -117,7 +129,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         let answer = inner.interfere.as_ref().and_then(|interfere| interfere(&method, &uri));
         (inner.calls.len(), inner.hold, answer)
     };
-    while gate.inner.lock().unwrap().frozen {
+    while gate.inner.lock().unwrap().is_frozen(&method) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let fail =
