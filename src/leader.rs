@@ -166,7 +166,7 @@ impl Election {
             self.led = now.leads();
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -115,11 +115,10 @@ pub enum PassError {
 impl PassError {
     /// Whether a write was not made as this controller does not lead.
     pub fn is_not_leading(&self) -> bool {
-        let access = match self {
-            Self::Access(error) | Self::Write(WriteError::Access(error)) => error,
-            _ => return false,
-        };
-        matches!(access, AccessError::NotLeading(_))
+        matches!(
+            self,
+            Self::Access(AccessError::NotLeading(_)) | Self::Write(WriteError::Access(AccessError::NotLeading(_)))
+        )
     }
 
     /// The error for readers without credentials: without HAProxy's message, which may quote any line of its file.

@@ -62,7 +62,13 @@ impl Shared {
         }
         match self.age() {
             Some(age) if age < ttl => Ok(()),
-            Some(_) | None => Err(NotLeading::of(&self.leadership()).unwrap_or(NotLeading::Nameless)),
+            Some(_) => {
+                if self.leadership().leads() {
+                    self.does_not_know("Nomad has not confirmed the lock in time".to_owned());
+                }
+                Err(NotLeading::of(&self.leadership()).unwrap_or(NotLeading::Nameless))
+            }
+            None => Err(NotLeading::of(&self.leadership()).unwrap_or(NotLeading::Nameless)),
         }
     }
 
@@ -95,7 +101,7 @@ impl Shared {
             }
             Err(LockError::Lost { path, message }) => {
                 *failed = None;
-                tracing::warn!(lock = path, message, "lost the lock");
+                tracing::warn!(lock = path, nomad = message, "lost the lock");
                 self.hold(None);
                 self.know(Leadership::StandsBy { holder: None });
             }
@@ -160,11 +166,28 @@ impl Shared {
     /// Holds the lock for as long as it can.
     async fn keep(&self) {
         let interval = self.lock.config().ttl / RENEWALS;
+        let mut index = self.held().map_or(0, |held| held.granted.index);
         while let Some(age) = self.age() {
             let left = interval.saturating_sub(age);
             // After a failure the lease is older than that.
-            sleep(if left.is_zero() { RETRY } else { left }).await;
-            self.renew(interval).await;
+            let due = sleep(if left.is_zero() { RETRY } else { left });
+            tokio::select! {
+                () = due => self.renew(interval).await,
+                now = self.changed(index) => {
+                    index = now;
+                    self.renew(Duration::ZERO).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when the variable has another index than this, which it then has: a renewal does not change it, so a person
+    /// may have released the lock, or deleted the variable.
+    async fn changed(&self, index: u64) -> u64 {
+        match self.lock.look(index, self.lock.config().ttl).await {
+            Ok(seen) if seen.index != index => seen.index,
+            // What does not answer is asked again after the next renewal.
+            Ok(_) | Err(_) => std::future::pending().await,
         }
     }
 
@@ -268,7 +291,7 @@ impl Elector {
         match timeout(RELEASE, shared.lock.release(&granted)).await {
             Ok(Ok(())) => tracing::info!(%lock, "released the lock"),
             Ok(Err(error)) => {
-                tracing::warn!(%lock, error = %chain(&error), "the lock is not released; Nomad will free it")
+                tracing::warn!(%lock, error = %chain(&error), "the lock is not released; Nomad will free it");
             }
             Err(_) => tracing::warn!(%lock, "the lock is not released, as Nomad does not answer; it will free it"),
         }
@@ -321,4 +344,112 @@ pub fn me(listen: Option<SocketAddr>) -> Holder {
     };
     let http = listen.filter(|address| !address.ip().is_unspecified()).map(|address| format!("http://{address}"));
     Holder { name, http }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+
+    use axum::http::StatusCode;
+
+    use super::*;
+    use crate::nomad::lock::{LockConfig, TTL_MIN};
+    use crate::nomad::{Nomad, NomadConfig, Token};
+
+    /// A Nomad that grants the lock, and answers renewals with this status.
+    struct Scripted {
+        status: Arc<AtomicU16>,
+        renewals: Arc<AtomicUsize>,
+        shared: Arc<Shared>,
+        _server: AbortOnDropHandle<()>,
+    }
+
+    impl Scripted {
+        async fn new() -> Self {
+            let (status, renewals) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = format!("http://{}", listener.local_addr().expect("it has one"));
+            let (answers, counted) = (status.clone(), renewals.clone());
+            let router = axum::Router::new().fallback(async move |uri: axum::http::Uri| {
+                if uri.query().is_some_and(|query| query.contains("lock-renew")) {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    return (StatusCode::from_u16(answers.load(Ordering::SeqCst)).expect("a status"), String::new());
+                }
+                let granted = r#"{"ModifyIndex": 7, "Lock": {"ID": "x"}}"#;
+                (StatusCode::OK, granted.to_owned())
+            });
+            let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+            let config = NomadConfig { address, token: Token::None, region: None, ca_file: None, identity: None };
+            let nomad = Nomad::new(config).expect("good settings");
+            let path = "locks/test".parse().expect("a path");
+            let lock = VariableLock::new(nomad, LockConfig { path, namespace: "default".to_owned(), ttl: TTL_MIN });
+            let me = Holder { name: "me".to_owned(), http: None };
+            let granted = lock.acquire(&me).await.expect("it is granted");
+            let shared = Arc::new(Shared::new(lock, me));
+            shared.hold(Some(Held { granted, confirmed: Stamp::now() }));
+            shared.know(Leadership::Leads);
+            Self { status, renewals, shared, _server: AbortOnDropHandle::new(server) }
+        }
+
+        /// The last confirmation was this long ago.
+        fn ago(&self, seconds: u64) {
+            let mut held = self.shared.held().expect("it is held");
+            held.confirmed.wall -= Duration::from_secs(seconds);
+            self.shared.hold(Some(held));
+        }
+
+        /// Whether a write is allowed, and how often Nomad was asked for that.
+        async fn check(&self) -> (Result<(), NotLeading>, usize) {
+            let before = self.renewals.load(Ordering::SeqCst);
+            let result = self.shared.check().await;
+            (result, self.renewals.load(Ordering::SeqCst) - before)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_young_lease_asks_nobody_and_an_older_one_is_renewed_once() {
+        let scripted = Scripted::new().await;
+        assert_eq!(scripted.check().await, (Ok(()), 0));
+        for seconds in [6, 60] {
+            scripted.ago(seconds);
+            assert_eq!(scripted.check().await, (Ok(()), 1), "{seconds} s");
+            assert_eq!(scripted.check().await, (Ok(()), 0), "{seconds} s: it is young again");
+        }
+        scripted.ago(6);
+        let asked = (0..8).map(|_| scripted.shared.check());
+        assert!(futures_util::future::join_all(asked).await.iter().all(Result::is_ok));
+        assert_eq!(scripted.renewals.load(Ordering::SeqCst), 3, "several writes at once take one renewal");
+    }
+
+    #[tokio::test]
+    async fn without_an_answer_a_lease_lasts_one_ttl_and_no_longer() {
+        let scripted = Scripted::new().await;
+        scripted.status.store(500, Ordering::SeqCst);
+        scripted.ago(6);
+        assert_eq!(scripted.check().await, (Ok(()), 1));
+        scripted.ago(5);
+        let (refused, asked) = scripted.check().await;
+        assert!(matches!(&refused, Err(NotLeading::Unknown(why)) if why.contains("in time")), "{refused:?}");
+        assert_eq!(asked, 0, "it failed a moment ago");
+        assert!(scripted.shared.held().is_some(), "Nomad may still have it");
+
+        let scripted = Scripted::new().await;
+        scripted.status.store(500, Ordering::SeqCst);
+        scripted.ago(11);
+        let (refused, asked) = scripted.check().await;
+        assert!(matches!(&refused, Err(NotLeading::Unknown(why)) if why.contains("500")), "{refused:?}");
+        assert_eq!((asked, scripted.shared.leadership().leads()), (1, false));
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_lost_is_not_asked_for_again_by_a_write() {
+        let scripted = Scripted::new().await;
+        scripted.status.store(409, Ordering::SeqCst);
+        scripted.ago(6);
+        let refused = Err(NotLeading::Nameless);
+        assert_eq!(scripted.check().await, (refused.clone(), 1));
+        scripted.status.store(200, Ordering::SeqCst);
+        assert_eq!(scripted.check().await, (refused, 0));
+        assert_eq!(scripted.shared.leadership(), Leadership::StandsBy { holder: None });
+    }
 }

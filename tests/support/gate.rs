@@ -33,13 +33,23 @@ struct Inner {
     fail_actions: bool,
     unknown_field: Option<&'static str>,
     failures: Option<Arc<AtomicBool>>,
-    frozen: bool,
-    frozen_writes: bool,
+    frozen: Option<Frozen>,
+}
+
+/// Which calls are not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    All,
+    Writes,
 }
 
 impl Inner {
     fn is_frozen(&self, method: &Method) -> bool {
-        self.frozen || (self.frozen_writes && *method != Method::GET)
+        match self.frozen {
+            Some(Frozen::All) => true,
+            Some(Frozen::Writes) => *method != Method::GET,
+            None => false,
+        }
     }
 }
 
@@ -69,12 +79,12 @@ impl Gate {
 
     /// From now on no call is answered, until this is taken back: as an API that is stopped by a signal.
     pub fn freeze(&self, frozen: bool) {
-        self.inner.lock().unwrap().frozen = frozen;
+        self.inner.lock().unwrap().frozen = frozen.then_some(Frozen::All);
     }
 
     /// The same for calls that are more than reads.
     pub fn freeze_writes(&self, frozen: bool) {
-        self.inner.lock().unwrap().frozen_writes = frozen;
+        self.inner.lock().unwrap().frozen = frozen.then_some(Frozen::Writes);
     }
 
     /// Answers in place of the API where this returns an answer.
