@@ -573,6 +573,8 @@ impl Controller {
         for (StateChange { backend, server, state }, result) in changes.iter().zip(results) {
             match result {
                 Ok(()) => status.run_time_changes += 1,
+                // The election has its own lines in the log.
+                Err(AccessError::NotLeading(_)) => all = false,
                 Err(error) => {
                     let state = state.as_str();
                     tracing::warn!(%backend, %server, state, error = %chain(&error), "the process does not take a state");

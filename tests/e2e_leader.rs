@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -203,6 +204,47 @@ async fn a_leader_that_was_paused_past_its_lock_writes_nothing_when_it_wakes() {
     assert_eq!((rig.haproxy.text(), rig.haproxy.reloads().await), before);
     rig.agrees().await;
     assert!(leads(&second).await);
+}
+
+/// It is stopped between the validation and the write, and meanwhile nobody changes the file: only the lock is in its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_paused_before_it_replaces_the_file_leaves_it() {
+    let nomad = Nomad::start_server().await;
+    let rig = Rig::start(Way::Local, "3.2").await;
+    let folder = rig.haproxy.folder();
+    let (hold, held, slow) = (folder.join("hold"), folder.join("held"), folder.join("slow-haproxy"));
+    let script = format!(
+        "#!/bin/sh\n[ -e {hold} ] && touch {held}\nwhile [ -e {hold} ]; do sleep 0.05; done\nexec {binary} \"$@\"\n",
+        hold = hold.display(),
+        held = held.display(),
+        binary = rig.haproxy.binary.display(),
+    );
+    std::fs::write(&slow, script).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let instance = |port| [registration("web", "1", 1, port, &["enable=true", "check.disabled"])];
+    let (of_first, of_second) = (folder.join("first.json"), folder.join("second.json"));
+    write_catalog(&of_first, &instance(2001));
+    write_catalog(&of_second, &instance(2001));
+    let env = with(elected(rig.env(), &nomad.address), &[("HAPROXY_BINARY", slow.to_str().unwrap())]);
+    let first = Controller::start(&env, &["--catalog", of_first.to_str().unwrap()]);
+    wait_for_seats(&rig, 1, SOON).await;
+    let second = Controller::start(&elected(rig.env(), &nomad.address), &["--catalog", of_second.to_str().unwrap()]);
+    wait_until_it_stands_by(&second).await;
+
+    std::fs::write(&hold, "").unwrap();
+    write_catalog(&of_first, &instance(2002));
+    wait_for("the validation", SOON, async || held.exists().then_some(())).await;
+    kill(Pid::from_raw(first.pid()), Signal::SIGSTOP).unwrap();
+    wait_until_it_leads(&second, TAKEN_OVER).await;
+    second.wait_for_passes(1).await;
+    let before = rig.haproxy.text();
+    std::fs::remove_file(&hold).unwrap();
+    kill(Pid::from_raw(first.pid()), Signal::SIGCONT).unwrap();
+    wait_until_it_stands_by(&first).await;
+    first.wait_for_passes(1).await;
+    assert_eq!(rig.haproxy.text(), before);
+    assert!(rig.haproxy.text().contains("127.0.0.1:2001 "), "{}", rig.haproxy.text());
+    rig.agrees().await;
 }
 
 /// A server with its state on disk, and a catalog file: what is written does not depend on Nomad's clients.

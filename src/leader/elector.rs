@@ -283,18 +283,19 @@ impl Elector {
     pub async fn release(self) {
         let Self { shared, task } = self;
         shared.stop.cancel();
-        // Whatever comes of the wait, the lock that is known is handed back.
-        drop(timeout(RELEASE, task).await);
-        let Some(Held { granted, .. }) = shared.held() else { return };
-        shared.hold(None);
-        let lock = &shared.lock.config().path;
-        match timeout(RELEASE, shared.lock.release(&granted)).await {
-            Ok(Ok(())) => tracing::info!(%lock, "released the lock"),
-            Ok(Err(error)) => {
-                tracing::warn!(%lock, error = %chain(&error), "the lock is not released; Nomad will free it");
-            }
-            Err(_) => tracing::warn!(%lock, "the lock is not released, as Nomad does not answer; it will free it"),
-        }
+        let lock = shared.lock.config().path.clone();
+        let released = timeout(RELEASE, async {
+            drop(task.await);
+            let Some(Held { granted, .. }) = shared.held() else { return Ok(()) };
+            shared.hold(None);
+            shared.lock.release(&granted).await.inspect(|()| tracing::info!(%lock, "released the lock"))
+        });
+        let why = match released.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("Nomad did not answer within {RELEASE:?}"),
+        };
+        tracing::warn!(%lock, error = why, "the lock is not released; Nomad frees it later");
     }
 }
 

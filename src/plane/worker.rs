@@ -188,6 +188,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_command_that_is_not_known_to_read_is_a_change() {
+        for reads in ["show info", "show servers state api", "wait 100ms srv-removable api/api_1"] {
+            assert!(is_read(reads), "{reads}");
+        }
+        for changes in
+            ["set server a/b state maint", "add server a/b", "del server a/b", "enable health a/b", "reload", ""]
+        {
+            assert!(!is_read(changes), "{changes}");
+        }
+    }
+
+    #[test]
     fn the_servers_state_is_read_by_its_header() {
         // As HAProxy 3.2.26 answered after `set server api/api_1 state ready`.
         let answer = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port\n3 api 1 api_1 127.0.0.1 0 4 9 100 1 1 0 2 6 0 0 0 - 9010 - 0 0 - - 0\n3 api 2 api_2 127.0.0.1 0 5 5 5 0 1 0 1 6 0 0 0 - 9008 - 0 0 - - 0";
