@@ -1,6 +1,6 @@
-# nomad-haproxy as a cluster-wide singleton.
+# nomad-haproxy for the whole cluster: two instances, of which one acts and the other one takes over.
 #
-#   nomad namespace list                     # it lives in `default`; change `namespace` to move it
+#   nomad namespace list                     # it lives in `default`; to move it, change `namespace` here and in policy.hcl
 #   nomad acl policy apply -namespace default -job nomad-haproxy nomad-haproxy deploy/policy.hcl
 #   nomad job run -var haproxy_address=http://10.0.0.5:5555 -var haproxy_password_file=/etc/haproxy/password \
 #     deploy/nomad-haproxy.nomad.hcl
@@ -49,10 +49,16 @@ job "nomad-haproxy" {
   priority    = 80
 
   group "controller" {
-    # One is enough: a second would find nothing to do, or a conflict that it retries.
-    count = 1
+    # One has the lock and acts. The other one stands by, which is as good as ready: it takes over within moments when
+    # the first one ends, and within 25 s when its node is lost.
+    count = 2
 
-    # Stop the old one before the new one starts, so that two versions never run at the same time.
+    # On different nodes, where there are any.
+    spread {
+      attribute = "${node.unique.id}"
+    }
+
+    # One after the other, so that one is always there to act.
     update {
       max_parallel     = 1
       health_check     = "checks"
@@ -119,6 +125,10 @@ job "nomad-haproxy" {
       }
 
       env {
+        # The variable that policy.hcl lets this job lock.
+        NOMAD_HAPROXY_LEADER_LOCK      = "nomad/jobs/${NOMAD_JOB_ID}/lock"
+        NOMAD_HAPROXY_LEADER_NAMESPACE = "${NOMAD_NAMESPACE}"
+
         HAPROXY_DATAPLANE_URL = var.haproxy_address
         HAPROXY_SERVICE       = var.haproxy_service
         HAPROXY_USERNAME      = var.haproxy_username

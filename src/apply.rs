@@ -25,6 +25,7 @@ use crate::desired::build::{self, Built, TargetNames};
 use crate::desired::{BackendName, InstanceId, ServiceKey};
 use crate::errors::chain;
 use crate::fleet::Names;
+use crate::leader::Lease;
 use crate::observed::Observed;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
@@ -113,6 +114,10 @@ pub struct Controller {
     /// Its HAProxy's name, and those of all.
     name: String,
     names: Names,
+    /// The right to write. Its plane asks it right before each write; here it says what a pass is for.
+    lease: Lease,
+    /// Whether the last pass was a leader's.
+    led: bool,
 }
 
 /// The input of one round.
@@ -155,13 +160,25 @@ impl Controller {
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
         let names = watch::Sender::default().subscribe();
         let (seated, name) = (Seated::default(), String::new());
-        Self { plane, source, options, memory, guard, arrivals, seated, name, names }
+        let (lease, led) = (Lease::ALWAYS, true);
+        Self { plane, source, options, memory, guard, arrivals, seated, name, names, lease, led }
     }
 
     /// Names the HAProxy among others, for services that choose between them.
     #[must_use]
     pub fn named(self, name: String, names: Names) -> Self {
         Self { name, names, ..self }
+    }
+
+    /// Has it write for as long as this is good; its plane must have the same.
+    #[must_use]
+    pub fn leased(self, lease: Lease) -> Self {
+        Self { lease, ..self }
+    }
+
+    /// The right to write.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// For a plan that was reviewed: a backend that was to stay when the plan was made still stays.
@@ -213,13 +230,24 @@ impl Controller {
         self.plane.reload(&observed).await
     }
 
-    /// Runs one pass. With `review`, only if it does what was reviewed.
+    /// Runs one pass. With `review`, only if it does what was reviewed. A standby reads and plans, and writes nothing.
     pub async fn pass(&mut self, moment: Moment, review: Option<&Review>) -> PassStatus {
         let mut status = PassStatus::default();
         status.enter(Stage::Observe);
-        let result = self.rounds(moment, review, &mut status).await;
+        let leads = self.lease.leads();
+        if leads && !std::mem::replace(&mut self.led, leads) {
+            // The leader before may have been interrupted in the middle of a write.
+            self.memory.ended(false);
+        }
+        self.led = leads;
+        let result = match leads {
+            true => self.rounds(moment, review, &mut status).await,
+            false => self.stand_by(moment, &mut status).await,
+        };
         status.leave();
         match result {
+            // The lock was lost in the middle; what is not done yet is the next leader's.
+            Err(error) if error.is_not_leading() => status.is_standby = true,
             Err(error) => status.error = Some(error),
             // A reload failed, and the pass continued without the changes that need one.
             Ok(()) if status.error.is_some() => status.stage = Stage::Apply,
@@ -234,10 +262,14 @@ impl Controller {
         for at in self.memory.next_retry().into_iter().chain(self.guard.next_retry()) {
             status.wake_at(at);
         }
+        if status.is_standby {
+            // A standby has nothing to do at a certain time, and makes nothing ready.
+            (status.next, status.became_ready) = (None, Vec::new());
+        }
         if status.index > 0 || status.error.is_none() {
             self.guard.announce(status.guard.as_ref(), &status.namespaces);
         }
-        self.memory.ended(status.error.is_none());
+        self.memory.ended(status.error.is_none() && !status.is_standby);
         if status.file.is_some() {
             self.seated = Seated { file: status.file, seats: status.seats.clone() };
         }
@@ -291,6 +323,20 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// The pass of a standby: what the leader should have to do is known here, too, and left to it.
+    async fn stand_by(&mut self, moment: Moment, status: &mut PassStatus) -> Result<(), PassError> {
+        let asked = Instant::now();
+        let info = self.plane.info().await?;
+        (status.response_time, status.haproxy, status.is_standby) = (Some(asked.elapsed()), Some(info.clone()), true);
+        self.find_capabilities(&info).await?;
+        let seen = self.look(info, moment, &mut None, status).await?;
+        status.enter(Stage::Plan);
+        let draft = self.draft(&seen, status)?;
+        status.pending = (!draft.plan.is_empty()).then(|| draft.summary(&seen.observed, &draft.after.text));
+        (status.notes, status.kept) = (draft.notes, draft.kept);
+        Ok(())
     }
 
     /// Finds out what HAProxy takes at run time, which the plan is sorted by.
@@ -524,6 +570,8 @@ impl Controller {
         for (StateChange { backend, server, state }, result) in changes.iter().zip(results) {
             match result {
                 Ok(()) => status.run_time_changes += 1,
+                // The election has its own lines in the log.
+                Err(AccessError::NotLeading(_)) => all = false,
                 Err(error) => {
                     let state = state.as_str();
                     tracing::warn!(%backend, %server, state, error = %chain(&error), "the process does not take a state");

@@ -20,6 +20,7 @@ use crate::catalog;
 use crate::config::{Config, Settings};
 use crate::desired::Owner;
 use crate::haproxy::version::Version;
+use crate::leader::Lease;
 use crate::plan::guard;
 use crate::telemetry;
 use plan::Plans;
@@ -122,12 +123,18 @@ pub enum Command {
         /// Take over what another owner marked: what `haproxy.owner` was before
         #[arg(long, value_name = "OWNER")]
         adopt: Option<Owner>,
+        /// Write also while another controller has the lock of `leader.lock`
+        #[arg(long)]
+        no_lock: bool,
     },
     /// Remove everything of ours from HAProxy, after showing it: end the controller first
     Uninstall {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Remove it also while another controller has the lock of `leader.lock`
+        #[arg(long)]
+        no_lock: bool,
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
@@ -166,8 +173,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Uninstall { yes } => {
-            uninstall::uninstall(targets::removers(&config, haproxy.as_deref()).await?, yes).await
+        Command::Uninstall { yes, no_lock } => {
+            let work = async |lease: &Lease| {
+                uninstall::uninstall(targets::removers(&config, haproxy.as_deref(), lease).await?, yes).await
+            };
+            targets::with_lock(&config, no_lock, work).await
         }
         Command::Run { catalog } => serve::serve(&config, catalog, level).await,
         Command::Plan {
@@ -184,14 +194,21 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 (Some(catalog), Some(file)) => {
                     Plans::offline(&config, haproxy.as_deref(), &catalog, &file, haproxy_version)?
                 }
-                (catalog, _) => Plans::of(targets::controllers(&config, haproxy.as_deref(), catalog).await?).await,
+                (catalog, _) => {
+                    // What it stages it discards, so it takes no lock.
+                    let always = Lease::ALWAYS;
+                    Plans::of(targets::controllers(&config, haproxy.as_deref(), catalog, &always).await?).await
+                }
             };
             plans.show(output, out.as_deref())?;
             plans.exit_code(detailed_exitcode)
         }
-        Command::Apply { catalog, plan, strict, allow_removals: _, adopt: _ } => {
-            let controllers = targets::controllers(&config, haproxy.as_deref(), catalog).await?;
-            apply::apply(controllers, plan.as_deref(), strict).await
+        Command::Apply { catalog, plan, strict, allow_removals: _, adopt: _, no_lock } => {
+            let work = async |lease: &Lease| {
+                let controllers = targets::controllers(&config, haproxy.as_deref(), catalog, lease).await?;
+                apply::apply(controllers, plan.as_deref(), strict).await
+            };
+            targets::with_lock(&config, no_lock, work).await
         }
     }
 }

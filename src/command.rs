@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 
 use crate::apply::Outcome;
+use crate::leader::NotLeading;
 use crate::plane::Plane;
 
 /// Commands that may wait for a loop: one that is in the middle of a pass takes them at its end.
@@ -32,6 +33,9 @@ pub enum NotRecovered {
     /// It gave an answer, and could not load its configuration. The old process goes on.
     #[error("HAProxy could not load its configuration: {0}")]
     NotLoaded(String),
+    /// Another controller writes.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
 }
 
 /// Why a command was not taken.

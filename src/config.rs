@@ -21,11 +21,13 @@ use crate::endpoint::Identity;
 use crate::errors::chain;
 use crate::http::Access;
 use crate::nomad;
+use crate::nomad::lock::{self, LockConfig};
 use crate::plan::guard::{self, Share};
 
 pub use settings::{
-    BackendsSettings, BreakerSettings, GuardSettings, HaproxySettings, HttpSettings, LogFormat, LogSettings,
-    NamespaceSettings, NomadSettings, ReconcileSettings, ReloadSettings, Settings, SlotSettings, Span, TagSettings,
+    BackendsSettings, BreakerSettings, GuardSettings, HaproxySettings, HttpSettings, LeaderSettings, LogFormat,
+    LogSettings, NamespaceSettings, NomadSettings, ReconcileSettings, ReloadSettings, Settings, SlotSettings, Span,
+    TagSettings,
 };
 pub use targets::{
     PlaneSettings, ServiceConfig, TargetConfig, TargetList, TargetOptions, TargetSettings, Targets, is_name,
@@ -64,6 +66,11 @@ pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 pub const QUIET_PERIOD: Duration = Duration::from_millis(100);
 /// A stream of changes can't delay a pass for longer.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
+/// The namespace of the variable that controllers lock.
+pub const LEADER_NAMESPACE: &str = "default";
+/// The least that Nomad takes: a leader that is killed is replaced soonest, and a renewal every 3 s costs Nomad nothing, as
+/// none of its servers writes anything for it.
+pub const LEADER_TTL: Duration = lock::TTL_MIN;
 /// On loopback only, by default.
 pub const LISTEN: &str = "127.0.0.1:9471";
 
@@ -138,6 +145,8 @@ pub struct Config {
     pub reload_min_interval: Duration,
     /// When passes run.
     pub timings: Timings,
+    /// The lock that the leader holds; `None`: this controller always leads.
+    pub leader: Option<LockConfig>,
     /// Where health, metrics and the API are served.
     pub listen: SocketAddr,
     /// Who may use what is protected there.
@@ -160,6 +169,7 @@ impl TryFrom<Settings> for Config {
             breaker,
             reload,
             reconcile,
+            leader,
             http,
             log: _,
             namespaces: granted,
@@ -194,6 +204,7 @@ impl TryFrom<Settings> for Config {
             linger: backend.linger.map_or(BACKEND_LINGER, |span| span.0),
             reload_min_interval: reload.min_interval.map_or(RELOAD_MIN_INTERVAL, |span| span.0),
             timings: timings(&reconcile)?,
+            leader: lock_config(leader)?,
             listen: http.listen.map_or_else(
                 || LISTEN.parse().map_err(|e: std::net::AddrParseError| wrong("http.listen", e.to_string())),
                 Ok,
@@ -239,6 +250,23 @@ fn breaker_options(settings: &BreakerSettings) -> Result<breaker::Options, Confi
         return Err(wrong("breaker.reset_timeout", "one second at least"));
     }
     Ok(options)
+}
+
+fn lock_config(settings: LeaderSettings) -> Result<Option<LockConfig>, ConfigError> {
+    const LOCK: &str = "leader.lock (NOMAD_HAPROXY_LEADER_LOCK)";
+    const NAMESPACE: &str = "leader.namespace (NOMAD_HAPROXY_LEADER_NAMESPACE)";
+    let LeaderSettings { lock, namespace, ttl } = settings;
+    let ttl = ttl.map_or(LEADER_TTL, |span| span.0);
+    if !(lock::TTL_MIN..=lock::TTL_MAX).contains(&ttl) {
+        return Err(wrong("leader.ttl (NOMAD_HAPROXY_LEADER_TTL)", "Nomad takes 10s to 24h"));
+    }
+    let namespace = namespace.unwrap_or_else(|| LEADER_NAMESPACE.to_owned());
+    if namespace.is_empty() || namespace.contains(['*', ',']) {
+        return Err(wrong(NAMESPACE, "name the one namespace that the variable is in"));
+    }
+    // An empty path is none, as in a shell's empty variable.
+    let Some(path) = lock.filter(|path| !path.is_empty()) else { return Ok(None) };
+    Ok(Some(LockConfig { path: path.parse().map_err(|why| wrong(LOCK, why))?, namespace, ttl }))
 }
 
 fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigError> {
@@ -326,6 +354,9 @@ mod tests {
             (r#"{"breaker": {"probes": 0}}"#, "one at least"),
             (r#"{"breaker": {"reset_timeout": "10ms"}}"#, "one second"),
             (r#"{"tags": {"prefix": ""}}"#, "tags.prefix"),
+            (r#"{"leader": {"lock": "nomad/lock"}}"#, "nomad/jobs/"),
+            (r#"{"leader": {"lock": "a", "ttl": "9s"}}"#, "10s to 24h"),
+            (r#"{"leader": {"lock": "a", "namespace": "*"}}"#, "the one namespace"),
             (r#"{"http": {"token": "a", "token_file": "b"}}"#, "not both"),
             (r#"{"http": {"admin_key": "a", "admin_key_file": "b"}}"#, "not both"),
             (r#"{"http": {"tokens": {"ci": "a"}, "token_files": {"ci": "b"}}}"#, "two tokens are called \"ci\""),

@@ -16,6 +16,7 @@ use crate::config::{PlaneSettings, ServiceConfig, TargetConfig, is_name};
 use crate::desired::{Address, ServiceKey, encode};
 use crate::errors::{chain, kind, one_line};
 use crate::fleet::Fleet;
+use crate::leader::Lease;
 use crate::nomad::{Nomad, NomadError};
 use crate::plane::AccessError;
 use crate::reconcile::{RETRY_MAX, retries};
@@ -68,7 +69,7 @@ impl Discovery {
     /// Nothing is read yet; `fixed` are the HAProxys of the settings. What a connection needs is tried, so that a bad
     /// `haproxy.ca_file` is reported at once.
     pub fn new(nomad: Nomad, config: ServiceConfig, fixed: &[TargetConfig]) -> Result<Self, AccessError> {
-        drop(config.target(config.service.to_string(), "127.0.0.1", 1).connect()?);
+        drop(config.target(config.service.to_string(), "127.0.0.1", 1).connect(&Lease::ALWAYS)?);
         let fixed = fixed.iter().filter_map(api_address).map(|url| url.trim_end_matches('/').to_owned()).collect();
         Ok(Self { nomad, config, found: None, fixed, outage: Outage::default(), refused: BTreeMap::new() })
     }

@@ -115,7 +115,7 @@ impl Fleet {
             Arc::make_mut(names).extend(targets.iter().map(|(name, _)| name.clone()));
         });
         for (name, controller) in targets {
-            let (handle, commands) = Handle::new(controller.plane());
+            let ((handle, commands), election) = (Handle::new(controller.plane()), controller.lease().election());
             self.faces.handles.add(&name, handle);
             self.faces.metrics.add(&name);
             self.faces.board.add(&name);
@@ -131,6 +131,7 @@ impl Fleet {
                 controller,
                 timings: self.timings,
                 breaker: Breaker::new(self.breaker),
+                election,
                 changed: self.changed.subscribe(),
                 watching: self.watching.clone(),
                 commands,
@@ -186,6 +187,7 @@ mod tests {
     use crate::catalog::Source;
     use crate::config::Settings;
     use crate::health;
+    use crate::leader::Lease;
     use crate::metrics::Format;
     use crate::target;
 
@@ -195,7 +197,10 @@ mod tests {
         let settings: Settings = serde_json::from_str(settings).expect("settings");
         let config = Config::try_from(settings).expect("good settings");
         let target = config.targets.services[0].target(name.to_owned(), "127.0.0.1", 1);
-        (name.to_owned(), target::controller(&config, &target, catalog, fleet.names()).expect("nothing is sent"))
+        (
+            name.to_owned(),
+            target::controller(&config, &target, catalog, fleet.names(), &Lease::ALWAYS).expect("nothing is sent"),
+        )
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::apply::{PassStatus, Stage};
 use crate::breaker;
 use crate::errors::one_line;
+use crate::leader::Leadership;
 use crate::status::{Status, TargetStatus, UnknownName};
 
 /// A pass may take this long before the loop counts as stuck: its slowest step, a reload, may take a minute, and there
@@ -162,6 +163,17 @@ impl State {
         }
         let running = self.running.map(|since| now.saturating_duration_since(since));
         running.filter(|lasted| *lasted >= UNREADY_AFTER).map_or(Ok(()), |lasted| Err(NotReady::Slow(lasted)))
+    }
+}
+
+/// Why this controller can neither lead nor take over, if Nomad has not said for too long which it is.
+pub fn unelected(leadership: &Leadership, now: Instant) -> Option<String> {
+    match leadership {
+        Leadership::Leads | Leadership::StandsBy { .. } => None,
+        Leadership::Unknown { since, why, was_known } => {
+            let is_long = now.saturating_duration_since(*since) >= UNREADY_AFTER;
+            (is_long || !was_known).then(|| format!("not ready: it is not known whether this controller leads: {why}"))
+        }
     }
 }
 

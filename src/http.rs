@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fleet::Faces;
 use crate::health::NotReady;
+use crate::leader::Leadership;
 use crate::metrics::Format;
 use crate::telemetry::LogLevel;
 use crate::{health, shutdown};
@@ -192,8 +193,15 @@ async fn ready(State(shared): State<Shared>, Query(asked): Query<Asked>) -> (Sta
         let why = "not ready: the registrations of haproxy.service have not been read yet\n";
         return (StatusCode::SERVICE_UNAVAILABLE, why.to_owned());
     }
-    match health::not_ready(&status, asked.haproxy.as_deref(), Instant::now()) {
-        Ok(not_ready) if not_ready.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+    let now = Instant::now();
+    if let Some(why) = status.leadership.as_ref().and_then(|leadership| health::unelected(leadership, now)) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    }
+    match health::not_ready(&status, asked.haproxy.as_deref(), now) {
+        Ok(not_ready) if not_ready.is_empty() => {
+            let stands_by = matches!(status.leadership, Some(Leadership::StandsBy { .. }));
+            (StatusCode::OK, if stands_by { "standby\n" } else { "ok\n" }.to_owned())
+        }
         Ok(not_ready) => {
             let is_named = status.targets.len() > 1;
             let line = |(name, why): &(String, NotReady)| match is_named {

@@ -41,6 +41,8 @@
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
 //!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
+//! - [`leader`]: of several controllers one writes, the one that holds a lock in Nomad ([`nomad::lock`]); every write asks
+//!   for it.
 //! - [`apply`]: one pass, which always ends with a status. [`reconcile`]: the loop around it; [`breaker`]: when it
 //!   leaves HAProxy alone; [`command`]: what a person asks of it. [`report`]: the log of passes.
 //! - [`sample`]: what HAProxy's own statistics say of our servers, now and then.
@@ -67,6 +69,7 @@ pub mod fleet;
 pub mod haproxy;
 pub mod health;
 pub mod http;
+pub mod leader;
 pub mod metrics;
 pub mod nomad;
 pub mod observed;

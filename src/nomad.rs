@@ -1,4 +1,6 @@
-//! Nomad's HTTP API: ACL token, TLS, unix socket, and one classifier of errors.
+//! Nomad's HTTP API: ACL token, TLS, unix socket, and one classifier of errors. [`lock`]: a lock on a variable.
+
+pub mod lock;
 
 use std::path::PathBuf;
 use std::time::Duration;

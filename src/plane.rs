@@ -4,6 +4,9 @@
 //! HAProxy validates it before it takes effect; a structural write is loaded when it returns, or the configuration from
 //! before is back; a live write changes the file and the process together.
 //!
+//! Whatever changes HAProxy asks a [`Lease`](crate::leader::Lease) right before, deep inside of each plane: each request but
+//! reads, each command but reads, each replacement of the file.
+//!
 //! There are two kinds of error. [`AccessError`]: HAProxy gave no answer, so nothing is known. [`WriteError`]: it did
 //! answer, and the write was not done, or only partly.
 
@@ -23,6 +26,7 @@ use crate::desired::{Address, BackendName, ServerName, State};
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
+use crate::leader::NotLeading;
 use crate::observed::Observed;
 use crate::plan::{Action, Plan, Surplus};
 
@@ -67,6 +71,9 @@ pub enum AccessError {
     /// This HAProxy is too old.
     #[error(transparent)]
     Version(#[from] VersionError),
+    /// This controller does not lead, so it sent nothing.
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
 }
 
 /// Why a write was not done as requested.

@@ -18,6 +18,7 @@ use crate::command::{Command, NotRecovered};
 use crate::config::Timings;
 use crate::errors::{chain, one_line};
 use crate::fleet::membership::Membership;
+use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::plane::{AccessError, WriteError};
 use crate::report::Reporter;
@@ -53,12 +54,22 @@ pub enum Wake {
     Probe,
     /// A person or a program asked for it.
     Asked,
+    /// This controller leads now, or no longer.
+    Leader,
 }
 
 impl Wake {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Started, Self::Catalog, Self::Resync, Self::Retry, Self::Deferred, Self::Probe, Self::Asked];
+    pub const ALL: [Self; 8] = [
+        Self::Started,
+        Self::Catalog,
+        Self::Resync,
+        Self::Retry,
+        Self::Deferred,
+        Self::Probe,
+        Self::Asked,
+        Self::Leader,
+    ];
 
     /// For logs and metrics.
     pub fn as_str(self) -> &'static str {
@@ -70,6 +81,7 @@ impl Wake {
             Self::Deferred => "deferred",
             Self::Probe => "probe",
             Self::Asked => "asked",
+            Self::Leader => "leader",
         }
     }
 }
@@ -152,6 +164,8 @@ pub struct Loop {
     pub watching: CancellationToken,
     /// What a person asks for.
     pub commands: mpsc::Receiver<Command>,
+    /// When this controller begins, or ceases, to lead.
+    pub election: Election,
     /// Takes samples of HAProxy's statistics between the passes.
     pub sampler: Sampler,
     /// Where it reports.
@@ -183,7 +197,8 @@ impl Loop {
     /// need; then it is cancelled, like a kill at any moment: the next start repairs what it left.
     pub async fn run(mut self, stop: CancellationToken) {
         // A catalog that is read after this is not read again for the first answer of the watch.
-        drop(timeout(FIRST_ANSWER, stop.run_until_cancelled(self.watching.cancelled())).await);
+        let begun = async { tokio::join!(self.watching.cancelled(), self.election.first_answer()) };
+        drop(timeout(FIRST_ANSWER, stop.run_until_cancelled(begun)).await);
         let mut debounce = Debounce::new(self.timings);
         let mut backoff: Option<ExponentialBackoff> = None;
         let mut reason = Wake::Started;
@@ -206,12 +221,17 @@ impl Loop {
                     }
                 }
                 Ok(()) = self.changed.changed() => {
+                    // A standby has time until the resync: HAProxy is busy with what the leader makes of the change.
+                    if !self.controller.lease().leads() {
+                        continue;
+                    }
                     if debounce.pending.is_none() {
                         reason = Wake::Catalog;
                     }
                     debounce.wake(Instant::now());
                     continue;
                 }
+                () = self.election.turned() => reason = Wake::Leader,
                 () = sleep_until(due.unwrap_or(at).min(at)) => {
                     if due.is_none_or(|due| due > Instant::now()) {
                         reason = timer_reason;
@@ -219,7 +239,7 @@ impl Loop {
                 }
             }
             let now = Instant::now();
-            let is_asked = reason == Wake::Asked;
+            let is_asked = matches!(reason, Wake::Asked | Wake::Leader);
             let moment = Moment::with_catalog_since(is_asked || timer.takes_resync(now), self.catalog_since(now));
             let next = tokio::select! {
                 next = self.turn(moment, reason, recovers.take()) => next,
@@ -296,6 +316,10 @@ impl Loop {
 
     /// Has HAProxy load its configuration again, and brings it in line, whatever the breaker says.
     async fn recover(&mut self, moment: Moment, answer: Answer) -> Next {
+        if let Err(error) = self.controller.lease().check().await {
+            drop(answer.send(Err(NotRecovered::NotLeading(error))));
+            return Next::Resync;
+        }
         self.outlets.board.update_target(&self.outlets.name, |target| target.recoveries += 1);
         let (result, next) = self.reload_and_pass(moment).await;
         // Whoever asked may have gone.

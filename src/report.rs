@@ -214,7 +214,7 @@ fn changes(status: &PassStatus, took: Duration) {
     } else if *run_time_changes > 0 || *reloads > 0 {
         let message = match status.outcome() {
             Outcome::Failed => "servers set in the running process only",
-            Outcome::Unchanged | Outcome::Applied | Outcome::Repaired => {
+            Outcome::Unchanged | Outcome::Applied | Outcome::Repaired | Outcome::Standby => {
                 "running process brought in line with its file"
             }
         };

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Outcome, PassError, PassStatus, Seats, Stage};
 use crate::breaker;
@@ -16,6 +17,7 @@ use crate::catalog::{Catalog, SourceError};
 use crate::desired::{NamespaceNote, Note};
 use crate::errors::one_line;
 use crate::health;
+use crate::leader::{Leadership, NotLeading};
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plane::{AccessError, HaproxyInfo};
@@ -36,6 +38,8 @@ pub struct Status {
     pub started: SystemTime,
     /// Whether it is unknown which HAProxys there are: the registrations of `haproxy.service` have not been read yet.
     pub is_searching: bool,
+    /// Whether this controller leads; `None`: there is no election, and it does.
+    pub leadership: Option<Leadership>,
     /// The catalog that all share.
     pub catalog: CatalogStatus,
     /// Each HAProxy, by name.
@@ -119,7 +123,8 @@ impl SignOfLife {
     /// Now, by its answer.
     pub fn new(error: Option<&AccessError>, took: Option<Duration>) -> Self {
         let (is_connected, is_running) = match error {
-            None | Some(AccessError::Version(_)) => (true, Some(true)),
+            // Nothing was sent: HAProxy answered before.
+            None | Some(AccessError::Version(_) | AccessError::NotLeading(_)) => (true, Some(true)),
             Some(AccessError::NotRunning { is_connected, .. }) => (*is_connected, Some(false)),
             Some(AccessError::Unavailable { .. } | AccessError::Refused { .. }) => (false, None),
         };
@@ -181,6 +186,7 @@ impl Default for Status {
             revision: 0,
             started: SystemTime::now(),
             is_searching: false,
+            leadership: None,
             catalog: CatalogStatus::default(),
             targets: BTreeMap::new(),
         }
@@ -188,6 +194,11 @@ impl Default for Status {
 }
 
 impl Status {
+    /// Whether this controller writes; `Some`: why not.
+    pub fn not_leading(&self) -> Option<NotLeading> {
+        self.leadership.as_ref().and_then(NotLeading::of)
+    }
+
     /// The HAProxys, or the one of this name.
     pub fn chosen(&self, only: Option<&str>) -> Result<Vec<(&str, &TargetStatus)>, UnknownName> {
         if let Some(asked) = only.filter(|name| !self.targets.contains_key(*name)) {
@@ -247,12 +258,12 @@ impl TargetStatus {
         if status.index > 0 || status.error.is_none() {
             (self.guard, self.namespaces) = (status.guard.clone(), Arc::new(status.namespaces.clone()));
         }
-        if status.error.is_none() {
+        if status.is_in_line() {
             self.converged = Some(record.ended);
         }
         self.pending = status.pending.clone().map(Arc::new);
         let record = Arc::new(record);
-        if record.outcome != Outcome::Unchanged {
+        if !matches!(record.outcome, Outcome::Unchanged | Outcome::Standby) {
             self.history.push_front(record.clone());
             self.history.truncate(HISTORY);
         }
@@ -351,6 +362,17 @@ impl Board {
     /// Whether it is unknown which HAProxys there are.
     pub fn set_searching(&self, is_searching: bool) {
         self.update(|status| status.is_searching = is_searching);
+    }
+
+    /// Follows an election, until it is stopped.
+    pub async fn follow(self: Arc<Self>, mut election: watch::Receiver<Leadership>, stop: CancellationToken) {
+        loop {
+            let now = election.borrow_and_update().clone();
+            self.update(|status| status.leadership = Some(now));
+            if !matches!(stop.run_until_cancelled(election.changed()).await, Some(Ok(()))) {
+                return;
+            }
+        }
     }
 
     /// Whether Nomad gave an answer.

@@ -9,28 +9,32 @@ use crate::catalog::shared::SharedCatalog;
 use crate::config::{Config, TargetConfig, TargetOptions};
 use crate::desired::build;
 use crate::fleet::Names;
+use crate::leader::Lease;
 use crate::plan;
 use crate::plan::guard;
 use crate::plane::{AccessError, Capabilities};
 
-/// The controller of one HAProxy; nothing is sent yet.
+/// The controller of one HAProxy, which writes for as long as the lease is good; nothing is sent yet.
 pub fn controller(
     config: &Config,
     target: &TargetConfig,
     catalog: &SharedCatalog,
     names: Names,
+    lease: &Lease,
 ) -> Result<Controller, AccessError> {
     let options = options(config, &target.options);
-    Ok(Controller::new(target.connect()?, catalog.clone(), options).named(target.name.clone(), names))
+    let controller = Controller::new(target.connect(lease)?, catalog.clone(), options);
+    Ok(controller.named(target.name.clone(), names).leased(lease.clone()))
 }
 
 /// A controller that removes everything of ours from one HAProxy, and needs no catalog for that; nothing is sent yet.
-pub fn remover(config: &Config, target: &TargetConfig) -> Result<Controller, AccessError> {
+pub fn remover(config: &Config, target: &TargetConfig, lease: &Lease) -> Result<Controller, AccessError> {
     let mut options = options(config, &target.options);
     options.plan.uninstall = true;
     options.plan.linger = Duration::ZERO;
     options.guard = guard::Options::OFF;
-    Ok(Controller::new(target.connect_to_uninstall()?, SharedCatalog::new(Source::Nothing), options))
+    let plane = target.connect_to_uninstall(lease)?;
+    Ok(Controller::new(plane, SharedCatalog::new(Source::Nothing), options).leased(lease.clone()))
 }
 
 /// How a controller plans and writes.

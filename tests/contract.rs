@@ -515,6 +515,47 @@ async fn a_catalog_stands_only_if_every_answer_is_whole() {
     assert_eq!((catalog.services.len(), catalog.unreadable.len()), (0, 1), "{catalog:?}");
 }
 
+/// The answers about a lock that decide who writes.
+#[tokio::test]
+async fn a_lock_is_held_only_if_nomad_says_so() {
+    use nomad_haproxy::nomad::lock::{Granted, Holder, LockConfig, LockError, TTL_MIN, VariableLock};
+    let lock = async |operation: &'static str, file: &'static str| {
+        let uri: &'static str = format!("/v1/var/na/lock?{operation}namespace=default").leak();
+        let (nomad, server) = recorded([(uri, file)].into()).await;
+        let (path, namespace) = ("na/lock".parse().unwrap(), "default".to_owned());
+        (VariableLock::new(nomad, LockConfig { path, namespace, ttl: TTL_MIN }), server)
+    };
+    let me = Holder { name: "node-1".to_owned(), http: None };
+    let acquire = async |file| lock("lock-acquire&", file).await.0.acquire(&me).await;
+    let granted: Granted = acquire("varlock-acquire").await.unwrap();
+    assert_eq!(granted.index, 104);
+    assert!(matches!(acquire("varlock-acquire-conflict").await, Err(LockError::Held { .. })));
+    assert!(matches!(acquire("acl-varlock-other-path").await, Err(LockError::Denied { .. })));
+    for unknown in ["varlock-acquire-ttl-too-small", "no-cluster-leader-put-lock"] {
+        let error = acquire(unknown).await.unwrap_err();
+        assert!(matches!(error, LockError::Nomad(NomadError::Status { .. })), "{unknown}: {error}");
+    }
+
+    let renew = async |file| lock("lock-renew&", file).await.0.renew(&granted).await;
+    assert!(renew("varlock-renew").await.is_ok());
+    for lost in ["varlock-renew-wrong-id", "varlock-renew-absent", "varlock-renew-after-release"] {
+        assert!(matches!(renew(lost).await, Err(LockError::Lost { .. })), "{lost}");
+    }
+    // It may still be held.
+    assert!(matches!(renew("no-cluster-leader-put-lock").await, Err(LockError::Nomad(_))));
+
+    let release = async |file| lock("lock-release&", file).await.0.release(&granted).await;
+    assert!(release("varlock-release").await.is_ok());
+    assert!(matches!(release("varlock-release-again").await, Err(LockError::Nomad(_))));
+
+    let look = async |file| lock("", file).await.0.look(0, TTL_MIN).await;
+    // Another program's lock has other items.
+    let taken = look("varlock-read-locked").await.unwrap_err();
+    assert!(matches!(&taken, LockError::Taken { keys, .. } if keys == "epoch"), "{taken}");
+    assert_eq!(look("varlock-renew-absent").await.unwrap().index, 0, "there is no such variable");
+    assert!(matches!(look("acl-varlock-other-path").await, Err(LockError::Denied { .. })));
+}
+
 #[test]
 fn every_address_that_was_seen_in_a_registration_is_taken_or_refused() {
     use nomad_haproxy::desired::Address;

@@ -53,8 +53,30 @@ fn the_jobs_are_valid() {
     }
 }
 
+/// Waits until this version of the controllers' job is deployed: one leads, and one stands by.
+async fn wait_until_deployed(nomad: &Nomad, version: u64) {
+    wait_for(&format!("the deployment of version {version}"), Duration::from_secs(120), async || {
+        let all = nomad.try_call(reqwest::Method::GET, "/v1/job/nomad-haproxy/deployments", None).await?;
+        let mut all = all.as_array()?.clone().into_iter();
+        let deployment = all.find(|one| one["JobVersion"] == version)?;
+        assert_ne!(deployment["Status"], "failed", "{deployment}");
+        (deployment["Status"] == "successful").then_some(())
+    })
+    .await;
+    wait_for("one that leads and one that stands by", Duration::from_secs(60), async || {
+        let mut answers = Vec::new();
+        for one in nomad.service("nomad-haproxy").await {
+            let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", one["Port"].as_u64()?)).await.ok()?;
+            answers.push((answer.status().as_u16(), answer.text().await.ok()?));
+        }
+        answers.sort();
+        (answers == [(200, "ok\n".to_owned()), (200, "standby\n".to_owned())]).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn the_controller_runs_as_a_nomad_job_with_its_own_identity() {
+async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
     let nomad = Nomad::start_with_acl().await;
     let rig = Rig::start(Way::Api, "3.2").await;
     let policy = std::fs::read_to_string(root().join("deploy/policy.hcl")).unwrap();
@@ -65,23 +87,27 @@ async fn the_controller_runs_as_a_nomad_job_with_its_own_identity() {
 
     let password = rig.haproxy.folder().join("password");
     std::fs::write(&password, "secret\n").unwrap();
-    let token = nomad.token.clone().unwrap();
-    let mut run = Command::new(nomad::binary().unwrap());
-    run.args(["job", "run", "-detach", "-var"]).arg(format!("binary={}", support::controller::binary().display()));
-    run.arg("-var").arg(format!("haproxy_address={}", rig.api.as_ref().unwrap().url));
-    run.arg("-var").arg(format!("haproxy_password_file={}", password.display()));
-    run.arg(root().join("deploy/nomad-haproxy.nomad.hcl")).env("NOMAD_ADDR", &nomad.address).env("NOMAD_TOKEN", token);
-    tokio::task::spawn_blocking(move || support::haproxy::output(&mut run)).await.unwrap();
-
+    let run = async |more: &[&str]| {
+        let mut run = Command::new(nomad::binary().unwrap());
+        run.args(["job", "run", "-detach", "-var"]).arg(format!("binary={}", support::controller::binary().display()));
+        run.arg("-var").arg(format!("haproxy_address={}", rig.api.as_ref().unwrap().url));
+        run.arg("-var").arg(format!("haproxy_password_file={}", password.display())).args(more);
+        run.arg(root().join("deploy/nomad-haproxy.nomad.hcl"));
+        run.env("NOMAD_ADDR", &nomad.address).env("NOMAD_TOKEN", nomad.token.as_ref().unwrap());
+        tokio::task::spawn_blocking(move || support::haproxy::output(&mut run)).await.unwrap();
+    };
+    run(&[]).await;
     wait_for("two seats", Duration::from_secs(60), async || {
         (rig.haproxy.text().matches("\"id\":").count() == 2).then_some(())
     })
     .await;
-    let health = nomad.service("nomad-haproxy").await;
-    let port = health[0]["Port"].as_u64().unwrap();
-    wait_for("a ready controller", Duration::from_secs(20), async || {
-        let answer = reqwest::get(format!("http://127.0.0.1:{port}/readyz")).await.ok()?;
-        (answer.status() == 200).then_some(())
+    wait_until_deployed(&nomad, 0).await;
+    // One after the other is replaced; a standby is as healthy as a leader.
+    run(&["-var", "datacenters=[\"dc1\"]"]).await;
+    wait_until_deployed(&nomad, 1).await;
+    nomad.scale("web", 3).await;
+    wait_for("three seats", Duration::from_secs(60), async || {
+        (rig.haproxy.text().matches("\"id\":").count() == 3).then_some(())
     })
     .await;
     nomad.stop_job("nomad-haproxy").await;

@@ -113,6 +113,14 @@ pub enum PassError {
 }
 
 impl PassError {
+    /// Whether a write was not made as this controller does not lead.
+    pub fn is_not_leading(&self) -> bool {
+        matches!(
+            self,
+            Self::Access(AccessError::NotLeading(_)) | Self::Write(WriteError::Access(AccessError::NotLeading(_)))
+        )
+    }
+
     /// The error for readers without credentials: without HAProxy's message, which may quote any line of its file.
     pub fn outline(&self) -> String {
         let write = |error: &WriteError| match error {
@@ -220,13 +228,15 @@ pub enum Outcome {
     Applied,
     /// Only the process was made to agree with its file.
     Repaired,
+    /// Another controller leads, so it read, planned and wrote nothing.
+    Standby,
     /// It ended with an error, whatever it did before.
     Failed,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Unchanged, Self::Applied, Self::Repaired, Self::Failed];
+    pub const ALL: [Self; 5] = [Self::Unchanged, Self::Applied, Self::Repaired, Self::Standby, Self::Failed];
 
     /// For metrics.
     pub fn as_str(self) -> &'static str {
@@ -234,6 +244,7 @@ impl Outcome {
             Self::Unchanged => "unchanged",
             Self::Applied => "applied",
             Self::Repaired => "repaired",
+            Self::Standby => "standby",
             Self::Failed => "failed",
         }
     }
@@ -286,6 +297,8 @@ pub struct PassStatus {
     /// When the next pass is due although nothing changes: a change that waits for `reload.min_interval`, a drain that
     /// ends, a retry of a refused change.
     pub next: Option<Instant>,
+    /// This controller did not lead, or no longer: what is to do is not for it.
+    pub is_standby: bool,
     /// Why it did not do everything that it should.
     pub error: Option<PassError>,
 }
@@ -293,11 +306,12 @@ pub struct PassStatus {
 impl PassStatus {
     /// What it did.
     pub fn outcome(&self) -> Outcome {
-        let Self { written, run_time_changes, reloads, error, .. } = self;
+        let Self { written, run_time_changes, reloads, is_standby, error, .. } = self;
         match (error, written.is_empty()) {
             (Some(_), _) => Outcome::Failed,
             (None, false) => Outcome::Applied,
             (None, true) if *run_time_changes > 0 || *reloads > 0 => Outcome::Repaired,
+            (None, true) if *is_standby => Outcome::Standby,
             (None, true) => Outcome::Unchanged,
         }
     }
@@ -312,6 +326,12 @@ impl PassStatus {
         let (writes, changes) = (count(written.len(), "write"), count(*run_time_changes, "run-time change"));
         let reloads = count(usize::try_from(*reloads).unwrap_or(usize::MAX), "reload");
         format!("done before that: {writes}, {changes}, {reloads}")
+    }
+
+    /// Whether HAProxy was found, or brought, in line with the catalog.
+    pub fn is_in_line(&self) -> bool {
+        let is_left_to_another = self.is_standby && self.pending.is_some();
+        self.error.is_none() && !is_left_to_another
     }
 
     /// Why it failed, if HAProxy or its API gave no answer, or the HAProxy is too old.

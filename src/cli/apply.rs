@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use futures_util::future::join_all;
 
 use crate::apply::{Controller, Moment, Outcome, PassStatus};
@@ -13,7 +13,7 @@ use crate::errors::chain;
 use crate::plan::review::{Review, Reviews};
 
 use super::print::{self, coloured, heading, print};
-use super::targets::Controllers;
+use super::targets::{Controllers, LOST};
 
 /// Runs a pass over each; with a plan file, only over those that it has a plan for.
 pub(super) async fn apply(controllers: Controllers, plan: Option<&Path>, strict: bool) -> anyhow::Result<ExitCode> {
@@ -41,7 +41,11 @@ pub(super) async fn apply(controllers: Controllers, plan: Option<&Path>, strict:
     };
     let noted = done.iter().any(|(_, status)| has_notes(status));
     let total = done.len();
-    let errors = done.into_iter().filter_map(|(name, status)| Some((name, status.error?.into()))).collect();
+    let error = |status: PassStatus| match status.error {
+        Some(error) => Some(error.into()),
+        None => status.is_standby.then(|| anyhow!(LOST)),
+    };
+    let errors = done.into_iter().filter_map(|(name, status)| Some((name, error(status)?))).collect();
     match print::failure(errors, total, are_named, "not all was done on") {
         Some(error) => Err(error),
         None => Ok(if strict && noted { ExitCode::FAILURE } else { ExitCode::SUCCESS }),
@@ -110,6 +114,7 @@ fn said(status: &PassStatus) -> String {
             "Repaired: the process agrees with its file again, {run_time_changes} run-time changes, {how}, version \
              {version}.\n"
         ),
+        Outcome::Standby => "Nothing was written.\n".to_owned(),
         Outcome::Failed => format!("Not all was done; {}.\n", status.done()),
     };
     if let Some(at) = next.filter(|_| status.error.is_none()) {

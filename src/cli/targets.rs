@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
@@ -16,7 +17,9 @@ use crate::desired::build::TargetNames;
 use crate::discovery::Discovery;
 use crate::fleet::Names;
 use crate::haproxy::version::Version;
+use crate::leader::{self, Elector, Lease};
 use crate::nomad::Nomad;
+use crate::nomad::lock::VariableLock;
 use crate::plane::Capabilities;
 use crate::target;
 
@@ -45,6 +48,30 @@ pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<
     }))
 }
 
+/// The lock that the settings name, if they name one; nothing is sent yet.
+pub(super) fn lock(config: &Config) -> anyhow::Result<Option<VariableLock>> {
+    let Some(lock) = &config.leader else { return Ok(None) };
+    Ok(Some(VariableLock::new(Nomad::new(config.nomad.clone())?, lock.clone())))
+}
+
+/// Runs a command that writes: with the lock, if the settings name one. Another controller that has it is not disturbed,
+/// unless the command is to do without.
+pub(super) async fn with_lock(
+    config: &Config,
+    without: bool,
+    work: impl AsyncFnOnce(&Lease) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    let Some(lock) = lock(config)?.filter(|_| !without) else { return work(&Lease::ALWAYS).await };
+    let elector = Elector::take(lock, leader::me(None)).await?;
+    let result = work(&elector.lease()).await;
+    elector.release().await;
+    result
+}
+
+/// What a pass says that has lost the lock before its end.
+pub(super) const LOST: &str = "the lock of `leader.lock` was lost before all was done, and the rest is left to the controller \
+                               that leads now";
+
 /// Those that Nomad services list; nothing is read yet.
 pub(super) fn discoveries(config: &Config) -> anyhow::Result<Vec<Discovery>> {
     if config.targets.services.is_empty() {
@@ -61,13 +88,14 @@ pub(super) async fn controllers(
     config: &Config,
     only: Option<&str>,
     file: Option<PathBuf>,
+    lease: &Lease,
 ) -> anyhow::Result<Controllers> {
     let targets = all(config).await?;
     let all: BTreeSet<String> = targets.iter().map(|target| target.name.clone()).collect();
     let chosen = select(targets, only)?;
     let (catalog, names) = (catalog(config, file)?, names(all));
     let one = |target: TargetConfig| {
-        let controller = target::controller(config, &target, &catalog, names.clone())?;
+        let controller = target::controller(config, &target, &catalog, names.clone(), lease)?;
         anyhow::Ok((target.name, controller))
     };
     Ok(Controllers {
@@ -77,13 +105,13 @@ pub(super) async fn controllers(
 }
 
 /// The same, to remove what is ours. Nomad is only asked for HAProxys that the settings do not have themselves.
-pub(super) async fn removers(config: &Config, only: Option<&str>) -> anyhow::Result<Controllers> {
+pub(super) async fn removers(config: &Config, only: Option<&str>, lease: &Lease) -> anyhow::Result<Controllers> {
     let is_asked_for = |target: &&TargetConfig| only == Some(target.name.as_str());
     let targets = match config.targets.fixed.iter().find(is_asked_for) {
         Some(target) => vec![target.clone()],
         None => select(all(config).await?, only)?,
     };
-    let one = |target: TargetConfig| anyhow::Ok((target.name.clone(), target::remover(config, &target)?));
+    let one = |target: TargetConfig| anyhow::Ok((target.name.clone(), target::remover(config, &target, lease)?));
     Ok(Controllers {
         all: targets.into_iter().map(one).collect::<anyhow::Result<_>>()?,
         are_named: !config.targets.is_single(),

@@ -13,7 +13,7 @@ use crate::plan::display::Summary;
 use crate::plan::review::Review;
 
 use super::print::{self, coloured, heading, print};
-use super::targets::Controllers;
+use super::targets::{Controllers, LOST};
 
 /// One HAProxy, after what would be removed was shown.
 struct Target {
@@ -64,7 +64,8 @@ pub(super) async fn uninstall(controllers: Controllers, yes: bool) -> anyhow::Re
             }
             print(&said(&status))?;
             target.is_incomplete = !status.kept.is_empty();
-            target.error = status.error.map(because);
+            let is_lost = status.is_standby;
+            target.error = status.error.map(because).or_else(|| is_lost.then(|| anyhow!(LOST)));
             if let Some(error) = target.error.as_ref().filter(|_| are_named) {
                 print(&failed(error))?;
             }
@@ -130,13 +131,13 @@ fn because(error: PassError) -> anyhow::Error {
 
 /// What was done to one.
 fn said(status: &PassStatus) -> String {
-    let PassStatus { kept, reloads, error, .. } = status;
+    let PassStatus { kept, reloads, is_standby, error, .. } = status;
     let how = print::reloads(*reloads);
-    match (error, kept.len()) {
-        (Some(_), _) => format!("Not all was removed; {}.\n", status.done()),
-        (None, 0) => format!("Removed: {how}.\n"),
-        (None, 1) => format!("Removed, except for what stays in one backend: {how}.\n"),
-        (None, more) => format!("Removed, except for what stays in {more} backends: {how}.\n"),
+    match (error.is_some() || *is_standby, kept.len()) {
+        (true, _) => format!("Not all was removed; {}.\n", status.done()),
+        (false, 0) => format!("Removed: {how}.\n"),
+        (false, 1) => format!("Removed, except for what stays in one backend: {how}.\n"),
+        (false, more) => format!("Removed, except for what stays in {more} backends: {how}.\n"),
     }
 }
 

@@ -241,6 +241,21 @@ settings! {
     }
 }
 
+settings! {
+    /// Which of several controllers acts.
+    LeaderSettings {
+        /// A Nomad variable: of the controllers that name it, the one that holds its lock acts [default: none, and each acts]
+        #[arg(id = "leader-lock", long = "leader-lock", env = "NOMAD_HAPROXY_LEADER_LOCK", value_name = "PATH")]
+        lock: String,
+        /// The variable's namespace [default: default]
+        #[arg(id = "leader-namespace", long = "leader-namespace", env = "NOMAD_HAPROXY_LEADER_NAMESPACE", value_name = "NAME")]
+        namespace: String,
+        /// How long the leader may write after its last contact with Nomad; a killed one is replaced after twice this time and 5s [default: 10s]
+        #[arg(id = "leader-ttl", long = "leader-ttl", env = "NOMAD_HAPROXY_LEADER_TTL", value_name = "TIME")]
+        ttl: Span,
+    }
+}
+
 /// The HTTP listener, and who may use what is protected there.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -371,6 +386,9 @@ pub struct Settings {
     /// `reconcile.*`
     #[command(flatten)]
     pub reconcile: ReconcileSettings,
+    /// `leader.*`
+    #[command(flatten)]
+    pub leader: LeaderSettings,
     /// `http.*`
     #[command(flatten)]
     pub http: HttpSettings,
@@ -409,6 +427,7 @@ impl Settings {
             breaker,
             reload,
             reconcile,
+            leader,
             http,
             log,
             namespaces,
@@ -425,6 +444,7 @@ impl Settings {
             breaker: breaker.or(weaker.breaker),
             reload: reload.or(weaker.reload),
             reconcile: reconcile.or(weaker.reconcile),
+            leader: leader.or(weaker.leader),
             http: http.or(weaker.http),
             log: log.or(weaker.log),
             namespaces: if namespaces.is_empty() { weaker.namespaces } else { namespaces },

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::desired::{Invalid, Owner, ServiceKey, SlotPolicy};
 use crate::haproxy::socket::SocketAddress;
 use crate::haproxy::version::Version;
+use crate::leader::Lease;
 use crate::plan::Strategy;
 use crate::plane::dataplane::{Dataplane, DataplaneConfig, Password, Write};
 use crate::plane::local::{Local, LocalConfig};
@@ -125,14 +126,14 @@ pub struct TargetConfig {
 }
 
 impl TargetConfig {
-    /// The way to it; nothing is sent yet.
-    pub fn connect(&self) -> Result<Arc<dyn Plane>, AccessError> {
-        self.plane(|local| local)
+    /// The way to it, for as long as the lease is good; nothing is sent yet.
+    pub fn connect(&self, lease: &Lease) -> Result<Arc<dyn Plane>, AccessError> {
+        self.plane(lease, |local| local)
     }
 
     /// The same, for `uninstall`.
-    pub fn connect_to_uninstall(&self) -> Result<Arc<dyn Plane>, AccessError> {
-        self.plane(Local::without_version)
+    pub fn connect_to_uninstall(&self, lease: &Lease) -> Result<Arc<dyn Plane>, AccessError> {
+        self.plane(lease, Local::without_version)
     }
 
     /// What is known of its HAProxy without asking: for a plan from files.
@@ -146,14 +147,16 @@ impl TargetConfig {
             .map_or(Capabilities { servers: has_socket, backends: false }, Capabilities::of_socket)
     }
 
-    fn plane(&self, local: impl FnOnce(Local) -> Local) -> Result<Arc<dyn Plane>, AccessError> {
+    fn plane(&self, lease: &Lease, local: impl FnOnce(Local) -> Local) -> Result<Arc<dyn Plane>, AccessError> {
         let Self { name: _, plane, options: TargetOptions { owner, validation_timeout, .. } } = self;
         Ok(match plane.clone() {
             PlaneSettings::Local(settings) => {
-                Arc::new(local(Local::new(settings, owner.clone()).validating_within(*validation_timeout)))
+                let plane = Local::new(settings, owner.clone()).leased(lease.clone());
+                Arc::new(local(plane.validating_within(*validation_timeout)))
             }
             PlaneSettings::Dataplane(settings, write) => {
-                Arc::new(Dataplane::new(settings, owner.clone(), write)?.validating_within(*validation_timeout))
+                let plane = Dataplane::new(settings, owner.clone(), write)?.leased(lease);
+                Arc::new(plane.validating_within(*validation_timeout))
             }
         })
     }

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, NotTaken};
+use crate::leader::NotLeading;
 use crate::plan::guard::Holding;
 use crate::status::TargetStatus;
 
@@ -50,8 +51,16 @@ async fn release(_: Authorized, State(shared): State<Shared>, Query(asked): Quer
     send(&shared, &asked, || Command::Release, held)
 }
 
+/// The status of an answer about this: another controller should be asked, or the same later.
+pub(super) fn not_leading(error: &NotLeading) -> StatusCode {
+    match error {
+        NotLeading::Other(_) | NotLeading::Nameless => StatusCode::CONFLICT,
+        NotLeading::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
 /// Leaves a command for each of the chosen loops, which act on it after this answer: 202. It is an error only if none
-/// of them accepts it.
+/// of them accepts it, or if this controller does not lead.
 fn send(
     shared: &Shared,
     asked: &Asked,
@@ -62,6 +71,9 @@ fn send(
     let chosen = status.chosen(asked.haproxy.as_deref())?;
     if chosen.is_empty() {
         return Err(Problem::no_haproxy());
+    }
+    if let Some(error) = status.not_leading() {
+        return Err(Problem(not_leading(&error), format!("{error}; send this to the leader")));
     }
     let mut refused = None;
     let mut haproxys = Vec::new();

@@ -8,6 +8,9 @@ use tokio::time::Instant;
 use crate::apply::{BackendSeats, Slots};
 use crate::breaker;
 use crate::desired::{NamespaceNote, Note, Occupant, Server};
+use crate::health;
+use crate::leader::Leadership;
+use crate::nomad::lock::Holder;
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plane::{HaproxyInfo, Traffic};
@@ -31,7 +34,7 @@ pub(super) struct StatusView<'a> {
     started: Time,
     is_ready: bool,
     catalog: CatalogView<'a>,
-    leader: LeaderView,
+    leader: LeaderView<'a>,
     haproxys: Vec<TargetView<'a>>,
 }
 
@@ -46,11 +49,30 @@ struct CatalogView<'a> {
     error: Option<&'a str>,
 }
 
-/// A single controller needs no election, and always leads.
 #[derive(Debug, Serialize)]
-struct LeaderView {
+struct LeaderView<'a> {
+    /// `false`: there is none, and this controller leads.
     election: bool,
     leads: bool,
+    /// Another controller that leads, as far as is known.
+    holder: Option<&'a Holder>,
+    /// Why it is not known who leads.
+    error: Option<&'a str>,
+}
+
+impl<'a> LeaderView<'a> {
+    fn new(leadership: Option<&'a Leadership>) -> Self {
+        let error = leadership.and_then(|leadership| match leadership {
+            Leadership::Unknown { since: _, why, was_known: _ } => Some(why.as_str()),
+            Leadership::Leads | Leadership::StandsBy { .. } => None,
+        });
+        Self {
+            election: leadership.is_some(),
+            leads: leadership.is_none_or(Leadership::leads),
+            holder: leadership.and_then(Leadership::holder),
+            error,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -167,12 +189,14 @@ impl<'a> StatusView<'a> {
     /// As it is now: readiness depends on the time.
     pub(super) fn new(status: &'a Status, now: Instant) -> Self {
         let haproxys: Vec<_> = status.targets.iter().map(|(name, target)| TargetView::new(name, target, now)).collect();
+        let is_elected =
+            status.leadership.as_ref().is_none_or(|leadership| health::unelected(leadership, now).is_none());
         Self {
             version: env!("CARGO_PKG_VERSION"),
             started: Time(status.started),
-            is_ready: !status.is_searching && haproxys.iter().all(|target| target.is_ready),
+            is_ready: !status.is_searching && is_elected && haproxys.iter().all(|target| target.is_ready),
             catalog: CatalogView::new(&status.catalog),
-            leader: LeaderView { election: false, leads: true },
+            leader: LeaderView::new(status.leadership.as_ref()),
             haproxys,
         }
     }

@@ -35,9 +35,8 @@ impl Collector for View {
 
 /// What is there once. The metrics of a source that was not asked are absent.
 fn once(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
-    // There is no election: a controller that runs leads.
     let help = "Whether this controller is the one that acts.";
-    about("leader", help).gauge(encoder, [([], 1)])?;
+    about("leader", help).gauge(encoder, [([], i64::from(status.not_leading().is_none()))])?;
     let catalog = &status.catalog;
     let help = "Whether Nomad gave the last answer that it was asked for.";
     let up = catalog.nomad_up.map(|up| ([], i64::from(up)));

@@ -31,7 +31,8 @@ const COMMENT: &str = "# for backends that nomad-haproxy makes without a reload"
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Profiles {
     base: Option<Base>,
-    present: BTreeMap<String, Profile>,
+    /// In the order of the file. A copy that a person made has the same name.
+    present: Vec<Profile>,
 }
 
 /// The last `defaults` section that is not a profile.
@@ -62,8 +63,8 @@ pub struct ProfileEdits {
     pub add: Vec<(String, Vec<String>)>,
     /// The line before which they are added.
     pub at: usize,
-    /// Those to remove first, each with its section.
-    pub remove: BTreeMap<String, Section>,
+    /// Those to remove first.
+    pub remove: Vec<Section>,
 }
 
 impl ProfileEdits {
@@ -126,7 +127,13 @@ impl Profiles {
             content: content_of(directives),
             settings: parse::shared_settings(directives),
         };
-        self.present.insert(section.name.clone(), profile);
+        self.present.push(profile);
+    }
+
+    /// The one of this name.
+    fn get(&self, name: &str) -> Option<&Profile> {
+        let mut all = self.present.iter().filter(|profile| profile.section.name == name);
+        all.next().filter(|_| all.next().is_none())
     }
 
     /// What is in a conditional block may or may not be in effect, so such a file gets no profiles.
@@ -148,26 +155,26 @@ impl Profiles {
 
     fn has_base(&self) -> bool {
         self.base.as_ref().is_some_and(|base| {
-            let copy = self.present.get(&base.name);
+            let copy = self.get(&base.name);
             copy.is_some_and(|copy| copy.section.from.is_none() && copy.content == base.content)
         })
     }
 
     fn is_complete(&self, name: &str, settings: &BackendSettings) -> bool {
         let base = self.base.as_ref().map(|base| &base.name);
-        self.present.get(name).is_some_and(|profile| {
+        self.get(name).is_some_and(|profile| {
             profile.section.from.as_ref() == base && profile.settings.as_ref() == Some(&shared(settings))
         })
     }
 
     /// Names of all that the file has.
     pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.present.keys()
+        self.present.iter().map(|profile| &profile.section.name)
     }
 
     /// The lines of those that the file has.
     pub(super) fn has_line(&self, at: usize) -> bool {
-        self.present.values().any(|profile| profile.section.lines.contains(&at))
+        self.present.iter().any(|profile| profile.section.lines.contains(&at))
     }
 
     /// What is missing and what is too much if these settings are in use.
@@ -195,8 +202,8 @@ impl Profiles {
                 }
             }
         }
-        let gone = self.present.iter().filter(|(name, _)| !kept.contains(name.as_str()));
-        edits.remove = gone.map(|(name, profile)| (name.clone(), profile.section.clone())).collect();
+        let sections = self.present.iter().map(|profile| &profile.section);
+        edits.remove = sections.filter(|section| !kept.contains(section.name.as_str())).cloned().collect();
         edits
     }
 }

@@ -230,7 +230,8 @@ fn is_planned(section: &Section, plan: &Plan) -> bool {
     match section.kind.as_str() {
         "backend" | "listen" => edits.keys().any(|name| name.as_str() == section.name),
         "defaults" => {
-            profiles.remove.contains_key(&section.name) || profiles.add.iter().any(|(name, _)| *name == section.name)
+            profiles.remove.iter().any(|removed| removed.name == section.name)
+                || profiles.add.iter().any(|(name, _)| *name == section.name)
         }
         _ => false,
     }

@@ -257,7 +257,7 @@ fn backends(plan: &Plan, owner: &Owner) -> BTreeMap<String, String> {
     };
     let Plan { edits, profiles } = plan;
     let edits = edits.iter().filter_map(|(name, edit)| Some((name.to_string(), digest(written(edit, owner)?))));
-    let removed = profiles.remove.keys().map(|name| (name.clone(), digest(vec!["delete\n".to_owned()])));
+    let removed = profiles.remove.iter().map(|section| (section.name.clone(), digest(vec!["delete\n".to_owned()])));
     let added = profiles.add.iter().map(|(name, lines)| (name.clone(), digest(lines.clone())));
     edits.chain(removed).chain(added).collect()
 }

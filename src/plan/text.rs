@@ -27,7 +27,7 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
         Some((section.lines.start, Place::Backend(section, edit)))
     });
     let mut places: Vec<(usize, Place)> = backends.collect();
-    places.extend(profiles.remove.values().map(|section| (section.lines.start, Place::Profile(section))));
+    places.extend(profiles.remove.iter().map(|section| (section.lines.start, Place::Profile(section))));
     places.push((profiles.at, Place::NewProfiles(&profiles.add)));
     places.sort_by_key(|(line, _)| std::cmp::Reverse(*line));
     for (line, place) in places {

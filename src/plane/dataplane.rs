@@ -29,6 +29,7 @@ use crate::haproxy::render::INIT_ADDR;
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
+use crate::leader::Lease;
 use crate::observed::Observed;
 use crate::plan::{self, Action, Plan, Surplus};
 
@@ -103,6 +104,13 @@ impl Dataplane {
             surveyed: Mutex::default(),
             socket,
         })
+    }
+
+    /// Writes for as long as this is good, instead of always.
+    #[must_use]
+    pub fn leased(self, lease: &Lease) -> Self {
+        let socket = self.socket.map(|socket| socket.leased(lease.clone()));
+        Self { client: self.client.leased(lease.clone()), socket, ..self }
     }
 
     /// Sets how long one validation may take.

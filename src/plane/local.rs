@@ -20,6 +20,7 @@ use crate::haproxy::socket::{self, SocketAddress};
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
+use crate::leader::Lease;
 use crate::observed::Observed;
 use crate::plan::{self, Action, Plan, Surplus};
 
@@ -27,7 +28,7 @@ use self::file::{failed, lock, rename, sync_folder, write_beside};
 use self::launch::Launch;
 use self::process::Process;
 use self::unfinished::Unfinished;
-use super::worker::{COMMAND_TIMEOUT, Worker, unanswered};
+use super::worker::{COMMAND_TIMEOUT, Worker, is_read, unanswered};
 use super::{
     AccessError, Capabilities, HaproxyInfo, Plane, Runtime, Staged, StateChange, Survey, Traffic, VALIDATION_TIMEOUT,
     Verdict, WriteError,
@@ -58,12 +59,20 @@ pub struct Local {
     validation_timeout: Duration,
     /// Whether the version is removed from a file in which nothing is ours any more.
     without_version: bool,
+    lease: Lease,
 }
 
 impl Local {
     /// Accepts the settings as they are; the first call shows whether they are correct.
     pub fn new(settings: LocalConfig, owner: Owner) -> Self {
-        Self { settings, owner, validation_timeout: VALIDATION_TIMEOUT, without_version: false }
+        let (validation_timeout, lease) = (VALIDATION_TIMEOUT, Lease::ALWAYS);
+        Self { settings, owner, validation_timeout, without_version: false, lease }
+    }
+
+    /// Writes for as long as this is good, instead of always.
+    #[must_use]
+    pub fn leased(self, lease: Lease) -> Self {
+        Self { lease, ..self }
     }
 
     /// Leaves a file in which nothing is ours as it was before the first write: without the version that this plane
@@ -109,7 +118,7 @@ impl Local {
     }
 
     fn process(&self) -> Worker {
-        Worker::of_master(SocketAddress::Path(self.settings.master_socket.clone()))
+        Worker::of_master(SocketAddress::Path(self.settings.master_socket.clone()), self.lease.clone())
     }
 
     async fn worker(&self, command: &str) -> Result<String, AccessError> {
@@ -117,6 +126,9 @@ impl Local {
     }
 
     async fn master(&self, command: &str, timeout: Duration) -> Result<String, AccessError> {
+        if !is_read(command) {
+            self.lease.check().await?;
+        }
         let answer = socket::command(&self.settings.master_socket, command, timeout).await;
         answer.map_err(|source| unanswered(command, source))
     }
@@ -160,7 +172,14 @@ impl Local {
 
     /// Replaces the text that was observed with a validated one, at the next version. If it is to be loaded, the text
     /// from before is kept until then.
-    fn replace(&self, observed: &Observed, text: &ConfigText, load: bool) -> Result<Option<Unfinished>, WriteError> {
+    async fn replace(
+        &self,
+        observed: &Observed,
+        text: &ConfigText,
+        load: bool,
+    ) -> Result<Option<Unfinished>, WriteError> {
+        // The validation before may have taken a minute. From here to the rename nothing is waited for.
+        self.lease.check().await.map_err(AccessError::from)?;
         let path = self.config_file()?;
         let _lock = lock(&path)?;
         if self.read()? != observed.text {
@@ -264,7 +283,7 @@ impl Plane for Local {
 
     async fn commit(&self, observed: &Observed, staged: Staged) -> Result<(), WriteError> {
         self.must_be_valid(&staged.text).await?;
-        if let Some(unfinished) = self.replace(observed, &staged.text, true)? {
+        if let Some(unfinished) = self.replace(observed, &staged.text, true).await? {
             self.load_or_put_back(&unfinished).await?;
         }
         Ok(())
@@ -277,7 +296,7 @@ impl Plane for Local {
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError> {
         if *text != observed.text {
             self.must_be_valid(text).await?;
-            self.replace(observed, text, false)?;
+            self.replace(observed, text, false).await?;
         }
         self.process().act(actions).await
     }

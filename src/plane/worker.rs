@@ -7,6 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use crate::desired::{BackendName, State};
 use crate::haproxy::socket::{SocketAddress, SocketError};
+use crate::leader::Lease;
 use crate::observed::Observed;
 use crate::plan::{Action, NewServer, Surplus};
 
@@ -38,21 +39,30 @@ pub(super) struct Worker {
     socket: SocketAddress,
     /// What a command for the worker starts with.
     prefix: &'static str,
+    lease: Lease,
+}
+
+/// Whether a command of a socket changes nothing. Of any other the lease is asked.
+pub(super) fn is_read(command: &str) -> bool {
+    ["show ", "wait "].iter().any(|reads| command.starts_with(reads))
 }
 
 impl Worker {
     /// Behind a master socket.
-    pub(super) fn of_master(socket: SocketAddress) -> Self {
-        Self { socket, prefix: "@1 " }
+    pub(super) fn of_master(socket: SocketAddress, lease: Lease) -> Self {
+        Self { socket, prefix: "@1 ", lease }
     }
 
     /// Behind a stats socket.
-    pub(super) fn of_stats(socket: SocketAddress) -> Self {
-        Self { socket, prefix: "" }
+    pub(super) fn of_stats(socket: SocketAddress, lease: Lease) -> Self {
+        Self { socket, prefix: "", lease }
     }
 
-    /// Sends one command and reads the whole answer.
+    /// Sends one command and reads the whole answer. [`AccessError::NotLeading`] if it is more than a read.
     pub(super) async fn command(&self, command: &str) -> Result<String, AccessError> {
+        if !is_read(command) {
+            self.lease.check().await?;
+        }
         let command = format!("{}{command}", self.prefix);
         self.socket.command(&command, COMMAND_TIMEOUT).await.map_err(|source| unanswered(&command, source))
     }
@@ -251,6 +261,18 @@ fn parse_backends(answer: &str) -> Option<BTreeMap<String, bool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_is_not_known_to_read_is_a_change() {
+        for reads in ["show info", "show servers state api", "wait 100ms srv-removable api/api_1"] {
+            assert!(is_read(reads), "{reads}");
+        }
+        for changes in
+            ["set server a/b state maint", "add server a/b", "del server a/b", "enable health a/b", "reload", ""]
+        {
+            assert!(!is_read(changes), "{changes}");
+        }
+    }
 
     #[test]
     fn the_servers_state_is_read_by_its_header() {

@@ -35,7 +35,24 @@ struct Inner {
     fail_actions: bool,
     unknown_field: Option<&'static str>,
     failures: Option<Arc<AtomicBool>>,
-    frozen: bool,
+    frozen: Option<Frozen>,
+}
+
+/// Which calls are not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    All,
+    Writes,
+}
+
+impl Inner {
+    fn is_frozen(&self, method: &Method) -> bool {
+        match self.frozen {
+            Some(Frozen::All) => true,
+            Some(Frozen::Writes) => *method != Method::GET,
+            None => false,
+        }
+    }
 }
 
 pub struct Gate {
@@ -64,7 +81,12 @@ impl Gate {
 
     /// From now on no call is answered, until this is taken back: as an API that is stopped by a signal.
     pub fn freeze(&self, frozen: bool) {
-        self.inner.lock().unwrap().frozen = frozen;
+        self.inner.lock().unwrap().frozen = frozen.then_some(Frozen::All);
+    }
+
+    /// The same for calls that are more than reads.
+    pub fn freeze_writes(&self, frozen: bool) {
+        self.inner.lock().unwrap().frozen = frozen.then_some(Frozen::Writes);
     }
 
     /// Answers in place of the API where this returns an answer.
@@ -136,7 +158,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         let answer = inner.interfere.as_ref().and_then(|interfere| interfere(&method, &uri));
         (inner.calls.len(), inner.hold, answer)
     };
-    while gate.inner.lock().unwrap().frozen {
+    while gate.inner.lock().unwrap().is_frozen(&method) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let fail =

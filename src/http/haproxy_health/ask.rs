@@ -20,6 +20,7 @@ use crate::health::Condition;
 use crate::plane::{AccessError, Verdict};
 use crate::status::{FileVerdict, TargetStatus};
 
+use super::super::act::not_leading;
 use super::super::api::Problem;
 use super::super::auth::{Admin, Authorized};
 use super::super::view::Time;
@@ -70,6 +71,7 @@ impl Failure {
             | Self::NotTaken(_)
             | Self::Access(_)
             | Self::NotRecovered(NotRecovered::Unreachable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotRecovered(NotRecovered::NotLeading(error)) => not_leading(error),
             Self::NotRecovered(NotRecovered::NotLoaded(_)) | Self::OutOfLine(_) => StatusCode::BAD_GATEWAY,
             Self::TooLong(_) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -289,7 +291,7 @@ async fn recovered(shared: &Shared, target: &Target) -> Result<(), Failure> {
             let last = status.targets.get(&target.name).and_then(|target| target.last.clone());
             Err(Failure::OutOfLine(last.and_then(|pass| pass.error.clone()).unwrap_or_default()))
         }
-        Outcome::Unchanged | Outcome::Applied | Outcome::Repaired => Ok(()),
+        Outcome::Unchanged | Outcome::Applied | Outcome::Repaired | Outcome::Standby => Ok(()),
     }
 }
 

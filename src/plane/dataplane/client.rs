@@ -11,6 +11,7 @@ use crate::endpoint::{self, EndpointError, Identity};
 use crate::errors::chain;
 use crate::haproxy::socket::SocketAddress;
 use crate::haproxy::text::ConfigText;
+use crate::leader::Lease;
 
 use super::super::{AccessError, WriteError};
 
@@ -124,6 +125,7 @@ pub(super) struct Client {
     settings: DataplaneConfig,
     http: reqwest::Client,
     base: String,
+    lease: Lease,
 }
 
 /// The parts of a request that vary.
@@ -147,7 +149,12 @@ impl Client {
             source: Some(source.into()),
         })?;
         let base = base.strip_suffix("/v3").unwrap_or(&base).to_owned();
-        Ok(Self { settings, http, base })
+        Ok(Self { settings, http, base, lease: Lease::ALWAYS })
+    }
+
+    /// Writes for as long as this is good.
+    pub(super) fn leased(self, lease: Lease) -> Self {
+        Self { lease, ..self }
     }
 
     fn password(&self) -> Result<SecretString, AccessError> {
@@ -179,7 +186,8 @@ impl Client {
         AccessError::Refused { what: format!("the Data Plane API at {address} {setting}"), source: Some(source.into()) }
     }
 
-    /// Sends a request and returns the answer, including errors of the API.
+    /// Sends a request and returns the answer, including errors of the API. [`AccessError::NotLeading`] if it changes
+    /// anything.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -187,6 +195,9 @@ impl Client {
         query: &[(&str, &str)],
         body: Body,
     ) -> Result<Answer, AccessError> {
+        if !is_harmless(&method, path, query) {
+            self.lease.check().await?;
+        }
         let base = &self.base;
         let what = format!("{method} {path}");
         let mut request = self
@@ -231,6 +242,14 @@ impl Client {
         let answer = self.send(Method::GET, path, query, Body::default()).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(unavailable(&format!("GET {path}"), &answer)) }
     }
+}
+
+/// Whether a request changes neither HAProxy nor its file: a read, a validation, or the end of a transaction that is not
+/// committed. Of any other the lease is asked.
+fn is_harmless(method: &Method, path: &str, query: &[(&str, &str)]) -> bool {
+    *method == Method::GET
+        || query.contains(&("only_validate", "true"))
+        || (*method == Method::DELETE && path.starts_with(super::TRANSACTIONS))
 }
 
 /// An unexpected status of a read.

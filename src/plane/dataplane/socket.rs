@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::haproxy::socket::SocketAddress;
+use crate::leader::Lease;
 
 use super::super::worker::Worker;
 use super::super::{AccessError, Cause};
@@ -22,7 +23,13 @@ pub(super) struct RuntimeSocket {
 impl RuntimeSocket {
     /// Nothing is sent yet.
     pub(super) fn new(address: SocketAddress) -> Self {
-        Self { worker: Worker::of_stats(address.clone()), address, checked: AtomicU64::new(NONE) }
+        let worker = Worker::of_stats(address.clone(), Lease::ALWAYS);
+        Self { worker, address, checked: AtomicU64::new(NONE) }
+    }
+
+    /// Writes for as long as this is good.
+    pub(super) fn leased(self, lease: Lease) -> Self {
+        Self { worker: Worker::of_stats(self.address.clone(), lease), ..self }
     }
 
     /// The process, if the last check went well.

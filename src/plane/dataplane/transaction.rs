@@ -88,7 +88,7 @@ impl Dataplane {
         }
         // Those that name another one first.
         let (bases, profiles): (Vec<_>, Vec<_>) =
-            plan.profiles.remove.values().partition(|section| section.from.is_none());
+            plan.profiles.remove.iter().partition(|section| section.from.is_none());
         for section in profiles.into_iter().chain(bases) {
             self.write(Method::DELETE, &format!("{DEFAULTS}/{}", section.name), transaction, None).await?;
         }

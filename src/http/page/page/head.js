@@ -41,9 +41,10 @@ function routed(haproxys) {
   return { services: services.size, instances: instances.size };
 }
 
-function leader({ election, leads }) {
+function leader({ election, leads, holder, error }) {
   if (!election) return figure('Leader', 'this one', 'no election');
-  return leads ? figure('Leader', 'this one') : figure('Leader', 'another', 'this one waits');
+  if (error) return figure('Leader', 'not known', 'this one writes nothing', 'error');
+  return leads ? figure('Leader', 'this one') : figure('Leader', 'another', holder ? shown(holder.name, 100) : 'this one waits');
 }
 
 /** A figure: its name, its value, something smaller about it, and a level if it is not as it should be. */

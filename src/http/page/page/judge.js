@@ -148,6 +148,14 @@ function catalogProblems({ nomad_up: isUp, error }) {
   return [{ key: 'catalog', level: 'error', title, clause, lines: error ? [shown(error, 1000)] : [], hint }];
 }
 
+/** Nobody knows whether this controller leads. */
+function leaderProblems({ error }) {
+  if (!error) return [];
+  const [title, clause] = ['It is not known who leads', 'it is not known who leads'];
+  const hint = 'This controller writes nothing until Nomad says that it leads.';
+  return [{ key: 'leader', level: 'error', title, clause, lines: [shown(error, 1000)], hint }];
+}
+
 /** Names, at most three of them. */
 function listed(names) {
   return names.length > 3 ? `${names.slice(0, 3).join(', ')} and ${names.length - 3} more` : names.join(', ');
@@ -196,7 +204,7 @@ function verdict(haproxys, problems) {
 /** Everything that the page shows first. */
 export function judge(status) {
   const haproxys = status.haproxys.map((target) => judgeHaproxy(target, status.haproxys.length === 1)).sort(byRank);
-  const problems = [...catalogProblems(status.catalog), ...haproxys.flatMap((one) => one.problems), ...sharedProblems(haproxys)]
-    .sort(byRank);
+  const common = [...catalogProblems(status.catalog), ...leaderProblems(status.leader)];
+  const problems = [...common, ...haproxys.flatMap((one) => one.problems), ...sharedProblems(haproxys)].sort(byRank);
   return { haproxys, problems, verdict: verdict(haproxys, problems) };
 }
