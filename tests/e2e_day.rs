@@ -206,6 +206,11 @@ async fn a_day_in_the_log_is_plain_english() {
     day.step("Nomad does not answer any more.", &["cannot watch", "the pass failed"]).await;
     nomad.launch();
     day.step("It returns.", &["watching Nomad again", "passes succeed again"]).await;
+    // The blocking query, and the event stream.
+    wait_for("Nomad to be watched", Duration::from_secs(30), async || {
+        (nomad.catalog.receiver_count() == 2).then_some(())
+    })
+    .await;
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());

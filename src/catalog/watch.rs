@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::ExponentialBackoff;
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::{chain, kind, one_line};
@@ -71,6 +72,36 @@ async fn watch_file(path: PathBuf, changed: watch::Sender<Change>, begun: &Cance
     }
 }
 
+/// Where the blocking query stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Listed {
+    /// The index of its last answer; 0 while there is none.
+    index: u64,
+    /// How often it had no answer.
+    failures: u64,
+}
+
+/// Pauses between starts, which get longer unless they are rare.
+struct Pause {
+    backoff: ExponentialBackoff,
+    last: Option<Instant>,
+}
+
+impl Pause {
+    fn new() -> Self {
+        Self { backoff: retries(), last: None }
+    }
+
+    /// The next one, from now.
+    fn next(&mut self) -> Sleep {
+        if self.last.is_some_and(|last| last.elapsed() > 2 * RETRY_MAX) {
+            self.backoff = retries();
+        }
+        self.last = Some(Instant::now());
+        sleep(self.backoff.next().unwrap_or(RETRY_MAX))
+    }
+}
+
 /// The watch of one Nomad.
 struct Watch {
     nomad: NomadCatalog,
@@ -84,33 +115,36 @@ impl Watch {
         let streams = self.nomad.streams();
         self.nomad.hints().change(|ledger| streams.iter().for_each(|stream| ledger.wants(stream)));
         // The streams begin at the index of the list's first answer, and wait for it.
-        let (index, start) = watch::channel(0);
+        let (listed, start) = watch::channel(Listed::default());
         let streams = async {
             let first = join_all(streams.iter().map(|stream| self.follow(stream, start.clone())));
             first.await
         };
-        tokio::join!(self.list(&index), streams, self.retry(), self.publish());
+        tokio::join!(self.list(&listed), streams, self.retry(), self.publish());
     }
 
     fn wake(&self, by: Wake) {
         self.changed.send_replace(Change::now(by));
     }
 
-    /// The blocking query, for ever. `index` is that of its last answer; 0 while there is none.
-    async fn list(&self, index: &watch::Sender<u64>) {
+    /// The blocking query, for ever.
+    async fn list(&self, listed: &watch::Sender<Listed>) {
         let hints = self.nomad.hints();
         let (mut backoff, mut outage, mut pulse) = (retries(), Outage::default(), hints.pulse());
+        let mut restarts = Pause::new();
         loop {
             let epoch = pulse.borrow_and_update().epoch;
-            let before = *index.borrow();
+            let before = listed.borrow().index;
             // The first answer comes at once: it gives the index to wait from.
             let answer = tokio::select! {
-                answer = self.nomad.changed(before) => answer,
+                answer = self.nomad.changed(before) => Some(answer),
+                _ = pulse.wait_for(|pulse| pulse.epoch != epoch) => None,
+            };
+            let Some(answer) = answer else {
                 // From an index that Nomad is yet to reach again, it would wait until the query's end.
-                _ = pulse.wait_for(|pulse| pulse.epoch != epoch) => {
-                    index.send_replace(0);
-                    continue;
-                }
+                listed.send_modify(|listed| listed.index = 0);
+                restarts.next().await;
+                continue;
             };
             self.board.nomad_answered(answer.is_ok());
             match answer {
@@ -120,10 +154,13 @@ impl Watch {
                         tracing::info!(failed = extent.failures, outage_s = extent.seconds(), "watching Nomad again");
                     }
                     self.woke(before, now).await;
-                    index.send_replace(now);
+                    listed.send_modify(|listed| listed.index = now);
+                    if now < before {
+                        restarts.next().await;
+                    }
                 }
                 Err(error) => {
-                    index.send_replace(0);
+                    listed.send_modify(|Listed { index, failures }| (*index, *failures) = (0, *failures + 1));
                     if cannot_watch(&mut outage, &error) {
                         self.wake(Wake::Catalog);
                     }
@@ -149,27 +186,29 @@ impl Watch {
     }
 
     /// One stream, for ever.
-    async fn follow(&self, namespace: &str, mut start: watch::Receiver<u64>) {
+    async fn follow(&self, namespace: &str, mut start: watch::Receiver<Listed>) {
         let hints = self.nomad.hints();
-        let (mut backoff, mut outage, mut pulse) = (retries(), Outage::default(), hints.pulse());
+        let (mut restarts, mut outage, mut pulse) = (Pause::new(), Outage::default(), hints.pulse());
         loop {
             // Where the list cannot be read, a stream is of no use.
-            let Ok(index) = start.wait_for(|index| *index > 0).await.map(|index| *index) else { return };
+            let Ok(Listed { index, failures }) = start.wait_for(|listed| listed.index > 0).await.map(|listed| *listed)
+            else {
+                return;
+            };
             let epoch = pulse.borrow_and_update().epoch;
-            let opened = Instant::now();
             let ended = tokio::select! {
                 ended = self.stream(namespace, index, &mut outage) => Some(ended),
                 _ = pulse.wait_for(|pulse| pulse.epoch != epoch) => None,
             };
             hints.change(|ledger| ledger.closed(namespace));
             self.begun.cancel();
-            if opened.elapsed() > RETRY_MAX {
-                backoff = retries();
-            }
             let error = ended.map(|error| one_line(&chain(&error)));
             tracing::debug!(namespace, error, "an event stream of Nomad has ended");
-            // Each stream costs a read of all services when it begins.
-            sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
+            // Each stream costs a read of all services when it begins. Where Nomad was away, it is back with the list.
+            tokio::select! {
+                () = restarts.next() => {}
+                _ = start.wait_for(|listed| listed.failures > failures) => {}
+            }
         }
     }
 
