@@ -535,6 +535,9 @@ async fn scripted(
     (Nomad::new(settings).unwrap(), asked)
 }
 
+/// An index, the last contact in ms, the services of the list, and the instances of each with their versions.
+type OfAnother = (u64, u64, Vec<&'static str>, Vec<(&'static str, u64)>);
+
 #[tokio::test]
 async fn an_answer_of_another_server_counts_if_it_is_recent_and_takes_nothing_away() {
     const TAGS: &str = r#""Tags": ["gw.enable=true"]"#;
@@ -553,7 +556,6 @@ async fn an_answer_of_another_server_counts_if_it_is_recent_and_takes_nothing_aw
         format!("[{}]", ids.iter().map(one).collect::<Vec<_>>().join(","))
     };
     // What the other server says; the leader always says the same.
-    type Answers = (u64, u64, Vec<&'static str>, Vec<(&'static str, u64)>);
     for (what, (index, contact, names, ids), counts) in [
         ("more of all", (12, 100, vec!["api", "new"], vec![("1", 5), ("2", 11)]), true),
         ("a change", (12, 100, vec!["api"], vec![("1", 11)]), true),
@@ -562,7 +564,7 @@ async fn an_answer_of_another_server_counts_if_it_is_recent_and_takes_nothing_aw
         ("the service is gone", (12, 100, vec![], vec![("1", 5)]), false),
         ("too long ago", (12, 5001, vec!["api", "new"], vec![("1", 5), ("2", 11)]), false),
         ("an older index", (9, 100, vec!["api", "new"], vec![("1", 5), ("2", 11)]), false),
-    ] as [(&str, Answers, bool); 7]
+    ] as [(&str, OfAnother, bool); 7]
     {
         let (nomad, asked) = scripted(move |uri| {
             let is_list = uri.starts_with("/v1/services");
