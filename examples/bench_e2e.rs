@@ -18,13 +18,11 @@ use nomad_haproxy::desired::{Owner, SlotPolicy};
 use nomad_haproxy::haproxy::text::ConfigText;
 use nomad_haproxy::plan;
 use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
-use serde_json::{Value, json};
-use support::api::{Rig, WAYS, Way, which};
-use support::controller::{self, registration, write_catalog};
+use serde_json::Value;
+use support::api::{Rig, Way, which};
+use support::controller::{registration, write_catalog};
 use support::gate::Gate;
 use support::haproxy::matrix;
-use support::nomad::{Nomad, job};
-use support::wait_for;
 
 /// Changes of one service in each mode.
 const CHANGES: usize = 30;
@@ -193,115 +191,8 @@ impl Bench {
     }
 }
 
-/// As many registrations, without processes: jobs of 250 services at the most, whose instances have addresses of their
-/// own.
-async fn register(nomad: &Nomad, services: usize, instances: u32) {
-    let service = |n: usize| {
-        json!({
-            "Name": format!("svc-{n}"), "Provider": "nomad", "PortLabel": (8000 + n).to_string(),
-            "Address": format!("127.1.${{NOMAD_ALLOC_INDEX}}.{}", 1 + n % 250),
-            "Tags": ["haproxy.enable=true", "haproxy.check.disabled"],
-        })
-    };
-    for first in (0..services).step_by(250) {
-        let mut wide = job(&format!("wide-{first}"), instances, &[], None);
-        wide["TaskGroups"][0]["Services"] = (first..services.min(first + 250)).map(service).collect();
-        wide["TaskGroups"][0]["Networks"] = json!([]);
-        nomad.submit(wide).await;
-    }
-    for last in (0..services).step_by(250).map(|first| services.min(first + 250) - 1) {
-        nomad.wait_for_instances(&format!("svc-{last}"), instances as usize).await;
-    }
-}
-
-/// From a deregistration in Nomad to the end of what `notices` it.
-async fn deregistration(nomad: &Nomad, service: &str, notices: impl Future<Output = ()>) -> Duration {
-    let id = nomad.service(service).await[0]["ID"].as_str().unwrap().to_owned();
-    let start = Instant::now();
-    let delete = async {
-        let url = format!("{}/v1/service/{service}/{id}", nomad.address);
-        assert!(reqwest::Client::new().delete(url).send().await.unwrap().status().is_success());
-    };
-    tokio::join!(delete, async {
-        notices.await;
-        start.elapsed()
-    })
-    .1
-}
-
-/// From the deregistration of one instance to its server being out of service in the process, as a multiple of the least
-/// that it can take: one wake of a blocking query, and one run-time call.
-async fn out_of_service(rig: &Rig, nomad: &Nomad, services: usize, instances: usize) -> f64 {
-    let env = rig.env_with(&[("NOMAD_ADDR", &nomad.address), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1h")]);
-    let controller = controller::Controller::start(&env, &[]);
-    controller.wait_until_ready().await;
-    let ready = async |backend: &str| {
-        let running = rig.haproxy.running_in(backend).await;
-        running.values().filter(|server| server.state() == "ready" && server.address.starts_with("127.1.")).count()
-    };
-    let serves = async |n: usize, count: usize| {
-        while ready(&format!("svc_{n}")).await != count {
-            tokio::time::sleep(POLL).await;
-        }
-    };
-    serves(services - 1, instances).await;
-    wait_for("the controller to rest", Duration::from_secs(60), async || {
-        let passes = controller.passes("").await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        (controller.passes("").await - passes < 0.5).then_some(())
-    })
-    .await;
-    let (mut out, mut least) = (Vec::new(), Vec::new());
-    for n in 0..services.min(LATENCIES) {
-        serves(n, instances).await;
-        out.push(deregistration(nomad, &format!("svc-{n}"), serves(n, instances - 1)).await);
-        // The file is written after that.
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    drop(controller);
-    let client = reqwest::Client::new();
-    for n in 0..services.min(LATENCIES) {
-        let url = format!("{}/v1/services?namespace=*", nomad.address);
-        let index = client.get(&url).send().await.unwrap().headers()["X-Nomad-Index"].to_str().unwrap().to_owned();
-        let query = client.get(format!("{url}&index={index}"));
-        let wake = deregistration(nomad, &format!("svc-{n}"), async { drop(query.send().await.unwrap()) }).await;
-        let name = rig.haproxy.running_in(&format!("svc_{n}")).await.into_keys().next().unwrap();
-        let start = Instant::now();
-        rig.haproxy.command(&format!("@1 set server {name} state maint")).await;
-        least.push(wake + start.elapsed());
-    }
-    let median = |times: &mut Vec<Duration>| {
-        times.sort();
-        times[times.len() / 2].as_secs_f64()
-    };
-    let (out, least) = (median(&mut out), median(&mut least));
-    eprintln!("{services} of {instances}: {:.1} ms, the least is {:.1} ms", out * 1e3, least * 1e3);
-    out / least
-}
-
-/// The table of [`out_of_service`].
-async fn deregistrations(series: &str) {
-    println!("\n{:<52} {:>19}", "", "gone → out of service");
-    for (services, instances) in [(20, 3), (200, 5), (1000, 5)] {
-        let nomad = Nomad::start().await;
-        register(&nomad, services, instances).await;
-        for way in WAYS {
-            let rig = Rig::start(way, series).await;
-            let ratio = out_of_service(&rig, &nomad, services, instances as usize).await;
-            println!(
-                "{:<52} {ratio:>17.2} x  one wake of a blocking query + one run-time call",
-                format!("one of {services} services of {instances} in Nomad, {way:?}")
-            );
-        }
-    }
-}
-
 #[tokio::main]
 async fn main() {
-    if std::env::args().any(|argument| argument == "deregistrations") {
-        deregistrations(matrix().into_iter().find(|series| *series == "3.2").unwrap()).await;
-        return;
-    }
     let series = matrix().into_iter().find(|series| *series == "3.2").unwrap();
     println!("HAProxy {series}, {}\n", which());
     println!("{:<52} {:>7} {:>7} {:>11}", "", "reloads", "calls", "time");
@@ -340,5 +231,4 @@ async fn main() {
             format!("one of {services} services of 5")
         );
     }
-    deregistrations(series).await;
 }
