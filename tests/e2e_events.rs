@@ -415,7 +415,12 @@ async fn a_restored_state_with_a_lower_index_is_read_within_one_resync() {
         has_backend(&rig.haproxy.text(), "new").then_some(())
     })
     .await;
-    wait_for("a read by event", Duration::from_secs(20), async || {
+    // On a busy machine an event may come too late to explain its wake; a later change has its own.
+    let round = std::cell::Cell::new(20);
+    wait_for("a read by event", Duration::from_secs(40), async || {
+        let weight = format!("weight={}", round.replace(round.get() + 1));
+        nomad.submit(job("new", 1, &["enable=true", "check.disabled", &weight], None)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         (reads(&controller, "event").await > before).then_some(())
     })
     .await;
