@@ -54,6 +54,8 @@ pub struct Moment {
     pub everything: bool,
     /// The catalog must not have been read before this.
     pub catalog_since: tokio::time::Instant,
+    /// Nor must it have been read in full before this; otherwise only what has changed is read.
+    pub catalog_full_since: Option<tokio::time::Instant>,
 }
 
 impl Moment {
@@ -65,7 +67,7 @@ impl Moment {
     /// Now, with a catalog that was read then or later.
     pub fn with_catalog_since(everything: bool, catalog_since: tokio::time::Instant) -> Self {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { instant: Instant::now(), clock, everything, catalog_since }
+        Self { instant: Instant::now(), clock, everything, catalog_since, catalog_full_since: None }
     }
 
     /// Converts a time since 1970 into an instant that can be waited for.
@@ -210,7 +212,7 @@ impl Controller {
             return false;
         }
         let served = self.seated.seats.namespaces();
-        let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, false).await else {
+        let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, None).await else {
             return false;
         };
         let registered: BTreeSet<_> = catalog.services.values().flatten().map(|one| InstanceId::new(&one.id)).collect();
@@ -372,7 +374,8 @@ impl Controller {
         let Reading { catalog, at } = match reading {
             Some(reading) => reading,
             None => {
-                let read = self.source.read(&observed.namespaces(), moment.catalog_since, moment.everything).await?;
+                let (since, full_since) = (moment.catalog_since, moment.catalog_full_since);
+                let read = self.source.read(&observed.namespaces(), since, full_since).await?;
                 self.guard.saw_catalog(&read.catalog);
                 reading.insert(read)
             }

@@ -1,19 +1,25 @@
 //! The catalog: every service registration that Nomad reports, at one index.
 
+mod events;
 pub mod fate;
 pub mod file;
+mod hints;
+pub mod ledger;
 pub mod nomad;
 pub mod shared;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::desired::{InstanceId, ServiceKey};
 use crate::plan::guard::Fate;
+
+pub use hints::Reads;
 
 /// One registration, field for field as `GET /v1/service/NAME` answers it. Nothing in it can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -117,7 +123,7 @@ impl Catalog {
 #[derive(Debug, Clone)]
 pub enum Source {
     /// From Nomad.
-    Nomad(nomad::NomadCatalog),
+    Nomad(Box<nomad::NomadCatalog>),
     /// From a file, which each pass reads again.
     File(PathBuf),
     /// There is none: to remove what is ours needs none.
@@ -135,13 +141,24 @@ pub enum SourceError {
     File(#[from] file::FileError),
 }
 
+/// The catalog after a read.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// All of it.
+    pub catalog: Arc<Catalog>,
+    /// Whether all of it was read just now; else only what has changed.
+    pub is_full: bool,
+}
+
 impl Source {
-    /// Reads the whole catalog; `served` are the namespaces that HAProxy serves.
-    pub async fn read(&self, served: &BTreeSet<String>) -> Result<Catalog, SourceError> {
+    /// Brings the catalog up to date; all of it is read at a resync, and whenever it is not known what has changed.
+    /// `served` are the namespaces that HAProxy serves.
+    pub async fn read(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, SourceError> {
+        let whole = |catalog| Fetched { catalog: Arc::new(catalog), is_full: true };
         match self {
-            Self::Nomad(nomad) => Ok(nomad.read(served).await?),
-            Self::File(path) => Ok(file::read(path)?),
-            Self::Nothing => Ok(Catalog::default()),
+            Self::Nomad(nomad) => Ok(nomad.read_next(served, is_resync).await?),
+            Self::File(path) => Ok(whole(file::read(path)?)),
+            Self::Nothing => Ok(whole(Catalog::default())),
         }
     }
 

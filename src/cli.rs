@@ -166,7 +166,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     match command {
         Command::Catalog => {
-            let read = targets::catalog(&config, None)?.source().read(&BTreeSet::new()).await?;
+            let read = targets::catalog(&config, None)?.source().read(&BTreeSet::new(), true).await?.catalog;
             print::print(&catalog::file::render(&read))?;
             // A file has no record of what is missing from it.
             let missing: Vec<String> = read.gaps().collect();

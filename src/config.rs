@@ -129,6 +129,8 @@ pub struct Config {
     pub nomad: nomad::NomadConfig,
     /// The namespaces that are watched.
     pub namespaces: Vec<String>,
+    /// How old the answers of servers other than the leader may be; `None`: they do not count.
+    pub max_stale: Option<Duration>,
     /// The HAProxys; offline commands can do without.
     pub targets: Targets,
     /// The prefix of our tags.
@@ -190,6 +192,7 @@ impl TryFrom<Settings> for Config {
             return Err(wrong("tags.prefix", "it may not be empty: every tag would be ours"));
         }
         Ok(Self {
+            max_stale: nomad.max_stale.map(|span| span.0),
             nomad: nomad_settings(nomad)?,
             namespaces,
             targets: Targets::new(&haproxy, targets, &slots)?,

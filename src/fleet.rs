@@ -17,11 +17,11 @@ use tokio_util::task::TaskTracker;
 use crate::apply::Controller;
 use crate::breaker::{self, Breaker};
 use crate::catalog::shared::SharedCatalog;
-use crate::catalog::watch::watch;
+use crate::catalog::watch::{Change, watch};
 use crate::command::{Handle, Handles};
 use crate::config::{Config, Timings};
 use crate::metrics::Metrics;
-use crate::reconcile::{Loop, Outlets};
+use crate::reconcile::{Loop, Outlets, Wake};
 use crate::report::{Notes, Reporter};
 use crate::sample::Sampler;
 use crate::status::Board;
@@ -55,7 +55,7 @@ pub struct Fleet {
     timings: Timings,
     /// Whether the log names HAProxys: where there can be only one, it does not.
     is_named: bool,
-    changed: watch::Sender<Instant>,
+    changed: watch::Sender<Change>,
     /// Cancelled when `changed` is complete.
     watching: CancellationToken,
     breaker: breaker::Options,
@@ -72,7 +72,7 @@ pub struct Fleet {
 impl Fleet {
     /// Starts to watch the catalog; no loop runs yet.
     pub fn start(catalog: &SharedCatalog, config: &Config, faces: Faces, stop: CancellationToken) -> Self {
-        let (changed, watching) = (watch::Sender::new(Instant::now()), CancellationToken::new());
+        let (changed, watching) = (watch::Sender::new(Change::now(Wake::Started)), CancellationToken::new());
         let task = watch(catalog.source().clone(), changed.clone(), faces.board.clone(), watching.clone());
         let stopped = stop.clone();
         let loops = TaskTracker::new();
@@ -90,7 +90,7 @@ impl Fleet {
     }
 
     /// When the catalog was last seen to change.
-    pub fn changes(&self) -> watch::Receiver<Instant> {
+    pub fn changes(&self) -> watch::Receiver<Change> {
         self.changed.subscribe()
     }
 

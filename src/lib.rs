@@ -6,7 +6,7 @@
 //! HAProxy ──► observed ─────────────┘
 //! ```
 //!
-//! Every pass reads the whole catalog and HAProxy's whole configuration, computes what is missing, and applies that.
+//! Every pass takes the whole catalog and HAProxy's whole configuration, computes what is missing, and applies that.
 //! Events only wake it sooner: if one is lost, a process dies or the file is edited by hand, the next pass repairs it.
 //! Only the two ends do IO; what is between them is synchronous and pure.
 //!
@@ -31,7 +31,8 @@
 //! - [`desired`]: the types in which desired and observed state are expressed; [`desired::tags`] parses
 //!   tags, [`desired::build`] builds the desired state from a catalog.
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
-//!   for all HAProxys, [`catalog::watch`] wakes them; [`nomad`] is the HTTP client.
+//!   for all HAProxys, [`catalog::watch`] wakes them, [`catalog::ledger`] says how much is to be read; [`nomad`] is the
+//!   HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked.

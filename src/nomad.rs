@@ -2,6 +2,8 @@
 
 pub mod lock;
 
+mod lines;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::endpoint::{self, EndpointError};
+
+pub use lines::Lines;
 
 /// For one answer to a non-blocking read. Without a leader Nomad answers after 5 s (seen).
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -105,6 +109,25 @@ pub enum NomadError {
     /// An answer that may be from before the state was restored.
     #[error("Nomad has no leader at the moment, so its answer may be old")]
     NoLeader,
+    /// A server that answers for itself has not heard from the leader for too long.
+    #[error("Nomad's answer is too old: its server last heard from the leader {} ms ago", .age.as_millis())]
+    Stale {
+        /// How long ago.
+        age: Duration,
+    },
+    /// The event stream ended, or gave nothing for too long.
+    #[error("{0}")]
+    Stream(&'static str),
+}
+
+/// Which server's answer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consistency {
+    /// The leader's.
+    Leader,
+    /// Any server's that has heard from the leader within this time. Even so it may be from before the leader's last
+    /// change, or from before a restore (seen).
+    Any(Duration),
 }
 
 /// An answer with its index.
@@ -152,7 +175,17 @@ impl Nomad {
     /// A read that must be consistent, complete and allowed: anything else is an error, and an error is never an empty
     /// answer.
     pub async fn read<T: DeserializeOwned>(&self, path: &str, query: &[(&str, &str)]) -> Result<Read<T>, NomadError> {
-        self.get(path, query, TIMEOUT).await
+        self.get(path, query, TIMEOUT, Consistency::Leader).await
+    }
+
+    /// The same, from whichever server's answer counts.
+    pub async fn read_from<T: DeserializeOwned>(
+        &self,
+        consistency: Consistency,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Read<T>, NomadError> {
+        self.get(path, query, TIMEOUT, consistency).await
     }
 
     /// The same, once the index has moved past `index`, or after `wait`.
@@ -166,7 +199,24 @@ impl Nomad {
         let (index, seconds) = (index.to_string(), format!("{}s", wait.as_secs()));
         let query: Vec<_> =
             query.iter().copied().chain([("index", index.as_str()), ("wait", seconds.as_str())]).collect();
-        self.get(path, &query, wait + wait / 16 + BLOCKING_SLACK).await
+        self.get(path, &query, wait + wait / 16 + BLOCKING_SLACK, Consistency::Leader).await
+    }
+
+    /// Begins an answer that has no end, in lines. 200 is no permission yet: Nomad sends it before it looks at the
+    /// token (seen).
+    pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, NomadError> {
+        let request = self.request(path, query)?;
+        let response = match tokio::time::timeout(TIMEOUT, request.send()).await {
+            Ok(response) => response.map_err(|source| self.unreachable(path, source))?,
+            Err(_) => return Err(NomadError::Stream("Nomad did not answer the request for the event stream")),
+        };
+        match response.status() {
+            StatusCode::OK => Ok(Lines::new(response, self.settings.address.clone())),
+            status => {
+                let body = tokio::time::timeout(TIMEOUT, response.bytes()).await;
+                Err(refused(status, &body.ok().and_then(Result::ok).unwrap_or_default(), path, query))
+            }
+        }
     }
 
     async fn get<T: DeserializeOwned>(
@@ -174,33 +224,21 @@ impl Nomad {
         path: &str,
         query: &[(&str, &str)],
         timeout: Duration,
+        consistency: Consistency,
     ) -> Result<Read<T>, NomadError> {
-        let mut request = self.http.get(format!("{}{path}", self.base)).query(query).timeout(timeout);
-        if let Some(region) = &self.settings.region {
-            request = request.query(&[("region", region)]);
+        let mut request = self.request(path, query)?.timeout(timeout);
+        if let Consistency::Any(_) = consistency {
+            request = request.query(&[("stale", "true")]);
         }
-        if let Some(token) = self.token()? {
-            request = request.header("X-Nomad-Token", token.expose_secret());
-        }
-        let unreachable = |source: reqwest::Error| match source.without_url() {
-            source if source.is_builder() => NomadError::Request { path: shortened(path), source },
-            source => NomadError::Unreachable { address: self.settings.address.clone(), source },
-        };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|source| self.unreachable(path, source))?;
         let status = response.status();
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let index = header("X-Nomad-Index").and_then(|index| index.parse::<u64>().ok()).unwrap_or(0);
         let known_leader = header("X-Nomad-KnownLeader");
-        let body = response.bytes().await.map_err(unreachable)?;
-        match status {
-            StatusCode::OK => {}
-            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                return Err(NomadError::Denied { what: describe(path, query) });
-            }
-            _ => {
-                let message: String = String::from_utf8_lossy(&body).trim().chars().take(200).collect();
-                return Err(NomadError::Status { path: shortened(path), status, message });
-            }
+        let last_contact = header("X-Nomad-LastContact").and_then(|time| time.parse().ok()).map(Duration::from_millis);
+        let body = response.bytes().await.map_err(|source| self.unreachable(path, source))?;
+        if status != StatusCode::OK {
+            return Err(refused(status, &body, path, query));
         }
         // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
         if index == 0 {
@@ -209,9 +247,33 @@ impl Nomad {
         if known_leader.as_deref() == Some("false") {
             return Err(NomadError::NoLeader);
         }
+        if let Consistency::Any(bound) = consistency {
+            let age = last_contact.unwrap_or(Duration::MAX);
+            if age > bound {
+                return Err(NomadError::Stale { age });
+            }
+        }
         let value =
             serde_json::from_slice(&body).map_err(|source| NomadError::Form { path: shortened(path), source })?;
         Ok(Read { index, value })
+    }
+
+    fn request(&self, path: &str, query: &[(&str, &str)]) -> Result<reqwest::RequestBuilder, NomadError> {
+        let mut request = self.http.get(format!("{}{path}", self.base)).query(query);
+        if let Some(region) = &self.settings.region {
+            request = request.query(&[("region", region)]);
+        }
+        if let Some(token) = self.token()? {
+            request = request.header("X-Nomad-Token", token.expose_secret());
+        }
+        Ok(request)
+    }
+
+    fn unreachable(&self, path: &str, source: reqwest::Error) -> NomadError {
+        match source.without_url() {
+            source if source.is_builder() => NomadError::Request { path: shortened(path), source },
+            source => NomadError::Unreachable { address: self.settings.address.clone(), source },
+        }
     }
 
     fn token(&self) -> Result<Option<SecretString>, NomadError> {
@@ -225,6 +287,17 @@ impl Nomad {
                     source: source.into(),
                 }),
             },
+        }
+    }
+}
+
+/// What an answer other than 200 means.
+fn refused(status: StatusCode, body: &[u8], path: &str, query: &[(&str, &str)]) -> NomadError {
+    match status {
+        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => NomadError::Denied { what: describe(path, query) },
+        _ => {
+            let message: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+            NomadError::Status { path: shortened(path), status, message }
         }
     }
 }

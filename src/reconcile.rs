@@ -14,6 +14,7 @@ use tracing::Instrument;
 
 use crate::apply::{Controller, Moment, Outcome, PassError, Stage};
 use crate::breaker::{Breaker, Permit, State};
+use crate::catalog::watch::Change;
 use crate::command::{Command, NotRecovered};
 use crate::config::Timings;
 use crate::errors::{chain, one_line};
@@ -44,9 +45,11 @@ pub enum Wake {
     Started,
     /// Nomad's index moved, or the catalog file changed.
     Catalog,
+    /// An event names services that changed.
+    Event,
     /// Nothing changed for a while.
     Resync,
-    /// The last pass failed.
+    /// The last pass failed, or a service could not be read.
     Retry,
     /// A change had to wait for `reload.min_interval`.
     Deferred,
@@ -60,9 +63,10 @@ pub enum Wake {
 
 impl Wake {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Started,
         Self::Catalog,
+        Self::Event,
         Self::Resync,
         Self::Retry,
         Self::Deferred,
@@ -76,6 +80,7 @@ impl Wake {
         match self {
             Self::Started => "started",
             Self::Catalog => "catalog",
+            Self::Event => "event",
             Self::Resync => "resync",
             Self::Retry => "retry",
             Self::Deferred => "deferred",
@@ -159,7 +164,7 @@ pub struct Loop {
     /// When HAProxy is left alone.
     pub breaker: Breaker,
     /// When the catalog was last seen to change.
-    pub changed: watch::Receiver<Instant>,
+    pub changed: watch::Receiver<Change>,
     /// Cancelled when that is complete.
     pub watching: CancellationToken,
     /// What a person asks for.
@@ -226,7 +231,7 @@ impl Loop {
                         continue;
                     }
                     if debounce.pending.is_none() {
-                        reason = Wake::Catalog;
+                        reason = self.changed.borrow().by;
                     }
                     debounce.wake(Instant::now());
                     continue;
@@ -240,7 +245,7 @@ impl Loop {
             }
             let now = Instant::now();
             let is_asked = matches!(reason, Wake::Asked | Wake::Leader);
-            let moment = Moment::with_catalog_since(is_asked || timer.takes_resync(now), self.catalog_since(now));
+            let moment = self.moment(is_asked || timer.takes_resync(now), now);
             let next = tokio::select! {
                 next = self.turn(moment, reason, recovers.take()) => next,
                 () = shutdown::pass_is_due(&stop) => {
@@ -386,13 +391,14 @@ impl Loop {
         self.outlets.board.update_target(&self.outlets.name, |target| target.breaker = Some(snapshot));
     }
 
-    /// How new the catalog of a pass must be: read after its last change, and for each resync read again. What another
-    /// HAProxy's pass has read since then will do, so that several take as many reads as one.
-    fn catalog_since(&mut self, now: Instant) -> Instant {
-        let changed = *self.changed.borrow_and_update();
+    /// How new the catalog of a pass must be: read after its last change, and for each resync read again in full. What
+    /// another HAProxy's pass has read since then will do, so that several take as many reads as one.
+    fn moment(&mut self, everything: bool, now: Instant) -> Moment {
+        let changed = self.changed.borrow_and_update().at;
         // A resync finds the read of the one before at least as old as the interval.
         let oldest = now.checked_sub(self.timings.resync_interval * 3 / 4).unwrap_or(changed);
-        changed.max(oldest)
+        let catalog_full_since = everything.then_some(oldest);
+        Moment { catalog_full_since, ..Moment::with_catalog_since(everything, changed.max(oldest)) }
     }
 }
 

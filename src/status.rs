@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::{Outcome, PassError, PassStatus, Seats, Stage};
 use crate::breaker;
-use crate::catalog::{Catalog, SourceError};
+use crate::catalog::{Catalog, Reads, SourceError};
 use crate::desired::{NamespaceNote, Note};
 use crate::errors::one_line;
 use crate::health;
@@ -51,7 +51,11 @@ pub struct Status {
 pub struct CatalogStatus {
     /// Whether Nomad gave the last answer that it was asked for. `None`: it was not asked, as with a catalog file.
     pub nomad_up: Option<bool>,
-    /// When it was last read in full.
+    /// Whether Nomad's events are followed. `None`: there are none, as with a catalog file.
+    pub has_events: Option<bool>,
+    /// How often it was read, and why.
+    pub reads: Reads,
+    /// When it was last brought up to date.
     pub read: Option<SystemTime>,
     /// What was read then.
     pub newest: Option<Arc<Catalog>>,
@@ -378,6 +382,11 @@ impl Board {
     /// Whether Nomad gave an answer.
     pub fn nomad_answered(&self, did: bool) {
         self.update(|status| status.catalog.nomad_up = Some(did));
+    }
+
+    /// Whether Nomad's events are followed, and how often the catalog was read.
+    pub fn watches(&self, has_events: bool, reads: Reads) {
+        self.update(|status| (status.catalog.has_events, status.catalog.reads) = (Some(has_events), reads));
     }
 
     /// A pass begins.

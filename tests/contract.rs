@@ -7,6 +7,8 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nomad_haproxy::catalog::nomad::NomadCatalog;
 use nomad_haproxy::catalog::{Catalog, Unread};
@@ -554,6 +556,81 @@ async fn a_lock_is_held_only_if_nomad_says_so() {
     assert!(matches!(&taken, LockError::Taken { keys, .. } if keys == "epoch"), "{taken}");
     assert_eq!(look("varlock-renew-absent").await.unwrap().index, 0, "there is no such variable");
     assert!(matches!(look("acl-varlock-other-path").await, Err(LockError::Denied { .. })));
+}
+
+/// A Nomad that answers by path and query: an index, the last contact in ms, and a body. It notes what it was asked.
+async fn scripted(
+    answer: impl Fn(&str) -> (u64, u64, String) + Send + Sync + 'static,
+) -> (Nomad, Arc<std::sync::Mutex<Vec<String>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (calls, answer) = (asked.clone(), Arc::new(answer));
+    let router = axum::Router::new().fallback(async move |uri: axum::http::Uri| {
+        calls.lock().unwrap().push(uri.to_string());
+        let (index, contact, body) = answer(&uri.to_string());
+        ([("X-Nomad-Index", index.to_string()), ("X-Nomad-Lastcontact", contact.to_string())], body)
+    });
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let settings = NomadConfig { address, token: Token::None, region: None, ca_file: None, identity: None };
+    (Nomad::new(settings).unwrap(), asked)
+}
+
+/// An index, the last contact in ms, the services of the list, and the instances of each with their versions.
+type OfAnother = (u64, u64, Vec<&'static str>, Vec<(&'static str, u64)>);
+
+#[tokio::test]
+async fn an_answer_of_another_server_counts_if_it_is_recent_and_takes_nothing_away() {
+    const TAGS: &str = r#""Tags": ["gw.enable=true"]"#;
+    let list = |names: &[&str]| {
+        let services: Vec<String> =
+            names.iter().map(|name| format!(r#"{{"ServiceName": "{name}", {TAGS}}}"#)).collect();
+        format!(r#"[{{"Namespace": "default", "Services": [{}]}}]"#, services.join(","))
+    };
+    let instances = |name: &str, ids: &[(&str, u64)]| {
+        let one = |(id, version): &(&str, u64)| {
+            format!(
+                r#"{{"ID": "{id}", "ServiceName": "{name}", "Namespace": "default", "Address": "10.0.0.1", "Port": 1,
+                "ModifyIndex": {version}, {TAGS}}}"#
+            )
+        };
+        format!("[{}]", ids.iter().map(one).collect::<Vec<_>>().join(","))
+    };
+    // What the other server says; the leader always says the same.
+    for (what, (index, contact, names, ids), counts) in [
+        ("more of all", (12, 100, vec!["api", "new"], vec![("1", 5), ("2", 11)]), true),
+        ("a change", (12, 100, vec!["api"], vec![("1", 11)]), true),
+        ("an instance is gone", (12, 100, vec!["api"], vec![]), false),
+        ("an older version of it", (12, 100, vec!["api"], vec![("1", 4)]), false),
+        ("the service is gone", (12, 100, vec![], vec![("1", 5)]), false),
+        ("too long ago", (12, 5001, vec!["api", "new"], vec![("1", 5), ("2", 11)]), false),
+        ("an older index", (9, 100, vec!["api", "new"], vec![("1", 5), ("2", 11)]), false),
+    ] as [(&str, OfAnother, bool); 7]
+    {
+        let (nomad, asked) = scripted(move |uri| {
+            let is_list = uri.starts_with("/v1/services");
+            let name = uri.trim_start_matches("/v1/service/").split('?').next().unwrap().to_owned();
+            match uri.contains("stale=true") {
+                true if is_list => (index, contact, list(&names)),
+                true => (index, contact, instances(&name, &ids)),
+                false if is_list => (10, 0, list(&["api"])),
+                false => (10, 0, instances(&name, &[("1", 5)])),
+            }
+        })
+        .await;
+        let catalog =
+            NomadCatalog::new(nomad, vec!["*".into()], "gw.".into()).with_max_stale(Some(Duration::from_secs(5)));
+        let served = ["default".to_owned()].into();
+        let first = catalog.read_next(&served, false).await.unwrap();
+        assert_eq!((first.catalog.index, first.catalog.len()), (10, 1));
+        assert!(!asked.lock().unwrap().iter().any(|uri| uri.contains("stale")), "{what}: nothing is known yet");
+        let next = catalog.read_next(&served, true).await.unwrap();
+        let asked = asked.lock().unwrap().clone();
+        let leader = asked[2..].iter().filter(|uri| !uri.contains("stale")).count();
+        assert_eq!(leader == 0, counts, "{what}: {asked:?}");
+        assert!(next.catalog.services.values().flatten().any(|one| one.id == "1" && one.modify_index >= 5), "{what}");
+        assert_eq!(next.catalog.index, if counts { 12 } else { 10 }, "{what}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use futures_util::stream;
 use serde_json::{Value, json};
 use support::api::{Rig, Way};
 use support::controller::{Controller, registration};
@@ -25,7 +27,7 @@ use tokio::sync::watch;
 /// The index, and what is registered.
 type Catalog = (u64, Vec<Value>);
 
-/// A fake Nomad: the list of services, with blocking queries, and each service. It has its own runtime, so that ending
+/// A fake Nomad: the list of services, with blocking queries, each service, and the event stream. It has its own runtime, so that ending
 /// it ends every connection.
 struct Nomad {
     address: String,
@@ -55,6 +57,25 @@ async fn service(State(catalog): State<Arc<watch::Sender<Catalog>>>, Path(name):
     ([("X-Nomad-Index", index.to_string())], Value::from(registrations).to_string())
 }
 
+/// The names of all services so far, at each change.
+async fn events(State(catalog): State<Arc<watch::Sender<Catalog>>>) -> impl IntoResponse {
+    let (known, names) = (catalog.subscribe(), BTreeSet::<String>::new());
+    let lines = stream::unfold((known, names, false), async |(mut known, mut names, is_open)| {
+        if is_open {
+            known.changed().await.ok()?;
+        }
+        let (index, registrations) = known.borrow_and_update().clone();
+        names.extend(registrations.iter().filter_map(|one| one["ServiceName"].as_str().map(str::to_owned)));
+        let event = |name: &String| json!({"Topic": "Service", "Payload": {"Service": {"ServiceName": name, "Namespace": "default"}}});
+        let line = match is_open {
+            true => json!({"Index": index, "Events": names.iter().map(event).collect::<Vec<_>>()}),
+            false => json!({}),
+        };
+        Some((Ok::<_, std::convert::Infallible>(format!("{line}\n")), (known, names, true)))
+    });
+    axum::body::Body::from_stream(lines)
+}
+
 impl Nomad {
     fn new(registrations: &[Value]) -> Self {
         let address = format!("127.0.0.1:{}", free_port());
@@ -66,6 +87,7 @@ impl Nomad {
 
     fn launch(&mut self) {
         let router = Router::new().route("/v1/services", get(list)).route("/v1/service/{name}", get(service));
+        let router = router.route("/v1/event/stream", get(events));
         let (router, address) = (router.with_state(self.catalog.clone()), self.address.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.spawn(async move {
@@ -184,6 +206,11 @@ async fn a_day_in_the_log_is_plain_english() {
     day.step("Nomad does not answer any more.", &["cannot watch", "the pass failed"]).await;
     nomad.launch();
     day.step("It returns.", &["watching Nomad again", "passes succeed again"]).await;
+    // The blocking query, and the event stream.
+    wait_for("Nomad to be watched", Duration::from_secs(30), async || {
+        (nomad.catalog.receiver_count() == 2).then_some(())
+    })
+    .await;
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -10,10 +11,12 @@ use serde::Deserialize;
 use crate::desired::tags::{self, Enable};
 use crate::desired::{InstanceId, ServiceKey};
 use crate::errors::chain;
-use crate::nomad::{Nomad, NomadError, Read};
+use crate::nomad::{Consistency, Lines, Nomad, NomadError, Read};
 use crate::plan::guard::Fate;
 
-use super::{Catalog, Registration, Unread, fate};
+use super::hints::Hints;
+use super::ledger::{Answer, Cause, Todo, is_readable};
+use super::{Catalog, Fetched, Registration, Unread, fate};
 
 /// Parallel calls. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5 take 0.2 s
 /// (seen).
@@ -23,6 +26,9 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one blocking query waits. It ends as soon as anything changes, so this only bounds how long a dead
 /// connection goes unnoticed.
 const WAIT: Duration = Duration::from_secs(60);
+/// Event streams at the most, each a connection for as long as the controller runs. For more namespaces than this there
+/// is one stream of all.
+const STREAMS: usize = 16;
 
 /// Reads the catalog of the watched namespaces.
 #[derive(Debug, Clone)]
@@ -30,6 +36,9 @@ pub struct NomadCatalog {
     nomad: Nomad,
     namespaces: Vec<String>,
     prefix: String,
+    max_stale: Option<Duration>,
+    /// Shared by its clones: one of them watches, another one reads.
+    hints: Arc<Hints>,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +59,54 @@ struct Listed {
 impl NomadCatalog {
     /// Watches these namespaces (`*`: all) for services with tags of this prefix.
     pub fn new(nomad: Nomad, namespaces: Vec<String>, prefix: String) -> Self {
-        Self { nomad, namespaces, prefix }
+        let hints = Arc::new(Hints::new(namespaces.clone()));
+        Self { nomad, namespaces, prefix, max_stale: None, hints }
+    }
+
+    /// Takes answers of any server that has heard from the leader within this time; of the leader alone, by default.
+    /// Such an answer may add and change instances. One that lacks something that was known, or is older than what was
+    /// known or heard of, is replaced by the leader's.
+    #[must_use]
+    pub fn with_max_stale(self, max_stale: Option<Duration>) -> Self {
+        Self { max_stale, ..self }
+    }
+
+    /// What is known, and what is to be read.
+    pub(super) fn hints(&self) -> &Hints {
+        &self.hints
+    }
+
+    /// The namespaces of the event streams.
+    pub(super) fn streams(&self) -> Vec<String> {
+        let all = || vec!["*".to_owned()];
+        if self.watches("*") || self.namespaces.len() > STREAMS { all() } else { self.namespaces.clone() }
+    }
+
+    /// Reads what is to be read: everything, or the services that events named.
+    pub async fn read_next(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
+        let (ticket, todo) = self.hints.ask(|ledger| ledger.todo(is_resync));
+        let cause = match todo {
+            Todo::Nothing(catalog) => return Ok(Fetched { catalog, is_full: false }),
+            Todo::Services(services) => {
+                tracing::debug!(services = services.len(), "reading the services that events name");
+                let answers = self.details(services.into_iter().collect()).await?;
+                let is_ours = |all: &[Registration]| self.is_ours(all.iter().flat_map(|one| &one.tags));
+                let read = self.hints.change(|ledger| ledger.read_some(answers, is_ours));
+                match read {
+                    Ok(catalog) => {
+                        self.hints.has_read(Cause::Event);
+                        return Ok(Fetched { catalog, is_full: false });
+                    }
+                    Err(_) => Cause::IndexWentBack,
+                }
+            }
+            Todo::Everything(cause) => cause,
+        };
+        tracing::debug!(cause = cause.as_str(), "reading the whole catalog");
+        let catalog = Arc::new(self.read(served).await?);
+        self.hints.change(|ledger| ledger.read_all(ticket, catalog.clone()));
+        self.hints.has_read(cause);
+        Ok(Fetched { catalog, is_full: true })
     }
 
     /// Reads the whole catalog. What could not be read is listed in it, so that it is held while the rest continues; it
@@ -76,7 +132,7 @@ impl NomadCatalog {
                         wanted.extend(
                             services
                                 .into_iter()
-                                .filter(|service| self.is_ours(service))
+                                .filter(|service| self.is_ours(service.tags.iter().flatten()))
                                 .map(|service| ServiceKey { namespace: namespace.clone(), name: service.service_name }),
                         );
                     }
@@ -132,25 +188,38 @@ impl NomadCatalog {
         let (readable, unreadable): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_readable);
         let no_name = || "Nomad cannot be asked for a service of this name".to_owned();
         catalog.unreadable = unreadable.into_iter().map(|service| (service, no_name())).collect();
-        let mut unread: BTreeSet<ServiceKey> = readable.iter().cloned().collect();
-        let asked = readable.into_iter().map(|service| self.service(service));
-        let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(TOTAL_TIMEOUT));
-        let mut answers = pin!(answers);
-        while let Some((service, answer)) = answers.next().await {
-            unread.remove(&service);
+        for (service, answer) in self.details(readable).await? {
             match answer {
-                Ok(registrations) => {
+                Ok((index, registrations)) => {
+                    // Of another server than the leader it may be older than the list.
+                    catalog.index = catalog.index.min(index);
                     catalog.services.insert(service, registrations);
                 }
-                Err(error) if error.is_outage() => return Err(error),
-                Err(error) => {
-                    catalog.unreadable.insert(service, chain(&error));
+                Err(why) => {
+                    catalog.unreadable.insert(service, why);
                 }
             }
         }
-        let late = || format!("Nomad did not answer for all services within {} s", TOTAL_TIMEOUT.as_secs());
-        catalog.unreadable.extend(unread.into_iter().map(|service| (service, late())));
         Ok(())
+    }
+
+    /// Reads services one by one.
+    async fn details(&self, wanted: Vec<ServiceKey>) -> Result<Vec<Answer>, NomadError> {
+        let mut unread: BTreeSet<ServiceKey> = wanted.iter().cloned().collect();
+        let asked = wanted.into_iter().map(async |service| (self.service(&service).await, service));
+        let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(TOTAL_TIMEOUT));
+        let (mut answers, mut read) = (pin!(answers), Vec::new());
+        while let Some((answer, service)) = answers.next().await {
+            unread.remove(&service);
+            match answer {
+                Ok(Read { index, value }) => read.push((service, Ok((index, value)))),
+                Err(error) if error.is_outage() => return Err(error),
+                Err(error) => read.push((service, Err(chain(&error)))),
+            }
+        }
+        let late = || format!("Nomad did not answer for all services within {} s", TOTAL_TIMEOUT.as_secs());
+        read.extend(unread.into_iter().map(|service| (service, Err(late()))));
+        Ok(read)
     }
 
     /// Whether there is no namespace of this name. Nomad's list for one that does not exist is empty and not an error;
@@ -180,14 +249,56 @@ impl NomadCatalog {
         }
     }
 
-    async fn list(&self, namespace: &str) -> Result<Read<Vec<NamespaceList>>, NomadError> {
-        self.nomad.read("/v1/services", &[("namespace", namespace)]).await
+    /// The stream of what happens to services in a namespace, from this index on.
+    pub(super) async fn events(&self, namespace: &str, index: u64) -> Result<Lines, NomadError> {
+        let index = index.to_string();
+        let query = [("topic", "Service"), ("namespace", namespace), ("index", index.as_str())];
+        self.nomad.lines("/v1/event/stream", &query).await
     }
 
-    async fn service(&self, service: ServiceKey) -> (ServiceKey, Result<Vec<Registration>, NomadError>) {
+    async fn list(&self, namespace: &str) -> Result<Read<Vec<NamespaceList>>, NomadError> {
+        let has_all = |lists: &Vec<NamespaceList>, known: &Catalog| {
+            let listed: BTreeSet<(&str, &str)> = lists
+                .iter()
+                .flat_map(|list| list.services.iter().map(move |service| (list.namespace.as_str(), service)))
+                .filter(|(_, service)| self.is_ours(service.tags.iter().flatten()))
+                .map(|(namespace, service)| (namespace, service.service_name.as_str()))
+                .collect();
+            let mut registered = known.services.iter().filter(|(service, registrations)| {
+                !registrations.is_empty() && (namespace == "*" || service.namespace == namespace)
+            });
+            registered.all(|(service, _)| listed.contains(&(service.namespace.as_str(), service.name.as_str())))
+        };
+        self.read_any("/v1/services", namespace, has_all).await
+    }
+
+    async fn service(&self, service: &ServiceKey) -> Result<Read<Vec<Registration>>, NomadError> {
+        let has_all = |registrations: &Vec<Registration>, known: &Catalog| {
+            let versions: BTreeMap<_, _> = registrations.iter().map(|one| (&one.id, one.modify_index)).collect();
+            let mut known = known.services.get(service).into_iter().flatten();
+            known.all(|one| versions.get(&one.id).is_some_and(|version| *version >= one.modify_index))
+        };
         let path = format!("/v1/service/{}", crate::desired::encode(&service.name));
-        let answer = self.nomad.read(&path, &[("namespace", &service.namespace)]).await;
-        (service, answer.map(|Read { value, .. }| value))
+        self.read_any(&path, &service.namespace, has_all).await
+    }
+
+    /// The answer of any server, if that is allowed and it takes nothing away from what is known; else the leader's.
+    async fn read_any<T: serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        namespace: &str,
+        has_all: impl Fn(&T, &Catalog) -> bool,
+    ) -> Result<Read<T>, NomadError> {
+        let query = [("namespace", namespace)];
+        let known = self.hints.ask(|ledger| Some((ledger.floor()?, ledger.catalog()?)));
+        if let (Some(bound), Some((floor, known))) = (self.max_stale, known) {
+            match self.nomad.read_from(Consistency::Any(bound), path, &query).await {
+                Ok(read) if read.index >= floor && has_all(&read.value, &known) => return Ok(read),
+                Ok(_) => tracing::debug!(path, "asking the leader, as another server's answer lacks something"),
+                Err(error) => tracing::debug!(path, error = %chain(&error), "asking the leader"),
+            }
+        }
+        self.nomad.read(path, &query).await
     }
 
     /// What became of the allocations of instances that vanished.
@@ -195,9 +306,10 @@ impl NomadCatalog {
         fate::ask(&self.nomad, asked).await
     }
 
-    /// Whether a service has a tag of ours, even if its prefix is in another case: that is worth a note.
-    fn is_ours(&self, service: &Listed) -> bool {
-        let mut tags = service.tags.iter().flatten().map(String::as_str);
+    /// Whether a service with these tags, of all its instances, has one of ours, even if its prefix is in another case:
+    /// that is worth a note.
+    fn is_ours<'a>(&self, tags: impl Iterator<Item = &'a String> + Clone) -> bool {
+        let mut tags = tags.map(String::as_str);
         tags.clone().any(|tag| tag.starts_with(&self.prefix))
             || tags::in_another_case(&self.prefix, &mut tags).is_some()
     }
@@ -212,10 +324,4 @@ impl NomadCatalog {
     fn watches(&self, namespace: &str) -> bool {
         self.namespaces.iter().any(|watched| watched == "*" || watched == namespace)
     }
-}
-
-/// Whether a service can be requested by its name: `a/b` is answered with 405 (recorded), and `.` and `..` do not
-/// survive in a URL.
-fn is_readable(service: &ServiceKey) -> bool {
-    !service.name.contains('/') && !matches!(service.name.as_str(), "" | "." | "..")
 }

@@ -12,7 +12,7 @@ use crate::errors::chain;
 use crate::plan::guard::Fate;
 
 use super::fate::Question;
-use super::{Catalog, Source, SourceError};
+use super::{Catalog, Fetched, Source, SourceError};
 
 /// An answer about an allocation is shared for this long. It is shorter than the guard's first retry (250 ms), which
 /// asks because the answer may have changed.
@@ -34,18 +34,24 @@ pub struct Reading {
 #[derive(Debug)]
 struct Last {
     began: Instant,
+    /// When the last read of everything began, if it succeeded.
+    full: Option<Instant>,
     /// The namespaces that it was asked to look at in any case.
     served: BTreeSet<String>,
     result: Result<Reading, Arc<SourceError>>,
 }
 
 impl Last {
-    fn is_good_for(&self, served: &BTreeSet<String>, since: Instant) -> bool {
-        let since = match self.result {
-            Ok(_) => since,
-            Err(_) => since.max(Instant::now().checked_sub(ERROR_SHARED).unwrap_or(since)),
+    fn is_good_for(&self, served: &BTreeSet<String>, since: Instant, full_since: Option<Instant>) -> bool {
+        let is_current = match self.result {
+            Ok(_) => self.began >= since && !self.needs_full(full_since),
+            Err(_) => self.began >= since.max(Instant::now().checked_sub(ERROR_SHARED).unwrap_or(since)),
         };
-        self.began >= since && self.served.is_superset(served)
+        is_current && self.served.is_superset(served)
+    }
+
+    fn needs_full(&self, since: Option<Instant>) -> bool {
+        since.is_some_and(|since| self.full.is_none_or(|full| full < since))
     }
 }
 
@@ -79,38 +85,45 @@ impl SharedCatalog {
         &self.source
     }
 
-    /// The catalog by a read that began at `since` or later; `served` are the namespaces that the asking target
-    /// serves (see [`Source::read`]). With `everything`, the services of unwatched namespaces are listed again, too. The
-    /// error is that read's, shared like the catalog.
+    /// The catalog by a read that began at `since` or later, in which everything was read at `full_since` or later, the
+    /// services of unwatched namespaces included; `served` are the namespaces that the asking target serves (see
+    /// [`Source::read`]). The error is that read's, shared like the catalog.
     pub async fn read(
         &self,
         served: &BTreeSet<String>,
         since: Instant,
-        everything: bool,
+        full_since: Option<Instant>,
     ) -> Result<Reading, Arc<SourceError>> {
         let mut last = self.last.lock().await;
-        if let Some(last) = last.as_ref().filter(|last| last.is_good_for(served, since)) {
+        if let Some(last) = last.as_ref().filter(|last| last.is_good_for(served, since, full_since)) {
             return last.result.clone();
         }
+        let full = last.as_ref().and_then(|last| last.full);
+        let is_resync =
+            last.as_ref().is_some_and(|last| last.needs_full(full_since) || !last.served.is_superset(served));
         let (began, at) = (Instant::now(), SystemTime::now());
         // Those of the other targets too, so that they can share it.
         let mut served: BTreeSet<String> = last.iter().flat_map(|last| &last.served).chain(served).cloned().collect();
-        let result = match self.source.read(&served).await {
-            Ok(mut catalog) => {
+        let (full, result) = match self.source.read(&served, is_resync).await {
+            Ok(Fetched { mut catalog, is_full }) => {
                 // What the list has was looked at, too.
-                served.extend(catalog.services.keys().map(|service| service.namespace.clone()));
-                catalog.unwatched = self.unwatched(since, everything).await;
-                Ok(Reading { catalog: Arc::new(catalog), at })
+                let namespaces: BTreeSet<&String> = catalog.services.keys().map(|service| &service.namespace).collect();
+                served.extend(namespaces.into_iter().cloned());
+                let unwatched = self.unwatched(full_since).await;
+                if catalog.unwatched != unwatched {
+                    Arc::make_mut(&mut catalog).unwatched = unwatched;
+                }
+                (if is_full { Some(began) } else { full }, Ok(Reading { catalog, at }))
             }
-            Err(error) => Err(Arc::new(error)),
+            Err(error) => (full, Err(Arc::new(error))),
         };
-        last.insert(Last { began, served, result }).result.clone()
+        last.insert(Last { began, full, served, result }).result.clone()
     }
 
     /// They are only used for notes, so if they cannot be listed now, the last ones are used.
-    async fn unwatched(&self, since: Instant, everything: bool) -> BTreeSet<ServiceKey> {
+    async fn unwatched(&self, since: Option<Instant>) -> BTreeSet<ServiceKey> {
         let mut known = self.unwatched.lock().await;
-        if known.as_ref().is_none_or(|known| everything && known.listed < since) {
+        if known.as_ref().is_none_or(|known| since.is_some_and(|since| known.listed < since)) {
             let listed = Instant::now();
             match self.source.unwatched().await {
                 Ok(services) => *known = Some(Unwatched { listed, services }),
@@ -172,7 +185,8 @@ mod tests {
     #[tokio::test]
     async fn a_read_is_shared_by_those_whom_it_is_new_enough_for() {
         let (file, shared) = File::new();
-        let index = async |since| shared.read(&names(&[]), since, true).await.map(|reading| reading.catalog.index).ok();
+        let index =
+            async |since| shared.read(&names(&[]), since, Some(since)).await.map(|reading| reading.catalog.index).ok();
         let start = Instant::now();
         file.write(&indexed(1));
         assert_eq!(index(start).await, Some(1));
@@ -186,7 +200,7 @@ mod tests {
         let (file, shared) = File::new();
         let start = Instant::now();
         let index = async |served: &[&str]| {
-            shared.read(&names(served), start, true).await.map(|reading| reading.catalog.index).ok()
+            shared.read(&names(served), start, Some(start)).await.map(|reading| reading.catalog.index).ok()
         };
         file.write(&indexed(1));
         assert_eq!(index(&["a"]).await, Some(1));
@@ -203,7 +217,8 @@ mod tests {
         let (of_none, of_a, of_b) = (names(&[]), names(&["a"]), names(&["b"]));
         let one = r#"{"ID": "1", "ServiceName": "s", "Namespace": "a", "Address": "10.0.0.1", "Port": 1}"#;
         file.write(&format!("{{\"Index\": 1, \"Services\": [{one}]}}"));
-        let index = async |served| shared.read(served, start, true).await.map(|reading| reading.catalog.index).ok();
+        let index =
+            async |served| shared.read(served, start, Some(start)).await.map(|reading| reading.catalog.index).ok();
         assert_eq!(index(&of_none).await, Some(1));
         file.write(&indexed(2));
         assert_eq!((index(&of_a).await, index(&of_b).await), (Some(1), Some(2)));
@@ -214,11 +229,11 @@ mod tests {
         let began = Instant::now();
         let ago = |time| began.checked_sub(time).expect("this machine is up for longer");
         let error = SourceError::Nomad(crate::nomad::NomadError::NoLeader);
-        let mut last = Last { began, served: names(&[]), result: Err(Arc::new(error)) };
-        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4)));
+        let mut last = Last { began, full: None, served: names(&[]), result: Err(Arc::new(error)) };
+        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
         last.began = ago(ERROR_SHARED * 2);
-        assert!(!last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4)));
+        assert!(!last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
         last.result = Ok(Reading { catalog: Arc::default(), at: SystemTime::now() });
-        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4)));
+        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
     }
 }

@@ -40,11 +40,11 @@ pub(super) struct Controllers {
 pub(super) fn catalog(config: &Config, file: Option<PathBuf>) -> anyhow::Result<SharedCatalog> {
     Ok(SharedCatalog::new(match file {
         Some(path) => Source::File(path),
-        None => Source::Nomad(NomadCatalog::new(
-            Nomad::new(config.nomad.clone())?,
-            config.namespaces.clone(),
-            config.prefix.clone(),
-        )),
+        None => {
+            let (nomad, namespaces) = (Nomad::new(config.nomad.clone())?, config.namespaces.clone());
+            let catalog = NomadCatalog::new(nomad, namespaces, config.prefix.clone());
+            Source::Nomad(Box::new(catalog.with_max_stale(config.max_stale)))
+        }
     }))
 }
 

@@ -79,6 +79,9 @@ settings! {
         /// Namespaces to watch, with commas; * is all [default: *]
         #[arg(id = "nomad-namespace", long = "nomad-namespace", env = "NOMAD_NAMESPACE", value_name = "NAMES")]
         namespace: String,
+        /// Takes answers of any Nomad server that has heard from the leader within this time, for what was added or changed [default: only the leader's]
+        #[arg(id = "nomad-max-stale", long = "nomad-max-stale", env = "NOMAD_HAPROXY_MAX_STALE", value_name = "TIME")]
+        max_stale: Span,
         /// CA certificate to trust, PEM
         #[arg(id = "nomad-ca-file", long = "nomad-ca-file", env = "NOMAD_CACERT", value_name = "FILE")]
         ca_file: PathBuf,

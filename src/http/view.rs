@@ -204,7 +204,7 @@ impl<'a> StatusView<'a> {
 
 impl<'a> CatalogView<'a> {
     fn new(status: &'a CatalogStatus) -> Self {
-        let CatalogStatus { nomad_up, read, newest, error } = status;
+        let CatalogStatus { nomad_up, has_events: _, reads: _, read, newest, error } = status;
         let newest = newest.as_deref();
         Self {
             nomad_up: *nomad_up,

@@ -127,6 +127,7 @@ mod tests {
         metrics.pass("edge", &status, Duration::from_millis(5), Wake::Started);
         board.passed("edge", &status, Duration::from_millis(5), Wake::Started);
         board.nomad_answered(true);
+        board.watches(true, [(crate::catalog::ledger::Cause::Event, 1)].into());
         let options = breaker::Options { threshold: 1, reset_after: Duration::from_secs(1), probes: 1 };
         let breaker = breaker::Breaker::new(options).snapshot();
         board.update_target("edge", |target| target.breaker = Some(breaker));

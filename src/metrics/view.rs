@@ -41,10 +41,16 @@ fn once(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Erro
     let help = "Whether Nomad gave the last answer that it was asked for.";
     let up = catalog.nomad_up.map(|up| ([], i64::from(up)));
     about("nomad_up", help).gauge(encoder, up)?;
+    let help = "Whether Nomad's event stream is open: without it, each change costs a read of all services.";
+    let events = catalog.has_events.map(|has_events| ([], i64::from(has_events)));
+    about("nomad_events_up", help).gauge(encoder, events)?;
+    let help = "Reads of the catalog by cause; event: only the services that an event named, else all services.";
+    let reads = catalog.reads.iter().map(|(cause, reads)| ([("cause", cause.as_str())], *reads));
+    about("catalog_reads", help).counter(encoder, reads)?;
     let index = catalog.newest.as_ref().map_or(0, |newest| newest.index);
     let help = "Nomad's index of the catalog that was read last.";
     about("catalog_index", help).gauge(encoder, [([], index)])?;
-    let help = "When the catalog was last read in full, in seconds since 1970.";
+    let help = "When the catalog was last brought up to date, in seconds since 1970.";
     let read = catalog.read.map_or(0.0, seconds);
     about("catalog_last_read_timestamp", help).in_unit(&Unit::Seconds).gauge(encoder, [([], read)])
 }

@@ -59,12 +59,17 @@ pub struct Gate {
     upstream: String,
     inner: Mutex<Inner>,
     client: reqwest::Client,
+    cut: tokio::sync::watch::Sender<()>,
 }
 
 impl Gate {
     pub async fn start(upstream: &str) -> (Arc<Self>, String) {
-        let gate =
-            Arc::new(Self { upstream: upstream.into(), inner: Mutex::default(), client: reqwest::Client::new() });
+        let gate = Arc::new(Self {
+            upstream: upstream.into(),
+            inner: Mutex::default(),
+            client: reqwest::Client::new(),
+            cut: tokio::sync::watch::Sender::default(),
+        });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(forward).with_state(gate.clone());
@@ -87,6 +92,11 @@ impl Gate {
     /// The same for calls that are more than reads.
     pub fn freeze_writes(&self, frozen: bool) {
         self.inner.lock().unwrap().frozen = frozen.then_some(Frozen::Writes);
+    }
+
+    /// Ends the event streams of Nomad that are open.
+    pub fn cut_streams(&self) {
+        self.cut.send_replace(());
     }
 
     /// Answers in place of the API where this returns an answer.
@@ -186,6 +196,15 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     let (status, mut headers) = (answer.status(), answer.headers().clone());
     headers.remove("content-length");
     headers.remove("transfer-encoding");
+    if uri.path() == "/v1/event/stream" {
+        let chunks = futures_util::stream::try_unfold((answer, gate.cut.subscribe()), async |(mut answer, mut cut)| {
+            tokio::select! {
+                chunk = answer.chunk() => Ok::<_, reqwest::Error>(chunk?.map(|chunk| (chunk, (answer, cut)))),
+                Ok(()) = cut.changed() => Ok(None),
+            }
+        });
+        return (status, headers, axum::body::Body::from_stream(chunks)).into_response();
+    }
     let body = answer.bytes().await.unwrap_or_default();
     if let Some(failed) = gate.inner.lock().unwrap().failures.as_ref().filter(|_| writes && !status.is_success()) {
         failed.store(true, Ordering::SeqCst);
