@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 
 use crate::support::nomad::job;
 
-/// Between an instance's deregistration and its end.
-const SHUTDOWN_DELAY: Duration = Duration::from_millis(1500);
+/// Between an instance's deregistration and its end, as the README has it.
+const SHUTDOWN_DELAY: Duration = Duration::from_secs(3);
 /// How long Nomad waits with the next instances of a roll once these run: longer than their first health check takes.
 const MIN_HEALTHY: Duration = Duration::from_secs(3);
 /// Settings with which people run services; all of a soak have the same.

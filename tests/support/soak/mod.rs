@@ -35,7 +35,7 @@ const REQUESTS_PER_SECOND: u32 = 200;
 /// The size to which a service grows.
 const PEAK: u32 = 20;
 /// Services that grow at the same time.
-const GROWING: usize = 2;
+const GROWING: usize = 3;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -255,11 +255,11 @@ struct Requests {
 }
 
 impl Requests {
-    fn add(&mut self, Tally { requests, failed, by_answer: _ }: Tally) {
+    fn add(&mut self, second: u64, Tally { requests, failed, by_answer: _ }: Tally) {
         self.sent += requests;
         self.failed += failed.len();
         let room = FAILURES - self.failures.len();
-        self.failures.extend(failed.into_iter().take(room));
+        self.failures.extend(failed.into_iter().take(room).map(|failure| format!("by {second} s: {failure}")));
     }
 }
 
@@ -317,10 +317,10 @@ impl Soak<'_> {
         let start = Instant::now();
         let sample = async || {
             let measured = self.target.measure().await;
-            let mut requests = requests.lock().unwrap();
-            requests.add(load.take());
+            let (mut requests, second) = (requests.lock().unwrap(), start.elapsed().as_secs());
+            requests.add(second, load.take());
             let sample = Sample {
-                second: start.elapsed().as_secs(),
+                second,
                 phase: *self.phase.lock().unwrap(),
                 services: self.hosts.0.lock().unwrap().len(),
                 created: self.next.load(Ordering::Relaxed),
@@ -380,6 +380,7 @@ impl Soak<'_> {
             workers_at_most: samples.iter().map(|sample| sample.workers).max().unwrap_or_default(),
             workers_at_end: last.workers,
             routed_ms: Times::of(&self.routed.lock().unwrap()),
+            pass_ms: Times::of(&self.target.passes()),
             unrouted: self.unrouted.lock().unwrap().clone(),
             late: self.late.lock().unwrap().clone(),
             validation_ms: validation.as_ref().ok().map(|time| time.as_secs_f64() * 1000.0),

@@ -98,6 +98,8 @@ pub struct Report {
     pub workers_at_end: usize,
     /// From a service's registration in Nomad to the first request that is routed to it.
     pub routed_ms: Times,
+    /// Passes of our controller that changed something.
+    pub pass_ms: Times,
     /// Services to which no request was routed within a minute.
     pub unrouted: Vec<String>,
     /// Growths, rolls and shrinkings that HAProxy did not have within two minutes.
@@ -179,6 +181,8 @@ impl Report {
             ("registered → routed, median", format!("{:.0} ms", self.routed_ms.median)),
             ("registered → routed, p99", format!("{:.0} ms", self.routed_ms.p99)),
             ("registered → routed, slowest", format!("{:.0} ms", self.routed_ms.slowest)),
+            ("a pass, median", format!("{:.0} ms", self.pass_ms.median)),
+            ("a pass, slowest", format!("{:.0} ms", self.pass_ms.slowest)),
             ("not routed within a minute", self.unrouted.len().to_string()),
             ("late in growth", self.late.len().to_string()),
             ("one validation of the file", self.validation_ms.map_or("refused".to_owned(), |ms| format!("{ms:.0} ms"))),

@@ -136,6 +136,13 @@ impl Target {
         }
     }
 
+    /// How long the passes took that changed something.
+    pub fn passes(&self) -> Vec<Duration> {
+        let Driver::Ours(controller) = &self.driver else { return Vec::new() };
+        let took = |event: &serde_json::Value| event["took_ms"].as_u64().map(Duration::from_millis);
+        controller.events().iter().filter(|event| event["message"] == "applied").filter_map(took).collect()
+    }
+
     /// The addresses of a backend's servers that take traffic: those in service whose checks pass.
     pub async fn serving(&self, backend: &str) -> Vec<String> {
         let csv = self.rig.haproxy.command(&format!("@1 show stat {backend} 4 -1")).await;
