@@ -35,7 +35,7 @@ const REQUESTS_PER_SECOND: u32 = 200;
 /// The size to which a service grows.
 const PEAK: u32 = 20;
 /// Services that grow at the same time.
-const GROWING: usize = 3;
+const GROWING: usize = 4;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -273,7 +273,6 @@ pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
     if !matches!(plane, Plane::Connector(_)) {
         nomad.submit(database_job(database.port)).await;
     }
-    let connection = Client::start(target.database).await;
     let soak = Soak {
         settings,
         nomad,
@@ -290,9 +289,15 @@ pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
         grown: AtomicUsize::new(0),
         phase: Mutex::new("start"),
     };
-    // The first service of its settings may need a reload on any target, as that of the database did.
+    // The first services of their settings may take a reload on any target. The connection comes after it, so that it
+    // is in the worker that stays.
     soak.create().await;
     soak.routed.lock().unwrap().clear();
+    let connection = Client::start(soak.target.database).await;
+    wait_for("the first workers to end", Duration::from_secs(60), async || {
+        (soak.target.measure().await.workers == 1).then_some(())
+    })
+    .await;
     soak.watch(&connection, show).await
 }
 

@@ -167,6 +167,7 @@ impl Report {
             })
         };
         let connection = if self.is_connection_open { "open" } else { "broken" };
+        let milliseconds = |ms: f64| if ms.is_nan() { "-".to_owned() } else { format!("{ms:.0} ms") };
         let yes = |yes| if yes { "yes" } else { "no" }.to_owned();
         vec![
             ("HAProxy", self.haproxy.clone()),
@@ -178,14 +179,14 @@ impl Report {
             ("reloads", self.reloads.to_string()),
             ("reloads while services only grew", self.reloads_of_growth.to_string()),
             ("workers at most, at the end", format!("{}, {}", self.workers_at_most, self.workers_at_end)),
-            ("registered → routed, median", format!("{:.0} ms", self.routed_ms.median)),
-            ("registered → routed, p99", format!("{:.0} ms", self.routed_ms.p99)),
-            ("registered → routed, slowest", format!("{:.0} ms", self.routed_ms.slowest)),
-            ("a pass, median", format!("{:.0} ms", self.pass_ms.median)),
-            ("a pass, slowest", format!("{:.0} ms", self.pass_ms.slowest)),
+            ("registered → routed, median", milliseconds(self.routed_ms.median)),
+            ("registered → routed, p99", milliseconds(self.routed_ms.p99)),
+            ("registered → routed, slowest", milliseconds(self.routed_ms.slowest)),
+            ("a pass, median", milliseconds(self.pass_ms.median)),
+            ("a pass, slowest", milliseconds(self.pass_ms.slowest)),
             ("not routed within a minute", self.unrouted.len().to_string()),
             ("late in growth", self.late.len().to_string()),
-            ("one validation of the file", self.validation_ms.map_or("refused".to_owned(), |ms| format!("{ms:.0} ms"))),
+            ("one validation of the file", self.validation_ms.map_or("refused".to_owned(), milliseconds)),
             ("memory of HAProxy", memory(&self.haproxy_kb)),
             ("memory of the controller", memory(&self.controller_kb)),
             ("file = process", yes(self.difference.is_none())),
