@@ -4,18 +4,20 @@
 mod instances;
 mod report;
 mod target;
+mod traffic;
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::load::{self, Load, Tally};
+use super::load::{self, Load};
 use super::mariadb::{Client, MariaDb};
 use super::nomad::{Nomad, job};
 use super::wait_for;
@@ -24,6 +26,7 @@ use instances::{Instances, Version};
 pub use report::{Memory, Report, Sample, Times};
 pub use target::Plane;
 use target::Target;
+use traffic::{Hosts, Requests, host};
 
 /// Services that are created in a second, until all are there.
 const CREATED_PER_SECOND: u32 = 3;
@@ -39,8 +42,6 @@ const GROWING: usize = 4;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
-/// Failures that are kept in full.
-const FAILURES: usize = 10;
 const UNROUTED_AFTER: Duration = Duration::from_secs(60);
 const LATE_AFTER: Duration = Duration::from_secs(120);
 
@@ -82,45 +83,23 @@ struct Soak<'a> {
     phase: Mutex<&'static str>,
 }
 
-/// Hosts in turn.
-#[derive(Clone, Default)]
-struct Hosts(Arc<Mutex<VecDeque<Arc<str>>>>);
-
-impl Hosts {
-    fn next(&self) -> Option<Arc<str>> {
-        let mut hosts = self.0.lock().unwrap();
-        let host = hosts.pop_front()?;
-        hosts.push_back(host.clone());
-        Some(host)
-    }
-
-    fn add(&self, service: &str) {
-        self.0.lock().unwrap().push_back(host(service).into());
-    }
-
-    /// Returns once no request is under way to it.
-    async fn remove(&self, service: &str) {
-        let host = host(service);
-        let removed = {
-            let mut hosts = self.0.lock().unwrap();
-            let at = hosts.iter().position(|other| **other == *host).expect("a service that is routed");
-            hosts.remove(at).expect("its position")
-        };
-        wait_for(&format!("the requests to {service}"), Duration::from_secs(20), async || {
-            (Arc::strong_count(&removed) == 1).then_some(())
-        })
-        .await;
-    }
-}
-
-fn host(service: &str) -> String {
-    format!("{service}.test")
-}
-
 impl Soak<'_> {
     /// Submits a service as it is to be.
     async fn submit(&self, Service { name, version, count }: &Service) {
-        self.nomad.submit(version.job(name, *count, self.instances.port)).await;
+        let job = version.job(name, *count, self.instances.port);
+        self.ask(Method::POST, "/v1/jobs", Some(json!({"Job": job}))).await;
+    }
+
+    /// A call to Nomad, repeated until it is taken: in an hour one may fail.
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) {
+        wait_for(&format!("Nomad to take {path}"), Duration::from_secs(30), async || {
+            self.nomad.try_call(method.clone(), path, body.clone()).await
+        })
+        .await;
+    }
+
+    async fn end(&self, service: &str) {
+        self.ask(Method::DELETE, &format!("/v1/job/{service}?purge=true"), None).await;
     }
 
     /// Creates a service and waits until a request is routed to it.
@@ -133,7 +112,7 @@ impl Soak<'_> {
             self.hosts.add(&service.name);
             self.idle.lock().unwrap().push_back(service);
         } else {
-            self.nomad.stop_job(&service.name).await;
+            self.end(&service.name).await;
             self.unrouted.lock().unwrap().push(service.name);
         }
     }
@@ -145,13 +124,18 @@ impl Soak<'_> {
             // Fine enough for what is measured, and no load of its own on a target that is slow.
             sleep((start.elapsed() / 20).max(Duration::from_millis(20))).await;
         }
-        // Nomad's event may arrive after the first answer.
-        self.instances.registered(service).map_or(Duration::ZERO, |registered| registered.elapsed())
+        let answered = std::time::Instant::now();
+        // Nomad's event may arrive after the answer.
+        let registered = wait_for(&format!("the registration of {service}"), UNROUTED_AFTER, async || {
+            self.instances.registered(service)
+        })
+        .await;
+        answered.saturating_duration_since(registered)
     }
 
     async fn stop(&self, service: Service) {
         self.hosts.remove(&service.name).await;
-        self.nomad.stop_job(&service.name).await;
+        self.end(&service.name).await;
         self.stopped.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -246,23 +230,6 @@ impl Soak<'_> {
     }
 }
 
-/// The requests so far.
-#[derive(Default)]
-struct Requests {
-    sent: usize,
-    failed: usize,
-    failures: Vec<String>,
-}
-
-impl Requests {
-    fn add(&mut self, second: u64, Tally { requests, failed, by_answer: _ }: Tally) {
-        self.sent += requests;
-        self.failed += failed.len();
-        let room = FAILURES - self.failures.len();
-        self.failures.extend(failed.into_iter().take(room).map(|failure| format!("by {second} s: {failure}")));
-    }
-}
-
 /// Runs a soak; each sample is shown as it is taken.
 pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
     let database = MariaDb::start().await;
@@ -302,7 +269,7 @@ pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
 }
 
 /// The database as a service.
-fn database_job(port: u16) -> serde_json::Value {
+fn database_job(port: u16) -> Value {
     let mut job = job("db", 1, &["enable=true", "mode=tcp"], None);
     let group = &mut job["TaskGroups"][0];
     group["Networks"] = json!([]);
@@ -316,6 +283,7 @@ impl Soak<'_> {
     async fn watch(&self, connection: &Client, show: impl Fn(&Sample)) -> Report {
         let haproxy = &self.target.rig.haproxy;
         let (first, worker) = (self.target.measure().await, haproxy.worker().await);
+        let first_passes = self.target.passes().len();
         let hosts = self.hosts.clone();
         let load = Load::over(haproxy.port, REQUESTS_PER_SECOND, move || hosts.next());
         let (samples, requests) = (Mutex::new(Vec::<Sample>::new()), Mutex::new(Requests::default()));
@@ -327,7 +295,7 @@ impl Soak<'_> {
             let sample = Sample {
                 second,
                 phase: *self.phase.lock().unwrap(),
-                services: self.hosts.0.lock().unwrap().len(),
+                services: self.hosts.len(),
                 created: self.next.load(Ordering::Relaxed),
                 requests: requests.sent,
                 failed: requests.failed,
@@ -366,6 +334,7 @@ impl Soak<'_> {
         let (samples, requests) = (samples.into_inner().unwrap(), requests.into_inner().unwrap());
         let churn: Vec<&Sample> = samples.iter().filter(|sample| sample.phase == "churn").collect();
         let memory = |of: fn(&Sample) -> u64| Memory::of(&churn.iter().map(|sample| of(sample)).collect::<Vec<_>>());
+        let passes = self.target.passes().split_off(first_passes);
         let (validation, last) = (self.target.validate().await, samples.last().expect("the last sample"));
         let mut report = Report {
             haproxy: self.settings.series.clone(),
@@ -385,7 +354,9 @@ impl Soak<'_> {
             workers_at_most: samples.iter().map(|sample| sample.workers).max().unwrap_or_default(),
             workers_at_end: last.workers,
             routed_ms: Times::of(&self.routed.lock().unwrap()),
-            pass_ms: Times::of(&self.target.passes()),
+            pass_ms: Times::of(&passes.iter().map(|pass| pass.took).collect::<Vec<_>>()),
+            reloads_of_passes: passes.iter().map(|pass| pass.reloads).sum(),
+            reloads_of_a_pass: passes.iter().map(|pass| pass.reloads).max().unwrap_or_default(),
             unrouted: self.unrouted.lock().unwrap().clone(),
             late: self.late.lock().unwrap().clone(),
             validation_ms: validation.as_ref().ok().map(|time| time.as_secs_f64() * 1000.0),

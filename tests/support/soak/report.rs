@@ -98,8 +98,10 @@ pub struct Report {
     pub workers_at_end: usize,
     /// From a service's registration in Nomad to the first request that is routed to it.
     pub routed_ms: Times,
-    /// Passes of our controller that changed something.
+    /// Passes of our controller that changed something, and their reloads, in all and at most.
     pub pass_ms: Times,
+    pub reloads_of_passes: u64,
+    pub reloads_of_a_pass: u64,
     /// Services to which no request was routed within a minute.
     pub unrouted: Vec<String>,
     /// Growths, rolls and shrinkings that HAProxy did not have within two minutes.
@@ -142,8 +144,11 @@ impl Report {
             Without::Everything => {
                 hold(self.reloads == 0 && self.is_same_worker && self.workers_at_most == 1, reloads);
             }
-            // One for each batch of services, which has at least one.
-            Without::Servers => hold(self.reloads <= created + stopped, reloads),
+            // One for each batch of services, which a pass handles.
+            Without::Servers => {
+                hold(self.reloads_of_a_pass <= 1, format!("{} reloads in one pass", self.reloads_of_a_pass));
+                hold(self.reloads <= self.reloads_of_passes.min(created + stopped), reloads);
+            }
             Without::Nothing => {}
         }
         if settings.plane.without_reload(&settings.series) != Without::Nothing {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nomad_haproxy::haproxy::text::ConfigText;
 use procfs::process::Process;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::support::api::{Rig, Way};
 use crate::support::controller::{Controller, Env};
@@ -86,6 +87,12 @@ pub struct Measured {
     pub controller: u64,
 }
 
+/// A pass that changed something.
+pub struct Pass {
+    pub took: Duration,
+    pub reloads: u64,
+}
+
 impl Target {
     /// With a database that is reachable through HAProxy at `database`, behind the backend `db`.
     pub async fn start(plane: &Plane, series: &str, nomad: &str, database: u16, linger: Duration) -> Self {
@@ -136,11 +143,15 @@ impl Target {
         }
     }
 
-    /// How long the passes took that changed something.
-    pub fn passes(&self) -> Vec<Duration> {
+    /// The passes of our controller that changed something.
+    pub fn passes(&self) -> Vec<Pass> {
         let Driver::Ours(controller) = &self.driver else { return Vec::new() };
-        let took = |event: &serde_json::Value| event["took_ms"].as_u64().map(Duration::from_millis);
-        controller.events().iter().filter(|event| event["message"] == "applied").filter_map(took).collect()
+        let number = |event: &Value, name: &str| event[name].as_u64().expect("a number in each line of a pass");
+        let pass = |event: &Value| Pass {
+            took: Duration::from_millis(number(event, "took_ms")),
+            reloads: number(event, "reloads"),
+        };
+        controller.events().iter().filter(|event| event["message"] == "applied").map(pass).collect()
     }
 
     /// The addresses of a backend's servers that take traffic: those in service whose checks pass.
