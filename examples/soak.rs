@@ -79,10 +79,21 @@ impl Arguments {
 }
 
 fn show(sample: &Sample) {
-    let Sample { second, phase, services, created, requests, failed, reloads, workers, haproxy_kb, controller_kb } =
-        sample;
+    let Sample {
+        second,
+        phase,
+        services,
+        registered,
+        created,
+        requests,
+        failed,
+        reloads,
+        workers,
+        haproxy_kb,
+        controller_kb,
+    } = sample;
     eprintln!(
-        "{second:>5} s  {phase:<6}  {services:>4} services of {created:>5}  {failed} of {requests:>7} requests failed  \
+        "{second:>5} s  {phase:<6}  {services:>4} services of {created:>5}, {registered:>4} in Nomad  {failed} of {requests:>7} requests failed  \
          {reloads:>4} reloads  {workers:>2} workers  HAProxy {:>4} MB  controller {:>4} MB",
         haproxy_kb / 1024,
         controller_kb / 1024,

@@ -98,8 +98,9 @@ impl Soak<'_> {
         .await;
     }
 
+    /// Not purged: Nomad then forgets the allocations at once, and its client ends them two at a time, minutes later.
     async fn end(&self, service: &str) {
-        self.ask(Method::DELETE, &format!("/v1/job/{service}?purge=true"), None).await;
+        self.ask(Method::DELETE, &format!("/v1/job/{service}"), None).await;
     }
 
     /// Creates a service and waits until a request is routed to it.
@@ -289,13 +290,14 @@ impl Soak<'_> {
         let (samples, requests) = (Mutex::new(Vec::<Sample>::new()), Mutex::new(Requests::default()));
         let start = Instant::now();
         let sample = async || {
-            let measured = self.target.measure().await;
+            let (measured, registered) = (self.target.measure().await, self.registered().await);
             let (mut requests, second) = (requests.lock().unwrap(), start.elapsed().as_secs());
             requests.add(second, load.take());
             let sample = Sample {
                 second,
                 phase: *self.phase.lock().unwrap(),
                 services: self.hosts.len(),
+                registered,
                 created: self.next.load(Ordering::Relaxed),
                 requests: requests.sent,
                 failed: requests.failed,
@@ -332,8 +334,11 @@ impl Soak<'_> {
         sample().await;
         drop(load);
         let (samples, requests) = (samples.into_inner().unwrap(), requests.into_inner().unwrap());
-        let churn: Vec<&Sample> = samples.iter().filter(|sample| sample.phase == "churn").collect();
-        let memory = |of: fn(&Sample) -> u64| Memory::of(&churn.iter().map(|sample| of(sample)).collect::<Vec<_>>());
+        // From when on as many backends go as come.
+        let mut churn = samples.iter().filter(|sample| sample.phase == "churn");
+        let warm = churn.next().map_or(0, |first| first.second + self.settings.linger.as_secs());
+        let warmed: Vec<&Sample> = churn.filter(|sample| sample.second > warm).collect();
+        let memory = |of: fn(&Sample) -> u64| Memory::of(&warmed.iter().map(|sample| of(sample)).collect::<Vec<_>>());
         let passes = self.target.passes().split_off(first_passes);
         let (validation, last) = (self.target.validate().await, samples.last().expect("the last sample"));
         let mut report = Report {
@@ -369,6 +374,12 @@ impl Soak<'_> {
         };
         report.judge(self.settings);
         report
+    }
+
+    /// How many services Nomad has.
+    async fn registered(&self) -> usize {
+        let lists = self.nomad.try_call(Method::GET, "/v1/services?namespace=*", None).await.unwrap_or_default();
+        lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).map(Vec::len).sum()
     }
 
     /// The first difference between file and process, once nothing changes any more.

@@ -17,7 +17,10 @@ const FLAT_AFTER: Duration = Duration::from_secs(600);
 pub struct Sample {
     pub second: u64,
     pub phase: &'static str,
+    /// Those that requests are sent to.
     pub services: usize,
+    /// Those that Nomad has: also the ones that just come or go, and the database.
+    pub registered: usize,
     pub created: usize,
     pub requests: usize,
     pub failed: usize,
@@ -49,7 +52,7 @@ impl Times {
     }
 }
 
-/// Resident memory in kB at the beginning and at the end of the churn.
+/// Resident memory in kB, from when on as many backends go as come, and at the end of the churn.
 #[derive(Debug, Clone, Serialize)]
 pub struct Memory {
     pub first: u64,
