@@ -32,6 +32,7 @@ fn good() -> Report {
         reloads: 0,
         reloads_of_growth: 0,
         is_same_worker: true,
+        workers_at_start: 1,
         workers_at_most: 1,
         workers_at_end: 1,
         routed_ms: Times::of(&[Duration::from_millis(1)]),

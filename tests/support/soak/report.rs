@@ -97,6 +97,7 @@ pub struct Report {
     /// While no service came or went, only instances.
     pub reloads_of_growth: u64,
     pub is_same_worker: bool,
+    pub workers_at_start: usize,
     pub workers_at_most: usize,
     pub workers_at_end: usize,
     /// From a service's registration in Nomad to the first request that is routed to it.
@@ -142,10 +143,11 @@ impl Report {
         if let Some(difference) = &self.difference {
             hold(false, format!("file and process differ: {difference}"));
         }
-        let reloads = format!("{} reloads, {} workers at most", self.reloads, self.workers_at_most);
+        let Self { workers_at_start, workers_at_most, .. } = self;
+        let reloads = format!("{} reloads, {workers_at_most} workers at most, {workers_at_start} before", self.reloads);
         match settings.plane.without_reload(&settings.series) {
             Without::Everything => {
-                hold(self.reloads == 0 && self.is_same_worker && self.workers_at_most == 1, reloads);
+                hold(self.reloads == 0 && self.is_same_worker && workers_at_most <= workers_at_start, reloads);
             }
             // One for each batch of services, which a pass handles.
             Without::Servers => {
