@@ -49,10 +49,14 @@ bench-e2e: system tools ## What changes cost on a real HAProxy: reloads, API cal
 	target/release/examples/bench_e2e
 	target/release/examples/bench_fleet
 
+soak: system tools ## An hour of churn under requests: failures, reloads, memory (SOAK_MINUTES, SOAK_HAPROXY, SOAK_COMPARE=1)
+	$(CARGO) build --quiet --release --locked --bins --examples
+	target/release/examples/soak
+
 fuzz: system ## Generated catalogs over generated configurations (FUZZ_CASES, FUZZ_HAPROXY, FUZZ_JOBS)
 	FUZZ_CASES=$${FUZZ_CASES:-1000000} $(CARGO) test --profile fuzz --locked --test fuzz -- --nocapture
 
 clean: ## Remove what was built; the tools stay
 	$(CARGO) clean --release; rm -rf target/debug
 
-.PHONY: help system tools demo playground check test bench bench-e2e fuzz clean
+.PHONY: help system tools demo playground check test bench bench-e2e soak fuzz clean

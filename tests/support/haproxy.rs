@@ -204,6 +204,13 @@ impl Haproxy {
         self.proc().await.iter().filter(|line| line.contains(" worker ")).count()
     }
 
+    /// The process IDs of the master and of all workers, the old ones included.
+    pub async fn processes(&self) -> Vec<i32> {
+        let lines = self.proc().await;
+        let processes = lines.iter().filter(|line| line.contains(" worker ") || line.contains(" master "));
+        processes.map(|line| line.split_whitespace().next().unwrap().parse().unwrap()).collect()
+    }
+
     /// `backend/server` → (operational state, administrative state, address:port), as the process has them.
     pub async fn servers(&self) -> std::collections::BTreeMap<String, (String, String, String)> {
         let state = self.command("@1 show servers state").await;

@@ -29,8 +29,15 @@ pub struct Load {
 
 impl Load {
     pub fn start(port: u16, host: &str, per_second: u32) -> Self {
+        let host: Arc<str> = host.into();
+        Self::over(port, per_second, move || Some(host.clone()))
+    }
+
+    /// The host of each request is the next one of these; `None`: it is not sent. A request that is under way holds its
+    /// host.
+    pub fn over(port: u16, per_second: u32, next: impl Fn() -> Option<Arc<str>> + Send + 'static) -> Self {
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let (shared, host) = (tally.clone(), host.to_owned());
+        let shared = tally.clone();
         let task = tokio::spawn(async move {
             // A connection for each request: a worker that is replaced closes the idle ones, and a request that is
             // being sent on one at that time fails, whatever the load balancer does.
@@ -38,15 +45,19 @@ impl Load {
             let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
             loop {
                 tick.tick().await;
-                let (client, host, shared) = (client.clone(), host.clone(), shared.clone());
+                let Some(host) = next() else { continue };
+                let (client, shared) = (client.clone(), shared.clone());
                 tokio::spawn(async move {
                     let answer = get(&client, port, &host).await;
                     let mut tally = shared.lock().unwrap();
                     tally.requests += 1;
                     match answer {
                         Ok((200, body)) => *tally.by_answer.entry(body).or_default() += 1,
-                        Ok((status, _)) => tally.failed.push(format!("status {status}")),
-                        Err(error) => tally.failed.push(error),
+                        Ok((status, body)) => {
+                            let body: String = body.chars().take(60).collect();
+                            tally.failed.push(format!("{host}: status {status} {body}"));
+                        }
+                        Err(error) => tally.failed.push(format!("{host}: {error}")),
                     }
                 });
             }

@@ -78,6 +78,14 @@ impl Client {
         Self { queries, task }
     }
 
+    /// Whether it is open: one more query is answered.
+    pub async fn answers(&self) -> bool {
+        let before = self.queries.load(Ordering::Relaxed);
+        let more = async || (self.queries.load(Ordering::Relaxed) > before || self.task.is_finished()).then_some(());
+        wait_for("one more query", Duration::from_secs(20), more).await;
+        !self.task.is_finished()
+    }
+
     /// Panics if the connection has broken.
     pub fn still_there(&self) {
         assert!(

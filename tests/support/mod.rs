@@ -41,6 +41,7 @@ pub mod playground;
 pub mod process;
 pub mod prometheus;
 pub mod servers;
+pub mod soak;
 pub mod tls;
 
 use std::future::Future;

@@ -1,0 +1,205 @@
+//! The instances of a soak: addresses of the loopback network that one listener serves for as long as Nomad has them.
+//! Nomad runs no process for them, so that thousands of them fit on one machine.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::serve::IncomingStream;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinHandle;
+
+use crate::support::nomad::job;
+
+/// Between an instance's deregistration and its end, as the README has it.
+const SHUTDOWN_DELAY: Duration = Duration::from_secs(3);
+/// How long Nomad waits with the next instances of a roll once these run: longer than their first health check takes.
+const MIN_HEALTHY: Duration = Duration::from_secs(3);
+/// Settings with which people run services; all of a soak have the same.
+const TAGS: [&str; 2] = ["enable=true", "check.path=/health"];
+
+/// A version of a service: a roll makes another. It determines the addresses of its instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version(u16);
+
+impl Version {
+    /// The second and the third byte of its addresses.
+    fn bytes(self) -> [u8; 2] {
+        // Without 127.0, which other things on the machine use, and without 0 and 255, which mean more than an address.
+        let byte = |n: u16| u8::try_from(1 + n % 250).expect("1 to 250");
+        [byte(self.0 / 250), byte(self.0)]
+    }
+
+    /// The version that an address is of.
+    fn at(address: Ipv4Addr) -> Option<Self> {
+        let [_, second, third, _] = address.octets().map(u16::from);
+        Some(Self(second.checked_sub(1)? * 250 + third.checked_sub(1)?))
+    }
+
+    /// What all its addresses begin with.
+    pub fn prefix(self) -> String {
+        let [second, third] = self.bytes();
+        format!("127.{second}.{third}.")
+    }
+
+    /// The job of a service in this version. At most a quarter of its instances are replaced at the same time.
+    pub fn job(self, service: &str, count: u32, port: u16) -> Value {
+        let mut job = job(service, count, &TAGS, None);
+        job["Update"]["MaxParallel"] = count.div_ceil(4).into();
+        job["Update"]["MinHealthyTime"] = nanoseconds(MIN_HEALTHY).into();
+        let group = &mut job["TaskGroups"][0];
+        group["Networks"] = json!([]);
+        group["ShutdownDelay"] = nanoseconds(SHUTDOWN_DELAY).into();
+        group["Services"][0]["Address"] = format!("{}${{NOMAD_ALLOC_INDEX}}", self.prefix()).into();
+        group["Services"][0]["PortLabel"] = port.to_string().into();
+        // Nomad replaces instances when their task changes; a service alone is rewritten in place.
+        group["Tasks"][0]["Env"] = json!({"VERSION": self.0.to_string()});
+        job
+    }
+}
+
+/// As Nomad's API takes times.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).expect("seconds")
+}
+
+#[derive(Default)]
+struct Known {
+    /// The service of each version.
+    services: Vec<String>,
+    /// The allocation that has an address.
+    held: HashMap<Ipv4Addr, String>,
+    /// Addresses where nothing runs any more.
+    gone: HashSet<Ipv4Addr>,
+    /// When Nomad reported a service for the first time.
+    registered: HashMap<String, Instant>,
+}
+
+pub struct Instances {
+    pub port: u16,
+    known: Arc<Mutex<Known>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Instances {
+    /// Serves what this Nomad has.
+    pub fn start(nomad: &str) -> Self {
+        let known = Arc::new(Mutex::new(Known::default()));
+        let listener = on_loopback();
+        let port = listener.local_addr().unwrap().port();
+        let router = Router::new().fallback(answer).with_state(known.clone());
+        let service = router.into_make_service_with_connect_info::<Here>();
+        let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+        let following = tokio::spawn(follow(nomad.to_owned(), known.clone()));
+        Self { port, known, tasks: [serving, following] }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap()
+    }
+
+    /// A new version of a service.
+    pub fn version(&self, service: &str) -> Version {
+        let mut known = self.known();
+        let version = Version(u16::try_from(known.services.len()).expect("fewer versions than addresses"));
+        known.services.push(service.to_owned());
+        version
+    }
+
+    /// When Nomad reported this service for the first time.
+    pub fn registered(&self, service: &str) -> Option<Instant> {
+        self.known().registered.get(service).copied()
+    }
+}
+
+impl Drop for Instances {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A listener for every address of the loopback network, and for no other.
+fn on_loopback() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind_device(Some(b"lo")).unwrap();
+    socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).unwrap();
+    socket.listen(1024).unwrap()
+}
+
+/// The address that a connection was made to.
+#[derive(Clone)]
+struct Here(IpAddr);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Here {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self(stream.io().local_addr().map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.ip()))
+    }
+}
+
+/// An instance answers requests for its own service only, and not when it is gone.
+async fn answer(
+    ConnectInfo(Here(here)): ConnectInfo<Here>,
+    State(known): State<Arc<Mutex<Known>>>,
+    request: Request,
+) -> (StatusCode, String) {
+    let known = known.lock().unwrap();
+    let IpAddr::V4(here) = here else { return (StatusCode::NOT_FOUND, String::new()) };
+    let service = Version::at(here).and_then(|version| known.services.get(usize::from(version.0)));
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    match service {
+        Some(_) if known.gone.contains(&here) => (StatusCode::SERVICE_UNAVAILABLE, "gone".to_owned()),
+        Some(_) if request.uri().path() == "/health" => (StatusCode::OK, String::new()),
+        Some(service) if host.split('.').next() == Some(service) => (StatusCode::OK, service.clone()),
+        _ => (StatusCode::MISDIRECTED_REQUEST, format!("{here} is not of {host}")),
+    }
+}
+
+/// Follows Nomad's registrations.
+async fn follow(nomad: String, known: Arc<Mutex<Known>>) {
+    let (client, mut index) = (reqwest::Client::new(), 0);
+    loop {
+        let url = format!("{nomad}/v1/event/stream?topic=Service&index={index}");
+        let (mut buffer, stream) = (Vec::new(), client.get(url).send().await);
+        if let Ok(mut stream) = stream {
+            while let Ok(Some(chunk)) = stream.chunk().await {
+                buffer.extend_from_slice(&chunk);
+                while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = buffer.drain(..=end).collect();
+                    let Ok(entry) = serde_json::from_slice::<Value>(&line) else { continue };
+                    index = entry["Index"].as_u64().map_or(index, |seen| seen + 1);
+                    entry["Events"].as_array().into_iter().flatten().for_each(|event| take(event, &known));
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn take(event: &Value, known: &Arc<Mutex<Known>>) {
+    let service = &event["Payload"]["Service"];
+    let text = |name: &str| service[name].as_str().unwrap_or_default().to_owned();
+    let (Ok(address), allocation) = (text("Address").parse::<Ipv4Addr>(), text("AllocID")) else { return };
+    if event["Type"] == "ServiceRegistration" {
+        let mut known = known.lock().unwrap();
+        known.registered.entry(text("ServiceName")).or_insert_with(Instant::now);
+        known.gone.remove(&address);
+        known.held.insert(address, allocation);
+        return;
+    }
+    let known = known.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(SHUTDOWN_DELAY).await;
+        let mut known = known.lock().unwrap();
+        // Another one may have its address by now.
+        if known.held.get(&address) == Some(&allocation) {
+            known.held.remove(&address);
+            known.gone.insert(address);
+        }
+    });
+}

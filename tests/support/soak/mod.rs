@@ -1,0 +1,399 @@
+//! Services that come, grow, roll and go for a long time on a real Nomad, under requests and with a database connection
+//! open through HAProxy: what it costs, and whether all holds.
+
+mod instances;
+mod report;
+mod target;
+mod traffic;
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+use super::load::{self, Load};
+use super::mariadb::{Client, MariaDb};
+use super::nomad::{Nomad, job};
+use super::wait_for;
+
+use instances::{Instances, Version};
+pub use report::{Memory, Report, Sample, Times};
+pub use target::Plane;
+use target::Target;
+use traffic::{Hosts, Requests, host};
+
+/// Services that are created in a second, until all are there.
+const CREATED_PER_SECOND: u32 = 3;
+/// Services that are created, and stopped, in a second of churn.
+const REPLACED_PER_SECOND: u32 = 1;
+/// Services that are created at the same time at most: a slow target is not given more.
+const CREATING: usize = 64;
+const REQUESTS_PER_SECOND: u32 = 200;
+/// The size to which a service grows.
+const PEAK: u32 = 20;
+/// Services that grow at the same time.
+const GROWING: usize = 4;
+/// One of this many services grows before the churn begins.
+const GROWN_OF: usize = 10;
+const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+const UNROUTED_AFTER: Duration = Duration::from_secs(60);
+const LATE_AFTER: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub series: String,
+    pub plane: Plane,
+    pub services: usize,
+    /// How long the churn lasts, after all services are there and some have grown.
+    pub churn: Duration,
+    /// How long a backend stays when its service is gone: short enough that most are deleted before the end.
+    pub linger: Duration,
+}
+
+/// A service that is routed.
+#[derive(Debug)]
+struct Service {
+    name: String,
+    version: Version,
+    count: u32,
+}
+
+struct Soak<'a> {
+    settings: &'a Settings,
+    nomad: Nomad,
+    target: Target,
+    instances: Instances,
+    client: reqwest::Client,
+    next: AtomicUsize,
+    /// Those that nothing else is done with at this time, the oldest first.
+    idle: Mutex<VecDeque<Service>>,
+    /// The hosts that requests are sent to.
+    hosts: Hosts,
+    routed: Mutex<Vec<Duration>>,
+    unrouted: Mutex<Vec<String>>,
+    late: Mutex<Vec<String>>,
+    stopped: AtomicUsize,
+    grown: AtomicUsize,
+    phase: Mutex<&'static str>,
+}
+
+impl Soak<'_> {
+    /// Submits a service as it is to be.
+    async fn submit(&self, Service { name, version, count }: &Service) {
+        let job = version.job(name, *count, self.instances.port);
+        self.ask(Method::POST, "/v1/jobs", Some(json!({"Job": job}))).await;
+    }
+
+    /// A call to Nomad, repeated until it is taken: in an hour one may fail.
+    async fn ask(&self, method: Method, path: &str, body: Option<Value>) {
+        wait_for(&format!("Nomad to take {path}"), Duration::from_secs(30), async || {
+            self.nomad.try_call(method.clone(), path, body.clone()).await
+        })
+        .await;
+    }
+
+    /// Not purged: Nomad then forgets the allocations at once, and its client ends them two at a time, minutes later.
+    async fn end(&self, service: &str) {
+        self.ask(Method::DELETE, &format!("/v1/job/{service}"), None).await;
+    }
+
+    /// Creates a service and waits until a request is routed to it.
+    async fn create(&self) {
+        let name = format!("s{}", self.next.fetch_add(1, Ordering::Relaxed));
+        let service = Service { version: self.instances.version(&name), name, count: 1 };
+        self.submit(&service).await;
+        if let Ok(after) = timeout(UNROUTED_AFTER, self.first_answer(&service.name)).await {
+            self.routed.lock().unwrap().push(after);
+            self.hosts.add(&service.name);
+            self.idle.lock().unwrap().push_back(service);
+        } else {
+            self.end(&service.name).await;
+            self.unrouted.lock().unwrap().push(service.name);
+        }
+    }
+
+    /// From the registration of a service to the first answer.
+    async fn first_answer(&self, service: &str) -> Duration {
+        let (port, host, start) = (self.target.rig.haproxy.port, host(service), Instant::now());
+        while !load::get(&self.client, port, &host).await.is_ok_and(|(status, _)| status == 200) {
+            // Fine enough for what is measured, and no load of its own on a target that is slow.
+            sleep((start.elapsed() / 20).max(Duration::from_millis(20))).await;
+        }
+        let answered = std::time::Instant::now();
+        // Nomad's event may arrive after the answer.
+        let registered = wait_for(&format!("the registration of {service}"), UNROUTED_AFTER, async || {
+            self.instances.registered(service)
+        })
+        .await;
+        answered.saturating_duration_since(registered)
+    }
+
+    async fn stop(&self, service: Service) {
+        self.hosts.remove(&service.name).await;
+        self.end(&service.name).await;
+        self.stopped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Scales a service to the peak, rolls it there, and scales it back, under requests.
+    async fn grow(&self, mut service: Service) {
+        service.count = PEAK;
+        self.reach(&service).await;
+        service.version = self.instances.version(&service.name);
+        self.reach(&service).await;
+        service.count = 1;
+        self.reach(&service).await;
+        self.grown.fetch_add(1, Ordering::Relaxed);
+        self.idle.lock().unwrap().push_back(service);
+    }
+
+    /// Submits a service and waits until exactly its instances take traffic in HAProxy.
+    async fn reach(&self, service: &Service) {
+        self.submit(service).await;
+        let Service { name, version, count } = service;
+        let prefix = version.prefix();
+        let is_reached = async || {
+            let serving = self.target.serving(name).await;
+            serving.len() == *count as usize && serving.iter().all(|address| address.starts_with(&prefix))
+        };
+        let reached = async {
+            while !is_reached().await {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        if timeout(LATE_AFTER, reached).await.is_err() {
+            self.late.lock().unwrap().push(format!("{name}: {count} at {prefix}"));
+        }
+    }
+
+    fn oldest(&self) -> Option<Service> {
+        self.idle.lock().unwrap().pop_front()
+    }
+
+    fn phase(&self, phase: &'static str) {
+        *self.phase.lock().unwrap() = phase;
+    }
+
+    /// Numbers that come so often in a second.
+    fn ticks(per_second: u32) -> impl stream::Stream<Item = ()> {
+        let mut ticks = interval(Duration::from_secs(1) / per_second);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        stream::unfold(ticks, async |mut ticks| {
+            ticks.tick().await;
+            Some(((), ticks))
+        })
+    }
+
+    /// All services, one after the other.
+    async fn create_all(&self) {
+        let ticks = Self::ticks(CREATED_PER_SECOND).take(self.settings.services);
+        ticks.for_each_concurrent(CREATING, |()| self.create()).await;
+    }
+
+    /// Some of them grow, and nothing else happens.
+    async fn grow_some(&self) {
+        let some = (0..self.settings.services.div_ceil(GROWN_OF)).filter_map(|_| self.oldest());
+        let some: Vec<_> = some.collect();
+        stream::iter(some).for_each_concurrent(GROWING, |service| self.grow(service)).await;
+    }
+
+    /// A new service, and the end of the oldest one.
+    async fn replace(&self) {
+        self.create().await;
+        // With fewer, the oldest one has only just come.
+        let is_enough = self.idle.lock().unwrap().len() > self.settings.services / 2;
+        if let Some(service) = is_enough.then(|| self.oldest()).flatten() {
+            self.stop(service).await;
+        }
+    }
+
+    /// New services take the place of old ones, and others grow.
+    async fn churn(&self) {
+        let end = Instant::now() + self.settings.churn;
+        let is_over = || Instant::now() >= end;
+        let replaced = Self::ticks(REPLACED_PER_SECOND)
+            .take_while(|()| std::future::ready(!is_over()))
+            .for_each_concurrent(CREATING, |()| self.replace());
+        let growing = stream::iter(0..GROWING).for_each_concurrent(GROWING, |_| async {
+            while !is_over() {
+                match self.oldest() {
+                    Some(service) => self.grow(service).await,
+                    None => sleep(Duration::from_millis(100)).await,
+                }
+            }
+        });
+        tokio::join!(replaced, growing);
+    }
+}
+
+/// Runs a soak; each sample is shown as it is taken.
+pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
+    let database = MariaDb::start().await;
+    let nomad = Nomad::start().await;
+    let instances = Instances::start(&nomad.address);
+    let Settings { series, plane, services: _, churn: _, linger } = settings;
+    let target = Target::start(plane, series, &nomad.address, database.port, *linger).await;
+    if !matches!(plane, Plane::Connector(_)) {
+        nomad.submit(database_job(database.port)).await;
+    }
+    let soak = Soak {
+        settings,
+        nomad,
+        target,
+        instances,
+        client: reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap(),
+        next: AtomicUsize::new(0),
+        idle: Mutex::default(),
+        hosts: Hosts::default(),
+        routed: Mutex::default(),
+        unrouted: Mutex::default(),
+        late: Mutex::default(),
+        stopped: AtomicUsize::new(0),
+        grown: AtomicUsize::new(0),
+        phase: Mutex::new("start"),
+    };
+    // The first services of their settings may take a reload on any target. The connection comes after it, so that it
+    // is in the worker that stays.
+    soak.create().await;
+    soak.routed.lock().unwrap().clear();
+    let connection = Client::start(soak.target.database).await;
+    // A Data Plane API may keep a connection to an old one open.
+    let is_alone = soak.target.rig.api.is_none();
+    wait_for("the first workers to end", Duration::from_secs(60), async || {
+        (!is_alone || soak.target.measure().await.workers == 1).then_some(())
+    })
+    .await;
+    soak.watch(&connection, show).await
+}
+
+/// The database as a service.
+fn database_job(port: u16) -> Value {
+    let mut job = job("db", 1, &["enable=true", "mode=tcp"], None);
+    let group = &mut job["TaskGroups"][0];
+    group["Networks"] = json!([]);
+    group["Services"][0]["Address"] = "127.0.0.1".into();
+    group["Services"][0]["PortLabel"] = port.to_string().into();
+    job
+}
+
+impl Soak<'_> {
+    /// All phases, while it is measured.
+    async fn watch(&self, connection: &Client, show: impl Fn(&Sample)) -> Report {
+        let haproxy = &self.target.rig.haproxy;
+        let (first, worker) = (self.target.measure().await, haproxy.worker().await);
+        let first_passes = self.target.passes().len();
+        let hosts = self.hosts.clone();
+        let load = Load::over(haproxy.port, REQUESTS_PER_SECOND, move || hosts.next());
+        let (samples, requests) = (Mutex::new(Vec::<Sample>::new()), Mutex::new(Requests::default()));
+        let start = Instant::now();
+        let sample = async || {
+            let (measured, registered) = (self.target.measure().await, self.registered().await);
+            let (mut requests, second) = (requests.lock().unwrap(), start.elapsed().as_secs());
+            requests.add(second, load.take());
+            let sample = Sample {
+                second,
+                phase: *self.phase.lock().unwrap(),
+                services: self.hosts.len(),
+                registered,
+                created: self.next.load(Ordering::Relaxed),
+                requests: requests.sent,
+                failed: requests.failed,
+                reloads: measured.reloads - first.reloads,
+                workers: measured.workers,
+                haproxy_kb: measured.haproxy,
+                controller_kb: measured.controller,
+            };
+            show(&sample);
+            samples.lock().unwrap().push(sample);
+        };
+        let work = async {
+            self.phase("create");
+            self.create_all().await;
+            let before = haproxy.reloads().await;
+            self.phase("grow");
+            self.grow_some().await;
+            let of_growth = haproxy.reloads().await - before;
+            self.phase("churn");
+            self.churn().await;
+            of_growth
+        };
+        let sampling = async {
+            let mut ticks = interval(SAMPLE_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                sample().await;
+            }
+        };
+        let reloads_of_growth = tokio::select! { of_growth = work => of_growth, () = sampling => unreachable!() };
+        self.phase("end");
+        let difference = self.settled().await;
+        sample().await;
+        drop(load);
+        let (samples, requests) = (samples.into_inner().unwrap(), requests.into_inner().unwrap());
+        // From when on as many backends go as come.
+        let mut churn = samples.iter().filter(|sample| sample.phase == "churn");
+        let warm = churn.next().map_or(0, |first| first.second + self.settings.linger.as_secs());
+        let warmed: Vec<&Sample> = churn.filter(|sample| sample.second > warm).collect();
+        let memory = |of: fn(&Sample) -> u64| Memory::of(&warmed.iter().map(|sample| of(sample)).collect::<Vec<_>>());
+        let passes = self.target.passes().split_off(first_passes);
+        let (validation, last) = (self.target.validate().await, samples.last().expect("the last sample"));
+        let mut report = Report {
+            haproxy: self.settings.series.clone(),
+            plane: self.settings.plane.name(),
+            minutes: self.settings.churn.as_secs_f64() / 60.0,
+            created: last.created,
+            stopped: self.stopped.load(Ordering::Relaxed),
+            grown: self.grown.load(Ordering::Relaxed),
+            requests: requests.sent,
+            failed: requests.failed,
+            failures: requests.failures,
+            queries: connection.queries.load(Ordering::Relaxed),
+            is_connection_open: connection.answers().await,
+            reloads: last.reloads,
+            reloads_of_growth,
+            is_same_worker: haproxy.worker().await == worker,
+            workers_at_start: first.workers,
+            workers_at_most: samples.iter().map(|sample| sample.workers).max().unwrap_or_default(),
+            workers_at_end: last.workers,
+            routed_ms: Times::of(&self.routed.lock().unwrap()),
+            pass_ms: Times::of(&passes.iter().map(|pass| pass.took).collect::<Vec<_>>()),
+            reloads_of_passes: passes.iter().map(|pass| pass.reloads).sum(),
+            reloads_of_a_pass: passes.iter().map(|pass| pass.reloads).max().unwrap_or_default(),
+            unrouted: self.unrouted.lock().unwrap().clone(),
+            late: self.late.lock().unwrap().clone(),
+            validation_ms: validation.as_ref().ok().map(|time| time.as_secs_f64() * 1000.0),
+            refusal: validation.err(),
+            difference,
+            haproxy_kb: memory(|sample| sample.haproxy_kb),
+            controller_kb: memory(|sample| sample.controller_kb),
+            broken: Vec::new(),
+            samples: samples.clone(),
+        };
+        report.judge(self.settings);
+        report
+    }
+
+    /// How many services Nomad has.
+    async fn registered(&self) -> usize {
+        let lists = self.nomad.try_call(Method::GET, "/v1/services?namespace=*", None).await.unwrap_or_default();
+        lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).map(Vec::len).sum()
+    }
+
+    /// The first difference between file and process, once nothing changes any more.
+    async fn settled(&self) -> Option<String> {
+        let end = Instant::now() + LATE_AFTER;
+        loop {
+            let same = self.target.same().await;
+            if same.is_ok() || Instant::now() >= end {
+                return same.err();
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
