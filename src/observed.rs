@@ -152,7 +152,10 @@ impl Observed {
                     last = inherit(above.unwrap_or(Inherited { servers, ..Inherited::default() }), &directives);
                     named.insert(section.name.clone(), last.clone());
                     match profiles::owner_in(&section.name) {
-                        Some(name) if owner.has(name) => profiles.see_profile(&section, &directives[1..]),
+                        // With servers it is a line that a person put into a backend.
+                        Some(name) if owner.has(name) && !profiles::has_servers(&directives[1..]) => {
+                            profiles.see_profile(&section, &directives[1..]);
+                        }
                         Some(_) => {}
                         None => {
                             profiles.see_defaults(&text, &section, &directives[1..], owner);

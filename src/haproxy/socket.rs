@@ -42,6 +42,9 @@ impl fmt::Display for SocketAddress {
     }
 }
 
+/// Until the next attempt to connect to a socket whose queue is full.
+const FULL_QUEUE: Duration = Duration::from_millis(5);
+
 /// Why a command has no answer.
 #[derive(Debug, Error)]
 #[error("HAProxy's socket {address} does not answer: is HAProxy running, and may this user open the socket?")]
@@ -68,7 +71,7 @@ impl SocketAddress {
     pub async fn command(&self, command: &str, timeout: Duration) -> Result<String, SocketError> {
         let exchange = async {
             match self {
-                Self::Path(path) => exchange(UnixStream::connect(path).await?, command).await,
+                Self::Path(path) => exchange(connect(path).await?, command).await,
                 Self::Tcp(address) => exchange(TcpStream::connect(address).await?, command).await,
             }
         };
@@ -76,6 +79,17 @@ impl SocketAddress {
         let result: std::io::Result<String> =
             tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| Err(timed_out()));
         result.map_err(|source| SocketError { address: self.clone(), source })
+    }
+}
+
+/// Connects to a unix socket. One whose queue is full refuses with EAGAIN instead of waiting, as a TCP socket does
+/// (unix(7); seen on the master of HAProxy 3.4 under load). Bounded by the time-out of the command.
+async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(FULL_QUEUE).await,
+            result => return result,
+        }
     }
 }
 
@@ -91,6 +105,26 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, command: &str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A socket that accepts nobody yet, with a queue for one connection.
+    #[tokio::test]
+    async fn a_full_queue_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let socket = tokio::net::UnixSocket::new_stream().expect("a socket");
+        socket.bind(&path).expect("bound");
+        let listener = socket.listen(0).expect("a listener");
+        let waiting = UnixStream::connect(&path).await.expect("the queue has room for one");
+        assert_eq!(UnixStream::connect(&path).await.expect_err("it is full").kind(), ErrorKind::WouldBlock);
+        let asked = tokio::spawn(async move { command(&path, "show info", Duration::from_secs(60)).await });
+        drop((listener.accept().await.expect("the first"), waiting));
+        let (mut stream, _) = listener.accept().await.expect("the second");
+        let mut command = String::new();
+        stream.read_to_string(&mut command).await.expect("a command");
+        stream.write_all(b"Uptime: 1\n").await.expect("an answer");
+        drop(stream);
+        assert_eq!(asked.await.expect("a task").expect("an answer"), "Uptime: 1");
+    }
 
     #[test]
     fn what_ends_in_a_port_is_an_address_and_anything_else_a_path() {

@@ -82,6 +82,11 @@ pub(super) fn owner_in(name: &str) -> Option<&str> {
     is_digest.then_some(owner)
 }
 
+/// Whether a section has servers, which HAProxy accepts in no `defaults`.
+pub(super) fn has_servers(directives: &[Directive]) -> bool {
+    directives.iter().any(|directive| directive.keyword() == "server")
+}
+
 fn name_for(owner: &Owner, content: &str) -> String {
     let digest = format!("{:x}", Sha256::digest(content.as_bytes()));
     format!("{PREFIX}{}-{}", owner.name(), &digest[..DIGITS])
@@ -116,8 +121,7 @@ impl Profiles {
             at: above(text, section.lines.start),
         };
         // A section with servers is an edit that is not complete yet: HAProxy refuses it.
-        let has_servers = directives.iter().any(|directive| directive.keyword() == "server");
-        self.base = (section.from.is_none() && !has_servers).then_some(base);
+        self.base = (section.from.is_none() && !has_servers(directives)).then_some(base);
     }
 
     /// Takes a profile of ours.
