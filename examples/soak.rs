@@ -130,6 +130,7 @@ async fn main() -> ExitCode {
             services: arguments.services,
             churn,
             linger: LINGER.min(churn / LINGER_OF_CHURN),
+            grace: Duration::ZERO,
         };
         eprintln!("HAProxy {}, {}", settings.series, settings.plane.name());
         reports.push(run(&settings, show).await);

@@ -35,7 +35,7 @@
 //!   HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
-//!   what other owners marked.
+//!   what other owners marked, [`observed::Profiles`] what HAProxy 3.4 makes backends from at run time.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference, sorted by what needs a reload (`plan/live.rs`, the only place that decides it, by
 //!   [`plane::Capabilities`]); [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit

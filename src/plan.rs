@@ -9,6 +9,7 @@ mod live;
 mod part;
 mod process;
 pub mod reason;
+mod removal;
 pub mod review;
 pub mod servers;
 pub mod slots;
@@ -26,14 +27,15 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Mode, Note, Occupant, Owner, Server,
-    ServerName, Severity, SlotPolicy, State,
+    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Mode, Note, Owner, Server, ServerName,
+    Severity, SlotPolicy, State,
 };
 use crate::observed::{Observed, ObservedBackend, ProfileEdits};
 use crate::plane::Capabilities;
 pub use live::{Growth, NewServer};
 pub use part::{LeftOut, Part};
 pub use process::{Changes, Surplus, unresolved};
+use removal::{is_held, removal, vacated, without_the_gone};
 use slots::Seating;
 pub use uninstall::Kept;
 
@@ -585,57 +587,6 @@ fn rewrite(before: Option<&BackendSettings>, after: &BackendSettings) -> Rewrite
         }
         _ => Rewrite::Settings,
     }
-}
-
-/// What happens to a backend that no service needs any more.
-struct Removal {
-    /// What is done now.
-    now: Option<Edit>,
-    /// Until when it stays without instances, since 1970, unless there is a reload before.
-    lingers_until: Option<Duration>,
-}
-
-/// It is emptied at once, and deleted when it has been empty for a while or when there is a reload anyway: so rolling,
-/// or stopping and starting, a service of one instance costs no reload. A server that a person put into our backend
-/// keeps it, and one that drains keeps it until the drain is over. `stays`: HAProxy refuses to lose it, as a frontend
-/// names it, or a service of it is held, so it stays without the instances that are gone.
-fn removal(observed: &ObservedBackend, held: &Held, options: &Options, stays: bool) -> Removal {
-    let freed = slots::vacate(&observed.servers, |occupant| held.keeps(occupant), options.now);
-    let emptied = vacated(observed, &freed);
-    if stays || freed.iter().any(|server| server.state() != State::Maint) {
-        return Removal { now: emptied, lingers_until: None };
-    }
-    if !observed.is_ours() || !observed.foreign.is_empty() {
-        return Removal { now: only_servers(observed, &[], options.capabilities), lingers_until: None };
-    }
-    let since = Duration::from_millis(freed.iter().filter_map(Server::freed).max().unwrap_or_default());
-    let until = since.saturating_add(options.linger);
-    // A server without an instance may be put into service by its agent.
-    if options.linger.is_zero() || until <= options.now || observed.agent_check.now {
-        let is_live = live::deletes(options.capabilities, observed);
-        return Removal { now: Some(Edit::Delete { is_live }), lingers_until: None };
-    }
-    Removal { now: emptied, lingers_until: Some(until) }
-}
-
-/// A backend that is left as it is, except for the instances that are gone: no instance stays in service because
-/// HAProxy refuses something else.
-fn without_the_gone(desired: &Backend, observed: &ObservedBackend, held: &Held, now: Duration) -> Option<Edit> {
-    let present: BTreeSet<_> = desired.instances.iter().map(|instance| &instance.id).collect();
-    let stays = |occupant: &Occupant| occupant.id().is_some_and(|id| present.contains(id)) || held.keeps(occupant);
-    vacated(observed, &slots::vacate(&observed.servers, stays, now))
-}
-
-/// Only the edits that free slots: a line that a person changed is left for later.
-fn vacated(observed: &ObservedBackend, servers: &[Server]) -> Option<Edit> {
-    let mut edits = differences(observed, servers, Capabilities::default());
-    edits.retain(|edit| matches!(edit, ServerEdit::Set { before: Some(_), .. }));
-    (!edits.is_empty()).then_some(Edit::Servers(edits))
-}
-
-/// Whether it belongs to a service that is held, with or without an instance.
-fn is_held(observed: &ObservedBackend, held: &Held) -> bool {
-    observed.ownership.services().iter().any(|service| held.holds(service))
 }
 
 fn only_servers(observed: &ObservedBackend, servers: &[Server], capabilities: Capabilities) -> Option<Edit> {

@@ -390,12 +390,17 @@ async fn a_restored_state_with_a_lower_index_is_read_within_one_resync() {
     wait_for_seated(&rig, 2).await;
     wait_for_events(&controller, true).await;
     let snapshot = nomad.snapshot().await;
+    let index = controller.metric("nomad_haproxy_catalog_index").await;
     for round in 0..10_u32 {
         nomad.submit(job("api", 2, &["enable=true", "check.disabled", &format!("weight={}", 10 + round)], None)).await;
     }
     nomad.submit(one("later", 1)).await;
     wait_for_seated(&rig, 3).await;
-    let index = controller.metric("nomad_haproxy_catalog_index").await;
+    // The file has it before the status of the pass is out.
+    let index = wait_for("its index", Duration::from_secs(20), async || {
+        Some(controller.metric("nomad_haproxy_catalog_index").await).filter(|now| *now > index)
+    })
+    .await;
     let streams = reads(&controller, "stream").await;
 
     nomad.restore(snapshot).await;

@@ -38,6 +38,9 @@ everywhere!(a_bad_server_beside_a_file_that_is_repaired, servers::bad_beside_rep
 /// A name that does not resolve anywhere.
 const NOWHERE: &str = "no.such.host.invalid";
 
+/// With this a new service takes a reload on every HAProxy.
+const STATIC: &[&str] = &["balance=source"];
+
 /// An instance on a port, which is also its ID.
 fn instance(service: &str, port: u16, tags: &[&str]) -> Value {
     let tags: Vec<&str> = ["enable=true", "check.disabled"].iter().chain(tags).copied().collect();
@@ -157,11 +160,11 @@ mod servers {
         assert_eq!(rig.haproxy.reloads().await, 1);
 
         // Ten instances of two services, in three backends; something else changes in each of them.
-        let mut services = [good(&[2002, 2004]), vec![other(2003), instance("alone", 2050, &[])]].concat();
+        let mut services = [good(&[2002, 2004]), vec![other(2003), instance("alone", 2050, STATIC)]].concat();
         services.extend((2010..2014).map(|port| unnameable("api", port, SHARED)));
         services.extend((2014..2017).map(|port| unnameable("other", port, SHARED)));
         services.extend((2017..2020).map(|port| unnameable("only-bad", port, &[])));
-        services.push(unnameable("alone", 2051, &[]));
+        services.push(unnameable("alone", 2051, STATIC));
         write_catalog(&rig.catalog(), &services);
         let said = apply_failing(&rig.env(), &rig.catalog()).await;
         is_gone(&rig, 2001).await;
@@ -401,7 +404,7 @@ async fn comes_back(rig: &Rig, plane: Arc<dyn Plane>) {
 
     // A reload by another client, at a bad moment; and an instance is gone.
     hosts("\n");
-    write_catalog(&rig.catalog(), &[named(), instance("api", 2002, &[]), instance("new", 2003, &[])]);
+    write_catalog(&rig.catalog(), &[named(), instance("api", 2002, &[]), instance("new", 2003, STATIC)]);
     let status = pass(&mut controller, start, 1).await;
     assert!(is_noted(&status) && status.reloads == 1, "{status:?}");
     is_gone(rig, 2001).await;
@@ -473,7 +476,7 @@ async fn left_out(rig: &Rig, plane: Arc<dyn Plane>) {
     let worker = rig.haproxy.worker().await;
     let status = pass(&mut controller, start, 2).await;
     assert_eq!((status.failed_reloads, status.reloads, rig.haproxy.worker().await), (0, 0, worker));
-    services.push(instance("later", 2030, &[]));
+    services.push(instance("later", 2030, STATIC));
     write_catalog(&rig.catalog(), &services);
     let status = pass(&mut controller, start, 3).await;
     assert_eq!((status.failed_reloads, status.reloads), (0, 1));

@@ -288,7 +288,7 @@ async fn a_reload_that_fails_leaves_the_good_configuration_everywhere() {
         let worker = rig.haproxy.worker().await;
 
         let mut both = api(&[2002, 2003]);
-        both.push(registration("new", "n", 1, 2009, &["enable=true"]));
+        both.push(registration("new", "n", 1, 2009, &["enable=true", "balance=source"]));
         write_catalog(&rig.catalog(), &both);
         let catalog = rig.catalog().display().to_string();
         let output = run(&rig.env(), &["apply", "--catalog", &catalog]).await;
@@ -386,7 +386,7 @@ async fn a_change_that_failed_to_load_waits_for_another_haproxy() {
         rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
         let change = |ports: &[u16]| {
             let mut all = api(ports);
-            all.push(registration("new", "n", 1, 2009, &["enable=true"]));
+            all.push(registration("new", "n", 1, 2009, &["enable=true", "balance=source"]));
             write_catalog(&rig.catalog(), &all);
         };
         change(&[2001]);
@@ -462,7 +462,7 @@ async fn structural_changes_that_come_together_make_one_reload() {
     let more: Vec<u16> = (2002..2012).collect();
     with(&["a", "b", "c"], &more);
     wait_for("the first instance to be out", Duration::from_secs(3), async || {
-        (rig.haproxy.servers().await["api/api_1"].2 != "127.0.0.1:2001").then_some(())
+        rig.haproxy.servers().await.values().all(|server| server.2 != "127.0.0.1:2001").then_some(())
     })
     .await;
     assert_eq!(rig.haproxy.reloads().await, 1);

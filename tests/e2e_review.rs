@@ -154,7 +154,7 @@ async fn failed_reload(rig: Rig, _way: Way) {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = format!("bind 127.0.0.1:{}\n    acl is_shop", taken.local_addr().unwrap().port());
     rig.edit(|text| text.replacen("acl is_shop", &bind, 1)).await;
-    write_catalog(&rig.catalog(), &[first, registration("api", "1", 1, 2001, &["enable=true"])]);
+    write_catalog(&rig.catalog(), &[first, registration("api", "1", 1, 2001, &["enable=true", "balance=source"])]);
     review(&rig).await;
     let foreign = rig.foreign();
     let (applied, said) = apply_reviewed(&rig).await;

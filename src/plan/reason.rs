@@ -1,4 +1,4 @@
-//! Why a change takes a reload: what [`super::live`] decided, in words.
+//! Why a change takes a reload: what `plan/live.rs` decided, in words.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -299,6 +299,11 @@ impl Rig {
         }
     }
 
+    /// Whether backends come and go without a reload, with [`Rig::env`].
+    pub fn makes_backends(&self) -> bool {
+        self.series == "3.4" && self.api.is_none()
+    }
+
     pub fn env_with(&self, more: &[(&str, &str)]) -> Env {
         let mut env = self.env();
         env.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));

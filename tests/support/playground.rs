@@ -52,7 +52,7 @@ impl Playground {
         self.apply().await;
     }
 
-    /// A change that needs one: a new backend.
+    /// A change that needs one on every HAProxy: a new backend with a static algorithm.
     pub async fn reload(&mut self) {
         self.structural += 1;
         self.apply().await;
@@ -95,8 +95,7 @@ fn catalog(database: u16, live: u64, structural: u16) -> Vec<Value> {
         all.push(registration("db", "db-beside", 2, database, &["enable=true", "mode=tcp"]));
     }
     all.extend((0..=(live % 3)).map(|n| registration("site", &format!("site-{n}"), n + 1, 3000, &["enable=true"])));
-    all.extend(
-        (0..structural).map(|n| registration(&format!("new-{n}"), &format!("new-{n}"), 1, 3001, &["enable=true"])),
-    );
+    let new = |n| registration(&format!("new-{n}"), &format!("new-{n}"), 1, 3001, &["enable=true", "balance=source"]);
+    all.extend((0..structural).map(new));
     all
 }

@@ -88,15 +88,15 @@ pub struct Instances {
 }
 
 impl Instances {
-    /// Serves what this Nomad has.
-    pub fn start(nomad: &str) -> Self {
+    /// Serves what this Nomad has. Who is gone answers until `grace` after its `shutdown_delay`.
+    pub fn start(nomad: &str, grace: Duration) -> Self {
         let known = Arc::new(Mutex::new(Known::default()));
         let listener = on_loopback();
         let port = listener.local_addr().unwrap().port();
         let router = Router::new().fallback(answer).with_state(known.clone());
         let service = router.into_make_service_with_connect_info::<Here>();
         let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
-        let following = tokio::spawn(follow(nomad.to_owned(), known.clone()));
+        let following = tokio::spawn(follow(nomad.to_owned(), known.clone(), SHUTDOWN_DELAY + grace));
         Self { port, known, tasks: [serving, following] }
     }
 
@@ -161,7 +161,7 @@ async fn answer(
 }
 
 /// Follows Nomad's registrations.
-async fn follow(nomad: String, known: Arc<Mutex<Known>>) {
+async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
     let (client, mut index) = (reqwest::Client::new(), 0);
     loop {
         let url = format!("{nomad}/v1/event/stream?topic=Service&index={index}");
@@ -173,7 +173,7 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>) {
                     let line: Vec<u8> = buffer.drain(..=end).collect();
                     let Ok(entry) = serde_json::from_slice::<Value>(&line) else { continue };
                     index = entry["Index"].as_u64().map_or(index, |seen| seen + 1);
-                    entry["Events"].as_array().into_iter().flatten().for_each(|event| take(event, &known));
+                    entry["Events"].as_array().into_iter().flatten().for_each(|event| take(event, &known, delay));
                 }
             }
         }
@@ -181,7 +181,7 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>) {
     }
 }
 
-fn take(event: &Value, known: &Arc<Mutex<Known>>) {
+fn take(event: &Value, known: &Arc<Mutex<Known>>, delay: Duration) {
     let service = &event["Payload"]["Service"];
     let text = |name: &str| service[name].as_str().unwrap_or_default().to_owned();
     let (Ok(address), allocation) = (text("Address").parse::<Ipv4Addr>(), text("AllocID")) else { return };
@@ -194,7 +194,7 @@ fn take(event: &Value, known: &Arc<Mutex<Known>>) {
     }
     let known = known.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(SHUTDOWN_DELAY).await;
+        tokio::time::sleep(delay).await;
         let mut known = known.lock().unwrap();
         // Another one may have its address by now.
         if known.held.get(&address) == Some(&allocation) {

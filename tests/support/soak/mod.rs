@@ -54,6 +54,8 @@ pub struct Settings {
     pub churn: Duration,
     /// How long a backend stays when its service is gone: short enough that most are deleted before the end.
     pub linger: Duration,
+    /// How much longer than its `shutdown_delay` an instance answers: a machine that runs other tests has no time limits.
+    pub grace: Duration,
 }
 
 /// A service that is routed.
@@ -235,8 +237,8 @@ impl Soak<'_> {
 pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
     let database = MariaDb::start().await;
     let nomad = Nomad::start().await;
-    let instances = Instances::start(&nomad.address);
-    let Settings { series, plane, services: _, churn: _, linger } = settings;
+    let instances = Instances::start(&nomad.address, settings.grace);
+    let Settings { series, plane, services: _, churn: _, linger, grace: _ } = settings;
     let target = Target::start(plane, series, &nomad.address, database.port, *linger).await;
     if !matches!(plane, Plane::Connector(_)) {
         nomad.submit(database_job(database.port)).await;
