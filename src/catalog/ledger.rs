@@ -110,6 +110,8 @@ pub struct Ticket {
     hints: u64,
     /// An answer with a lower index is from before this moment.
     index: u64,
+    /// The highest index of any hint until then.
+    highest: u64,
 }
 
 /// The answer about one service: its registrations at an index, or why there is none.
@@ -284,7 +286,7 @@ impl Ledger {
     /// What is to be read now; at a resync, everything.
     pub fn todo(&self, is_resync: bool) -> (Ticket, Todo) {
         let index = self.known.as_ref().map_or(0, |known| known.catalog.index).max(self.listed);
-        let ticket = Ticket { hints: self.hints, index };
+        let ticket = Ticket { hints: self.hints, index, highest: self.highest };
         let Some(known) = &self.known else { return (ticket, Todo::Everything(Cause::Start)) };
         let many = ALWAYS_SINGLE.max(known.catalog.services.len());
         let todo = match self.everything {
@@ -320,6 +322,10 @@ impl Ledger {
             self.everything.is_some_and(|(cause, number)| cause == Cause::IndexWentBack && !is_later(number));
         if !is_noticed && catalog.index < ticket.index {
             self.forgets_indexes();
+        }
+        // The events are of a state from before a restore: one of their indexes may come again.
+        if catalog.index < ticket.highest {
+            self.explained.clear();
         }
         self.highest = self.highest.max(catalog.index);
         self.everything = self.everything.filter(|(_, number)| is_later(*number));
