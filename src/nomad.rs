@@ -7,7 +7,7 @@ mod lines;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -205,7 +205,7 @@ impl Nomad {
     /// Begins an answer that has no end, in lines. 200 is no permission yet: Nomad sends it before it looks at the
     /// token (seen).
     pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, NomadError> {
-        let request = self.request(path, query)?;
+        let request = self.request(Method::GET, path, query)?;
         let response = match tokio::time::timeout(TIMEOUT, request.send()).await {
             Ok(response) => response.map_err(|source| self.unreachable(path, source))?,
             Err(_) => return Err(NomadError::Stream("Nomad did not answer the request for the event stream")),
@@ -226,7 +226,7 @@ impl Nomad {
         timeout: Duration,
         consistency: Consistency,
     ) -> Result<Read<T>, NomadError> {
-        let mut request = self.request(path, query)?.timeout(timeout);
+        let mut request = self.request(Method::GET, path, query)?.timeout(timeout);
         if let Consistency::Any(_) = consistency {
             request = request.query(&[("stale", "true")]);
         }
@@ -258,8 +258,14 @@ impl Nomad {
         Ok(Read { index, value })
     }
 
-    fn request(&self, path: &str, query: &[(&str, &str)]) -> Result<reqwest::RequestBuilder, NomadError> {
-        let mut request = self.http.get(format!("{}{path}", self.base)).query(query);
+    /// With the region and the token of the settings.
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<reqwest::RequestBuilder, NomadError> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).query(query);
         if let Some(region) = &self.settings.region {
             request = request.query(&[("region", region)]);
         }

@@ -402,12 +402,17 @@ impl Ledger {
     }
 
     fn watches(&self, namespace: &str) -> bool {
-        self.namespaces.iter().any(|watched| watched == "*" || watched == namespace)
+        watches(&self.namespaces, namespace)
     }
 
     fn is_unread(&self, namespace: &str) -> bool {
         self.known.as_ref().is_some_and(|known| known.catalog.namespaces.contains_key(namespace))
     }
+}
+
+/// Whether a namespace is among the watched ones; `*` is all.
+pub(super) fn watches(namespaces: &[String], namespace: &str) -> bool {
+    namespaces.iter().any(|watched| watched == "*" || watched == namespace)
 }
 
 /// Whether a service can be requested by its name: `a/b` is answered with 405 (recorded), and `.` and `..` do not

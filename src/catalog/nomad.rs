@@ -15,7 +15,7 @@ use crate::nomad::{Consistency, Lines, Nomad, NomadError, Read};
 use crate::plan::guard::Fate;
 
 use super::hints::Hints;
-use super::ledger::{Answer, Cause, Todo, is_readable};
+use super::ledger::{self, Answer, Cause, Todo, is_readable};
 use super::{Catalog, Fetched, Registration, Unread, fate};
 
 /// Parallel calls. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5 take 0.2 s
@@ -322,6 +322,6 @@ impl NomadCatalog {
     }
 
     fn watches(&self, namespace: &str) -> bool {
-        self.namespaces.iter().any(|watched| watched == "*" || watched == namespace)
+        ledger::watches(&self.namespaces, namespace)
     }
 }

@@ -157,6 +157,12 @@ impl Server {
         }
     }
 
+    /// What does not change at run time: `maxconn`, `backup`, and whether its line turns the check on.
+    pub fn fixed(&self) -> (Option<u32>, bool, bool) {
+        let ServerOptions { weight: _, maxconn, backup } = self.options;
+        (maxconn, backup, self.check)
+    }
+
     /// For a free slot: when it was freed, in milliseconds since 1970; 0: it was never used. Before 0.2 it was a count.
     pub fn freed(&self) -> Option<u64> {
         match self.occupant {

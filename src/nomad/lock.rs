@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use reqwest::StatusCode;
-use secrecy::ExposeSecret;
+use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -259,19 +258,9 @@ impl VariableLock {
 
     async fn put(&self, operation: &str, body: &Value, timeout: Duration) -> Result<(StatusCode, Vec<u8>), NomadError> {
         let LockConfig { path, namespace, ttl: _ } = &self.config;
-        let Nomad { http, base, settings } = &self.nomad;
-        let mut request = http.put(format!("{base}/v1/var/{path}?{operation}")).json(body).timeout(timeout);
-        request = request.query(&[("namespace", namespace)]);
-        if let Some(region) = &settings.region {
-            request = request.query(&[("region", region)]);
-        }
-        if let Some(token) = self.nomad.token()? {
-            request = request.header("X-Nomad-Token", token.expose_secret());
-        }
-        let unreachable = |source: reqwest::Error| NomadError::Unreachable {
-            address: settings.address.clone(),
-            source: source.without_url(),
-        };
+        let path = format!("/v1/var/{path}?{operation}");
+        let request = self.nomad.request(Method::PUT, &path, &[("namespace", namespace)])?.json(body).timeout(timeout);
+        let unreachable = |source| self.nomad.unreachable(&path, source);
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         Ok((status, response.bytes().await.map_err(unreachable)?.to_vec()))

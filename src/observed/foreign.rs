@@ -53,9 +53,7 @@ impl Foreign {
             places.entry(place).or_default().push(meaning);
         }
         for ((_, _, keyword), meanings) in &mut places {
-            if !ORDERED.contains(&keyword.as_str()) {
-                meanings.sort_unstable();
-            }
+            without_order(keyword, meanings);
         }
         Self(places)
     }
@@ -179,6 +177,13 @@ fn is_proxy(section: &Section) -> bool {
     matches!(section.kind.as_str(), "frontend" | "backend" | "listen")
 }
 
+/// Sorts what the API may have written in another order.
+fn without_order(keyword: &str, meanings: &mut [String]) {
+    if !ORDERED.contains(&keyword) {
+        meanings.sort_unstable();
+    }
+}
+
 /// The meaning of a section's directives, for comparing it with a copy that the Data Plane API may have rendered.
 pub(super) fn content_of(directives: &[Directive]) -> String {
     let mut by_keyword: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -186,9 +191,7 @@ pub(super) fn content_of(directives: &[Directive]) -> String {
         by_keyword.entry(directive.keyword()).or_default().push(meaning(directive.clone()));
     }
     for (keyword, meanings) in &mut by_keyword {
-        if !ORDERED.contains(keyword) {
-            meanings.sort_unstable();
-        }
+        without_order(keyword, meanings);
     }
     by_keyword.into_values().flatten().collect::<Vec<_>>().join("\u{1e}")
 }

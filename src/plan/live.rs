@@ -182,8 +182,7 @@ impl ServerEdit {
             Self::Set { before: Some(before), after, fixed_weight } => (before, after, fixed_weight),
             Self::Set { before: None, .. } => return false,
         };
-        let ServerOptions { weight, maxconn, backup } = after.options;
-        let fixed = (maxconn, backup, after.check) == (before.options.maxconn, before.options.backup, before.check);
+        let (weight, fixed) = (after.options.weight, after.fixed() == before.fixed());
         // The process accepts no host name, and no address for a server whose name did not resolve. A server in
         // maintenance needs none.
         let address = (&before.address, before.port) == (&after.address, after.port)

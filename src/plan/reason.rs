@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::desired::{Address, BackendName, BackendSettings, Server, ServerOptions};
+use crate::desired::{Address, BackendName, BackendSettings, Server};
 use crate::observed::{Observed, ObservedBackend, is_static};
 
 use super::{Edit, Options, Plan, Rewrite, ServerEdit, Surplus};
@@ -109,17 +109,11 @@ fn of_server(edit: &ServerEdit, section: Option<&ObservedBackend>, options: &Opt
     let algorithm = fixed.map(|section| Reason::Algorithm(section.balance.clone()));
     match edit {
         ServerEdit::Set { before: None, .. } => Reason::Edited,
-        ServerEdit::Set { before: Some(before), after, fixed_weight: _ } => {
-            let options = |server: &Server| {
-                let ServerOptions { weight: _, maxconn, backup } = server.options;
-                (maxconn, backup, server.check)
-            };
-            match (before, after) {
-                _ if options(before) != options(after) => Reason::Options,
-                _ if before.address != after.address => Reason::HostName,
-                _ => algorithm.unwrap_or(Reason::Options),
-            }
-        }
+        ServerEdit::Set { before: Some(before), after, fixed_weight: _ } => match (before, after) {
+            _ if before.fixed() != after.fixed() => Reason::Options,
+            _ if before.address != after.address => Reason::HostName,
+            _ => algorithm.unwrap_or(Reason::Options),
+        },
         ServerEdit::Add { .. } | ServerEdit::Remove { .. } if !options.capabilities.servers => Reason::NoSocket,
         ServerEdit::Add { server, .. } if matches!(server.address, Address::Host(_)) => Reason::HostName,
         ServerEdit::Add { .. } | ServerEdit::Remove { .. } => algorithm.unwrap_or(Reason::Inherited),
