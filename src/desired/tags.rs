@@ -9,7 +9,7 @@ mod value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Balance, Mode, ServerOptions, Timing};
+use super::{Balance, CookieName, Mode, ProxyProtocol, Sni, Timeouts, Timing, Verify};
 
 pub use table::{Level, TABLE, Tag};
 pub(crate) use value::MAX_DURATION;
@@ -70,6 +70,25 @@ pub struct CheckTags {
     pub disabled: bool,
 }
 
+/// The tags of one server, each as far as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerTags {
+    /// `weight`.
+    pub weight: Option<u16>,
+    /// `maxconn`.
+    pub maxconn: Option<u32>,
+    /// `backup`.
+    pub backup: bool,
+    /// `proxy-protocol`.
+    pub proxy: Option<ProxyProtocol>,
+    /// `ssl`.
+    pub ssl: bool,
+    /// `ssl.verify`.
+    pub verify: Option<Verify>,
+    /// `sni`.
+    pub sni: Option<Sni>,
+}
+
 /// The meaning of one registration's tags.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Intent {
@@ -85,8 +104,12 @@ pub struct Intent {
     pub balance: Option<Balance>,
     /// `check.*`.
     pub check: CheckTags,
-    /// `weight`, `maxconn`, `backup`.
-    pub server: ServerOptions,
+    /// `cookie`.
+    pub cookie: Option<CookieName>,
+    /// `timeout.*`.
+    pub timeouts: Timeouts,
+    /// Those of a server, but for `drain`.
+    pub server: ServerTags,
     /// `drain`.
     pub drain: Option<Duration>,
     /// `slots`.
@@ -236,7 +259,7 @@ mod tests {
             let text = complaints.concat();
             assert!(!text.is_empty() || name.starts_with("backend.name"), "{name}");
             assert!(text.len() < 1000, "{}", text.len());
-            assert!(intent.check == CheckTags::default() && intent.server == ServerOptions::default(), "{intent:?}");
+            assert!(intent.check == CheckTags::default() && intent.server == ServerTags::default(), "{intent:?}");
             assert_eq!(intent.enable, if name.starts_with("enable") { Enable::Unclear } else { Enable::Unsaid });
         }
     }

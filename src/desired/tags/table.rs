@@ -2,6 +2,7 @@
 
 use super::value::{duration, flag, host, method, names, needed, number, parsed, path, status};
 use super::{BackendTag, CheckType, Enable, Intent};
+use crate::desired::{ProxyProtocol, Verify};
 
 /// Whose tag counts, and what it configures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +13,8 @@ pub enum Level {
     Service,
     /// A backend's section. The tags of the newest registration count; they have no effect if the section is not ours.
     Backend,
-    /// The health check in a backend's section; as for [`Self::Backend`].
+    /// The health check in a backend's section; as for [`Self::Backend`]. Whether there is a check at all is not
+    /// of the section: it holds in any backend, so that is of [`Self::Service`].
     Check,
     /// One server. Each registration's own tags count.
     Server,
@@ -129,6 +131,42 @@ pub const TABLE: &[Tag] = &[
         take: |intent, value| parsed(value).map(|balance| intent.balance = Some(balance)),
     },
     Tag {
+        name: "cookie",
+        level: Level::Backend,
+        values: "the name of a cookie that HAProxy sets, by which a client stays with its server (`insert indirect \
+                 nocache`). Only in mode `http`",
+        default: "none",
+        take: |intent, value| parsed(value).map(|cookie| intent.cookie = Some(cookie)),
+    },
+    Tag {
+        name: "timeout.connect",
+        level: Level::Backend,
+        values: "a time from 1ms to 24h: for a connection to a server",
+        default: "that of `defaults`",
+        take: |intent, value| duration(value).map(|time| intent.timeouts.connect = Some(time)),
+    },
+    Tag {
+        name: "timeout.server",
+        level: Level::Backend,
+        values: "a time: for data from a server",
+        default: "that of `defaults`",
+        take: |intent, value| duration(value).map(|time| intent.timeouts.server = Some(time)),
+    },
+    Tag {
+        name: "timeout.queue",
+        level: Level::Backend,
+        values: "a time: for a place at a server, where `maxconn` limits them",
+        default: "that of `defaults`",
+        take: |intent, value| duration(value).map(|time| intent.timeouts.queue = Some(time)),
+    },
+    Tag {
+        name: "timeout.tunnel",
+        level: Level::Backend,
+        values: "a time: for data in either direction on a WebSocket or another tunnel",
+        default: "that of `defaults`",
+        take: |intent, value| duration(value).map(|time| intent.timeouts.tunnel = Some(time)),
+    },
+    Tag {
         name: "check.type",
         level: Level::Check,
         values: "`http`, `tcp`",
@@ -222,7 +260,7 @@ pub const TABLE: &[Tag] = &[
     },
     Tag {
         name: "check.disabled",
-        level: Level::Check,
+        level: Level::Service,
         values: "bare or `true`: no check; `false`",
         default: "`false`",
         take: |intent, value| flag(value).map(|disabled| intent.check.disabled = disabled),
@@ -247,6 +285,52 @@ pub const TABLE: &[Tag] = &[
         values: "bare or `true`: used only when no other server is up; `false`",
         default: "`false`",
         take: |intent, value| flag(value).map(|backup| intent.server.backup = backup),
+    },
+    Tag {
+        name: "proxy-protocol",
+        level: Level::Server,
+        values: "`v2`, bare or `true`: connections start with the client's address; `v1`: the same as text; `false`. \
+                 Checks do so, too, unless they have another port",
+        default: "`false`",
+        take: |intent, value| {
+            intent.server.proxy = match value {
+                None | Some("true" | "v2") => Some(ProxyProtocol::V2),
+                Some("v1") => Some(ProxyProtocol::V1),
+                Some("false") => None,
+                Some(_) => return Err("v2, v1, true or false".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Tag {
+        name: "ssl",
+        level: Level::Server,
+        values: "bare or `true`: TLS to the server; checks speak it, too, unless they have another port; `false`",
+        default: "`false`",
+        take: |intent, value| flag(value).map(|ssl| intent.server.ssl = ssl),
+    },
+    Tag {
+        name: "ssl.verify",
+        level: Level::Server,
+        values: "`required`: the server's certificate must be signed by a CA of HAProxy's system (`@system-ca`), and \
+                 be for the name in `sni` if there is one; `none`",
+        default: "`required`",
+        take: |intent, value| {
+            intent.server.verify = Some(match needed(value)? {
+                "required" => Verify::Required,
+                "none" => Verify::None,
+                _ => return Err("required or none".to_owned()),
+            });
+            Ok(())
+        },
+    },
+    Tag {
+        name: "sni",
+        level: Level::Server,
+        values: "the server name for TLS: a host name, which checks send, too; or, of each request, `req.hdr(NAME)` or \
+                 `ssl_fc_sni`, with `,lower`, `,host_only` or `,field(1,:)` behind it",
+        default: "none; from HAProxy 3.3 the request's host",
+        take: |intent, value| parsed(value).map(|sni| intent.server.sni = Some(sni)),
     },
     Tag {
         name: "drain",
