@@ -14,9 +14,11 @@ mod present;
 mod server;
 mod settle;
 pub mod tags;
+mod tls;
 
 pub use backend::{
-    Backend, BackendKind, BackendSettings, Balance, Check, Desired, HttpCheck, Mode, SlotPolicy, Timing,
+    Backend, BackendKind, BackendSettings, Balance, Check, CookieName, Desired, HttpCheck, Mode, SlotPolicy, Timeouts,
+    Timing,
 };
 pub use grants::{BadGlob, Grant, Grants};
 pub use held::Held;
@@ -25,3 +27,4 @@ pub use note::{Code, NamespaceNote, Note, Severity};
 pub use owner::{Described, Owner, encode};
 pub use present::{Place, Present};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Occupant, Server, ServerOptions, State};
+pub use tls::{ProxyProtocol, Sni, SniFetch, SniHost, Tls, Verify};

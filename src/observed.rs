@@ -52,6 +52,7 @@ pub struct AgentCheck {
 }
 
 /// One backend of the configuration.
+#[allow(clippy::struct_excessive_bools, reason = "facts about a backend that do not depend on each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedBackend {
     /// Where it is. A `listen` section takes its name too, but can't be given servers.
@@ -76,6 +77,8 @@ pub struct ObservedBackend {
     pub server_defaults: Option<ServerDefaults>,
     /// Whether that would be known if the backend itself gave nothing, as one of ours that was just written.
     pub knows_defaults: bool,
+    /// Whether the process has the CAs of its system, for a server that is added at run time and verifies.
+    pub loads_system_ca: bool,
     /// Whether an agent may set the states and weights of its servers.
     pub agent_check: AgentCheck,
     /// The servers of ours.
@@ -117,6 +120,8 @@ pub struct Observed {
     pub default_agent_check: bool,
     /// Whether it is known what the servers of a new backend inherit.
     pub knows_defaults: bool,
+    /// As of a backend.
+    pub loads_system_ca: bool,
 }
 
 /// What a section inherits. The default is that of a section whose `defaults` are not in this file.
@@ -139,6 +144,7 @@ impl Observed {
         let (mut of_new, mut profiles) = (Inherited::default(), Profiles::default());
         let (mut defaults, mut explicit) = (None, false);
         let sections = text.sections();
+        let loads_system_ca = loads_system_ca(&text, &sections);
         let mut below = sections.iter().skip(1);
         for section in sections.iter().cloned() {
             let unclear = below.next().is_some_and(|below| may_belong_above(&text, below, owner));
@@ -172,7 +178,7 @@ impl Observed {
                     let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
                     let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
-                    backend.knows_defaults = knows_defaults;
+                    (backend.knows_defaults, backend.loads_system_ca) = (knows_defaults, loads_system_ca);
                     if unclear {
                         backend.is_unclear();
                     }
@@ -210,6 +216,7 @@ impl Observed {
             default_weight,
             default_agent_check,
             knows_defaults,
+            loads_system_ca,
         }
     }
 
@@ -391,6 +398,14 @@ impl ObservedBackend {
     }
 }
 
+/// Whether HAProxy loads the CAs of its system when it starts, although no server of the file asks for them: its own HTTP
+/// client does, unless the file says something of that client's TLS (seen on 3.0, 3.2 and 3.4).
+fn loads_system_ca(text: &ConfigText, sections: &[Section]) -> bool {
+    let of_client = |directive: &Directive| directive.keyword().starts_with("httpclient.ssl.");
+    let mut global = sections.iter().filter(|section| section.kind == "global");
+    !global.any(|section| text.directives(section).any(|(_, directive)| of_client(&directive)))
+}
+
 /// Whether `balance` names a static algorithm.
 pub fn is_static(balance: &str) -> bool {
     const STATIC: &[&str] = &["static-rr", "source", "uri", "url_param", "hdr", "rdp-cookie", "hash"];
@@ -456,6 +471,7 @@ fn observed_backend(
         default_weight: effective.weight.unwrap_or(DEFAULT_WEIGHT),
         server_defaults: effective.servers,
         knows_defaults: false,
+        loads_system_ca: false,
         agent_check: AgentCheck { now: effective.agent_check, once_written: effective.agent_check },
         servers: Vec::new(),
         drifted: BTreeSet::new(),

@@ -542,6 +542,7 @@ impl Planner<'_> {
             policy: self.policy(desired, observed),
             weight: observed.map_or(self.observed.default_weight, |observed| observed.default_weight),
             check: !observed.is_none_or(ObservedBackend::is_ours) && desired.settings.check != Check::Disabled,
+            cookie: observed.is_none_or(ObservedBackend::is_ours) && desired.settings.cookie.is_some(),
             gated: desired.gated,
             now: self.options.now,
             may_shrink,
@@ -579,10 +580,13 @@ impl Planner<'_> {
 
 /// Which of a backend's settings have to be written. A service that joins or leaves changes only the description.
 fn rewrite(before: Option<&BackendSettings>, after: &BackendSettings) -> Rewrite {
-    let BackendSettings { description: _, mode, balance, check } = after;
+    let BackendSettings { description: _, mode, balance, check, cookie, timeouts } = after;
     match before {
         Some(before) if before == after => Rewrite::Nothing,
-        Some(before) if (&before.mode, &before.balance, &before.check) == (mode, balance, check) => {
+        Some(before)
+            if (&before.mode, &before.balance, &before.check) == (mode, balance, check)
+                && (&before.cookie, &before.timeouts) == (cookie, timeouts) =>
+        {
             Rewrite::Description
         }
         _ => Rewrite::Settings,

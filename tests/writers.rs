@@ -36,9 +36,14 @@ fn tags() -> impl proptest::strategy::Strategy<Value = Vec<String>> {
         optional("check\\.(status=200-299|interval=[1-9]00ms|timeout=2s|rise=3|fall=4|port=81)"),
         optional("(weight=[1-9]|maxconn=[1-9]0|backup|slots=[0-3])"),
         optional("backend=custom|backend.name=shop"),
+        optional(
+            "(cookie=[a-z]{1,9}|timeout\\.(connect|server|queue|tunnel)=[1-9]00ms|proxy-protocol|proxy-protocol=v1)",
+        ),
+        optional("ssl"),
+        optional("(ssl\\.verify=none|sni=[a-z]{1,8}\\.test|sni=req\\.hdr\\(host\\),field\\(1,:\\))"),
     )
-        .prop_map(|(a, b, c, d, e, f, g)| {
-            [Some("enable=true".to_owned()), a, b, c, d, e, f, g].into_iter().flatten().collect()
+        .prop_map(|(a, b, c, d, e, f, g, h, i, j)| {
+            [Some("enable=true".to_owned()), a, b, c, d, e, f, g, h, i, j].into_iter().flatten().collect()
         })
 }
 

@@ -74,7 +74,7 @@ impl Retry {
 #[derive(Debug, PartialEq, Eq)]
 enum Wanted {
     /// `None`: that it is removed.
-    Backend(Option<Backend>),
+    Backend(Option<Box<Backend>>),
     Instance(Option<Instance>),
 }
 
@@ -82,7 +82,7 @@ impl Wanted {
     fn new(part: &Part, desired: &Desired) -> Self {
         let backend = desired.backends.get(part.backend());
         match part {
-            Part::Backend(_) => Self::Backend(backend.cloned()),
+            Part::Backend(_) => Self::Backend(backend.cloned().map(Box::new)),
             Part::Instance(_, id) => {
                 let mut instances = backend.into_iter().flat_map(|backend| &backend.instances);
                 Self::Instance(instances.find(|instance| instance.id == *id).cloned())

@@ -54,6 +54,11 @@ impl Balance {
         Self { algorithm: "roundrobin".to_owned(), argument: None }
     }
 
+    /// Whether it looks at the request (configuration manual, `balance`: only in mode http).
+    pub fn needs_http(&self) -> bool {
+        ["uri", "hdr", "url_param"].contains(&self.algorithm())
+    }
+
     /// The algorithm without its argument.
     pub fn algorithm(&self) -> &str {
         &self.algorithm
@@ -152,6 +157,62 @@ impl Check {
     }
 }
 
+/// The name of a cookie by which a client stays with its server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CookieName(String);
+
+impl CookieName {
+    const RULE: &str = "1 to 64 letters, digits, `-`, `_` and `.`";
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for CookieName {
+    type Err = Invalid;
+
+    fn from_str(value: &str) -> Result<Self, Invalid> {
+        let ok =
+            (1..=64).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        valid("name of a cookie", Self::RULE, value, ok).map(Self)
+    }
+}
+
+/// How long HAProxy waits (configuration manual, `timeout …`). `None` leaves what `defaults` gives.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Timeouts {
+    /// For a connection to a server, in whole milliseconds, as all of these.
+    pub connect: Option<Duration>,
+    /// For data from a server.
+    pub server: Option<Duration>,
+    /// For a place at a server, where `maxconn` limits them.
+    pub queue: Option<Duration>,
+    /// For data in either direction, once a connection is a tunnel.
+    pub tunnel: Option<Duration>,
+}
+
+impl Timeouts {
+    /// Each that is set, with its word in HAProxy.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        let Self { connect, server, queue, tunnel } = *self;
+        let all = [("connect", connect), ("server", server), ("queue", queue), ("tunnel", tunnel)];
+        all.into_iter().filter_map(|(word, time)| Some((word, time?)))
+    }
+
+    /// The place of the one with this word.
+    pub fn get_mut(&mut self, word: &str) -> Option<&mut Option<Duration>> {
+        Some(match word {
+            "connect" => &mut self.connect,
+            "server" => &mut self.server,
+            "queue" => &mut self.queue,
+            "tunnel" => &mut self.tunnel,
+            _ => return None,
+        })
+    }
+}
+
 /// The settings of a backend that we make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendSettings {
@@ -163,6 +224,10 @@ pub struct BackendSettings {
     pub balance: Balance,
     /// The health check.
     pub check: Check,
+    /// By which cookie a client stays with its server; only in [`Mode::Http`].
+    pub cookie: Option<CookieName>,
+    /// How long HAProxy waits.
+    pub timeouts: Timeouts,
 }
 
 /// Who manages the backend.

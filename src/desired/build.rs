@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::catalog::{Catalog, Registration, Unread};
 
 use super::settle::{self, Candidate};
-use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent};
+use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent, ServerTags};
 use super::{
     Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Grants, Held, HttpCheck,
-    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServiceKey, Severity, SlotPolicy,
+    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity, SlotPolicy,
+    Sni, Tls,
 };
 
 /// The settings for building.
@@ -296,7 +297,19 @@ impl Builder<'_> {
             BackendTag::Dynamic => BackendKind::Dynamic,
             BackendTag::Custom => BackendKind::Custom,
         };
-        let balance = intent.balance.clone().unwrap_or_else(Balance::roundrobin);
+        let mode = intent.mode.unwrap_or(Mode::Http);
+        let (mut balance, mut cookie) =
+            (intent.balance.clone().unwrap_or_else(Balance::roundrobin), intent.cookie.clone());
+        // Of a backend that is not ours they have no effect in any mode.
+        if mode == Mode::Tcp && kind == BackendKind::Dynamic {
+            if balance.needs_http() {
+                self.note_without_http("balance", &format!("{balance} looks at requests"));
+                balance = Balance::roundrobin();
+            }
+            if cookie.take().is_some() {
+                self.note_without_http("cookie", "a cookie is part of a request");
+            }
+        }
         // For an existing backend, its mode and algorithm have to match the tags.
         let met = |tag: &str| tag == "mode" || (tag == "balance" && balance == Balance::roundrobin());
         let section = intent.section.iter().filter(|tag| kind == BackendKind::Custom || !met(tag));
@@ -308,13 +321,16 @@ impl Builder<'_> {
                 return Wanted::Held;
             }
         };
-        let instances = read.iter().filter_map(|(registration, intent)| self.instance(registration, intent)).collect();
+        let instances =
+            read.iter().filter_map(|(registration, intent)| self.instance(registration, intent, mode)).collect();
         let gated = self.options.init_state && intent.check.gated.unwrap_or(true) && !intent.check.disabled;
         let settings = BackendSettings {
             description: String::new(),
-            mode: intent.mode.unwrap_or(Mode::Http),
+            mode,
             balance,
             check: self.check(&intent.check),
+            cookie,
+            timeouts: intent.timeouts.clone(),
         };
         let slots = match intent.slots {
             Some(min_free) => SlotPolicy { min_free, ..self.options.slots },
@@ -349,7 +365,7 @@ impl Builder<'_> {
         text.parse().map_err(|error| format!("not routed: {error}{hint}"))
     }
 
-    fn instance(&mut self, registration: &Registration, intent: &Intent) -> Option<Instance> {
+    fn instance(&mut self, registration: &Registration, intent: &Intent, mode: Mode) -> Option<Instance> {
         let id = shown(&registration.id);
         let address = match registration.address.parse() {
             Ok(address) => address,
@@ -381,10 +397,30 @@ impl Builder<'_> {
             service: self.service.clone(),
             address,
             port,
-            options: intent.server,
+            options: self.server_options(&intent.server, mode),
             drain: intent.drain,
             created: registration.create_index,
         })
+    }
+
+    fn note_without_http(&mut self, tag: &str, why: &str) {
+        let text = format!("{}{tag} is ignored in mode tcp: {why}", self.options.prefix);
+        self.note(Severity::Warning, Code::IgnoredTag, text);
+    }
+
+    fn server_options(&mut self, tags: &ServerTags, mode: Mode) -> ServerOptions {
+        let ServerTags { weight, maxconn, backup, proxy, ssl, verify, sni } = tags.clone();
+        if !ssl && (verify.is_some() || sni.is_some()) {
+            let text = format!("{p}ssl.verify and {p}sni are ignored: {p}ssl is not on", p = self.options.prefix);
+            self.note(Severity::Warning, Code::IgnoredTag, text);
+        }
+        let without_http = ssl && mode == Mode::Tcp && sni.as_ref().is_some_and(Sni::needs_http);
+        if without_http {
+            self.note_without_http("sni", "there is no header to take it from");
+        }
+        let sni = sni.filter(|_| !without_http);
+        let tls = ssl.then(|| Box::new(Tls { verify: verify.unwrap_or_default(), sni }));
+        ServerOptions { weight, maxconn, backup, proxy, tls }
     }
 
     fn check(&mut self, tags: &CheckTags) -> Check {
@@ -446,7 +482,7 @@ pub fn derived_name(service: &ServiceKey) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Grant, Place};
+    use crate::desired::{Grant, Place, Verify};
 
     fn options() -> Options {
         Options {
@@ -890,5 +926,31 @@ mod tests {
         let none = on("a", &[&["target=c"]]);
         assert_eq!((ids(&none).len(), none.held.services.len()), (0, 1));
         assert!(none.notes.iter().any(|note| note.severity == Severity::Error && note.code == Code::UnknownTarget));
+    }
+
+    #[test]
+    fn what_only_http_has_is_ignored_in_mode_tcp() {
+        let tags = ["enable", "mode=tcp", "cookie=SRV", "balance=uri", "ssl", "sni=req.hdr(host)", "timeout.tunnel=1h"];
+        let built = built(vec![registration("db", "a", 1, &tags)]);
+        let backend = built.desired.backends.values().next().expect("db");
+        let BackendSettings { balance, cookie, timeouts, .. } = &backend.settings;
+        assert_eq!((balance, cookie.as_ref()), (&Balance::roundrobin(), None));
+        assert!(timeouts.tunnel.is_some());
+        assert_eq!(backend.instances[0].options.tls.as_ref().map(|tls| &tls.sni), Some(&None));
+        let ignored: Vec<&str> = built.notes.iter().filter_map(|note| note.text.split(' ').next()).collect();
+        assert_eq!(ignored, ["haproxy.balance", "haproxy.cookie", "haproxy.sni"]);
+    }
+
+    #[test]
+    fn what_belongs_to_tls_is_ignored_without_it_and_certificates_are_verified_unless_asked() {
+        let tls = |tags: &[&str]| {
+            let built = built(vec![registration("api", "a", 1, &[&["enable"], tags].concat())]);
+            let backend = built.desired.backends.into_values().next().expect("api");
+            (backend.instances[0].options.tls.clone().map(|tls| tls.verify), built.notes.len())
+        };
+        assert_eq!(tls(&["ssl"]), (Some(Verify::Required), 0));
+        assert_eq!(tls(&["ssl=true", "ssl.verify=none"]), (Some(Verify::None), 0));
+        assert_eq!(tls(&["ssl.verify=none", "sni=shop.example"]), (None, 1));
+        assert_eq!(tls(&["ssl=false"]), (None, 0));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::owner::encode;
-use super::{Address, ServerName, ServiceKey};
+use super::{Address, ProxyProtocol, ServerName, ServiceKey, Tls, Verify};
 
 /// Which registration is in a slot: its ID, as one word.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +30,7 @@ impl InstanceId {
 pub const DEFAULT_WEIGHT: u16 = 1;
 
 /// The settings of one server that its own tags give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerOptions {
     /// 0 to 256. `None` only if a line that was read does not state it: such a line inherits it from `default-server`,
     /// so what we write always states it.
@@ -39,6 +39,18 @@ pub struct ServerOptions {
     pub maxconn: Option<u32>,
     /// Used only when no other server is up.
     pub backup: bool,
+    /// Whether connections start with the client's address.
+    pub proxy: Option<ProxyProtocol>,
+    /// TLS; `None`: as `default-server` says. In a box, as most servers have none.
+    pub tls: Option<Box<Tls>>,
+}
+
+impl ServerOptions {
+    /// What does not change at run time: all but the weight.
+    #[must_use]
+    pub fn fixed(&self) -> Self {
+        Self { weight: None, ..self.clone() }
+    }
 }
 
 /// One instance of a service, as HAProxy needs it.
@@ -137,7 +149,9 @@ pub struct Server {
     pub port: u16,
     /// Whether the line itself turns the check on, as it must in a backend that is not ours.
     pub check: bool,
-    /// Weight, connections, backup.
+    /// Whether a client stays with it by a cookie, whose value is then the server's name.
+    pub cookie: bool,
+    /// From the tags of its instance.
     pub options: ServerOptions,
     /// For a free slot: the next instance in it gets no traffic before its first passing check (`init-state down`,
     /// HAProxy 3.1). A server in service never has it, because after a reload it would be down until it is checked: up
@@ -157,10 +171,14 @@ impl Server {
         }
     }
 
-    /// What does not change at run time: `maxconn`, `backup`, and whether its line turns the check on.
-    pub fn fixed(&self) -> (Option<u32>, bool, bool) {
-        let ServerOptions { weight: _, maxconn, backup } = self.options;
-        (maxconn, backup, self.check)
+    /// What does not change at run time: its options, whether its line turns the check on, and its cookie.
+    pub fn fixed(&self) -> (ServerOptions, bool, bool) {
+        (self.options.fixed(), self.check, self.cookie)
+    }
+
+    /// Whether it needs the CAs of HAProxy's system.
+    pub fn verifies(&self) -> bool {
+        self.options.tls.as_ref().is_some_and(|tls| tls.verify == Verify::Required)
     }
 
     /// For a free slot: when it was freed, in milliseconds since 1970; 0: it was never used. Before 0.2 it was a count.

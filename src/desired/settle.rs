@@ -312,6 +312,8 @@ impl Claim<'_> {
         let differs = |tag: &&&str| match **tag {
             "mode" => own.mode != settings.mode,
             "balance" => own.balance != settings.balance,
+            "cookie" => own.cookie != settings.cookie,
+            tag if tag.starts_with("timeout.") => own.timeouts != settings.timeouts,
             _ => own.check != settings.check,
         };
         let prefix = &self.options.prefix;

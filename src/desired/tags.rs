@@ -1,11 +1,18 @@
 //! `haproxy.*` tags → intent: a pure parser that never fails. A value that it can't use becomes a complaint, and the
 //! default applies.
+//!
+//! [`TABLE`] has every tag once: the parser, the documentation and the explanations read it.
+
+mod table;
+mod value;
 
 use std::collections::BTreeSet;
-use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Balance, Mode, ServerOptions, Timing};
+use super::{Balance, CookieName, Mode, ProxyProtocol, Sni, Timeouts, Timing, Verify};
+
+pub use table::{Level, TABLE, Tag};
+pub(crate) use value::MAX_DURATION;
 
 /// The value of `haproxy.enable`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,6 +70,25 @@ pub struct CheckTags {
     pub disabled: bool,
 }
 
+/// The tags of one server, each as far as it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerTags {
+    /// `weight`.
+    pub weight: Option<u16>,
+    /// `maxconn`.
+    pub maxconn: Option<u32>,
+    /// `backup`.
+    pub backup: bool,
+    /// `proxy-protocol`.
+    pub proxy: Option<ProxyProtocol>,
+    /// `ssl`.
+    pub ssl: bool,
+    /// `ssl.verify`.
+    pub verify: Option<Verify>,
+    /// `sni`.
+    pub sni: Option<Sni>,
+}
+
 /// The meaning of one registration's tags.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Intent {
@@ -78,8 +104,12 @@ pub struct Intent {
     pub balance: Option<Balance>,
     /// `check.*`.
     pub check: CheckTags,
-    /// `weight`, `maxconn`, `backup`.
-    pub server: ServerOptions,
+    /// `cookie`.
+    pub cookie: Option<CookieName>,
+    /// `timeout.*`.
+    pub timeouts: Timeouts,
+    /// Those of a server, but for `drain`.
+    pub server: ServerTags,
     /// `drain`.
     pub drain: Option<Duration>,
     /// `slots`.
@@ -93,36 +123,6 @@ pub struct Intent {
 /// A tag that was ignored, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint(pub String);
-
-/// Every tag, and whether it configures the backend's section rather than the servers in it.
-const TAGS: &[(&str, bool)] = &[
-    ("enable", false),
-    ("backend", false),
-    ("backend.name", false),
-    ("mode", true),
-    ("balance", true),
-    ("check.type", true),
-    ("check.path", true),
-    ("check.method", true),
-    ("check.host", true),
-    ("check.status", true),
-    ("check.port", true),
-    ("check.interval", true),
-    ("check.timeout", true),
-    ("check.rise", true),
-    ("check.fall", true),
-    ("check.init", false),
-    ("check.disabled", false),
-    ("weight", false),
-    ("maxconn", false),
-    ("backup", false),
-    ("drain", false),
-    ("slots", false),
-    ("target", false),
-];
-
-/// The largest interval or timeout of a check: HAProxy counts milliseconds in 31 bits.
-pub(crate) const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
 
 /// The longest tag, in bytes, that is read: longer than any valid value needs.
 const MAX_TAG_LENGTH: usize = 1500;
@@ -146,7 +146,7 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
     for (tag, is_too_long) in ours {
         let (name, value) = tag.split_once('=').map_or((tag, None), |(name, value)| (name, Some(value.trim())));
         let value = if is_too_long { Some(TOO_LONG) } else { value };
-        let Some((known, of_section)) = TAGS.iter().find(|(known, _)| *known == name) else {
+        let Some(known) = TABLE.iter().find(|known| known.name == name) else {
             complaints.push(unknown(prefix, name));
             continue;
         };
@@ -157,11 +157,11 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
             )));
         }
         seen = Some(name);
-        if let Err(why) = take(&mut intent, known, value) {
+        if let Err(why) = (known.take)(&mut intent, value) {
             let tag: String = shorten(tag);
             complaints.push(Complaint(format!("tag {:?} is ignored: {why}", format!("{prefix}{tag}"))));
-        } else if *of_section {
-            intent.section.push(known);
+        } else if known.level.is_of_section() {
+            intent.section.push(known.name);
         }
     }
     if let Some(more) = complaints.len().checked_sub(MAX_COMPLAINTS).filter(|more| *more > 0) {
@@ -191,146 +191,13 @@ fn shorten(text: &str) -> String {
 
 fn unknown(prefix: &str, name: &str) -> Complaint {
     // The distance costs the product of both lengths.
-    let guesses = TAGS.iter().filter(|_| name.len() <= MAX_GUESS_LENGTH);
-    let nearest = guesses.map(|(known, _)| (strsim::damerau_levenshtein(name, known), *known)).min();
+    let guesses = TABLE.iter().map(|tag| tag.name).filter(|_| name.len() <= MAX_GUESS_LENGTH);
+    let nearest = guesses.map(|known| (strsim::damerau_levenshtein(name, known), known)).min();
     let hint = match nearest {
         Some((distance, known)) if distance <= 3.max(known.len() / 3) => format!("; did you mean {prefix}{known}?"),
         _ => String::new(),
     };
     Complaint(format!("tag {:?} is unknown{hint}", format!("{prefix}{}", shorten(name))))
-}
-
-fn take(intent: &mut Intent, name: &str, value: Option<&str>) -> Result<(), String> {
-    let check = &mut intent.check;
-    match name {
-        "enable" => {
-            let enabled = flag(value);
-            intent.enable = match enabled {
-                Ok(true) => Enable::Yes,
-                Ok(false) => Enable::No,
-                Err(_) => Enable::Unclear,
-            };
-            enabled?;
-        }
-        "backend" => {
-            intent.backend = match needed(value)? {
-                "dynamic" => BackendTag::Dynamic,
-                "custom" => BackendTag::Custom,
-                "static" => BackendTag::Static,
-                _ => return Err("dynamic, custom or static".to_owned()),
-            }
-        }
-        "backend.name" => intent.backend_name = Some(needed(value)?.to_owned()),
-        "mode" => intent.mode = Some(parsed(value)?),
-        "balance" => intent.balance = Some(parsed(value)?),
-        "check.type" => {
-            check.kind = Some(match needed(value)? {
-                "http" => CheckType::Http,
-                "tcp" => CheckType::Tcp,
-                _ => return Err("http or tcp".to_owned()),
-            });
-        }
-        "check.path" => check.path = Some(path(needed(value)?)?),
-        "check.method" => check.method = Some(method(needed(value)?)?),
-        "check.host" => check.host = Some(host(needed(value)?)?),
-        "check.status" => check.status = Some(status(needed(value)?)?),
-        "check.port" => check.timing.port = Some(number(value, 1, u16::MAX)?),
-        "check.interval" => check.timing.interval = Some(duration(value)?),
-        "check.timeout" => check.timing.timeout = Some(duration(value)?),
-        "check.rise" => check.timing.rise = Some(number(value, 1, 100)?),
-        "check.fall" => check.timing.fall = Some(number(value, 1, 100)?),
-        "check.init" => {
-            check.gated = Some(match needed(value)? {
-                "down" => true,
-                "up" => false,
-                _ => return Err("down or up".to_owned()),
-            });
-        }
-        "check.disabled" => check.disabled = flag(value)?,
-        "weight" => intent.server.weight = Some(number(value, 0, 256)?),
-        "maxconn" => intent.server.maxconn = Some(number(value, 0, 1_000_000)?),
-        "backup" => intent.server.backup = flag(value)?,
-        "drain" => intent.drain = Some(duration(value)?),
-        "slots" => intent.slots = Some(number(value, 0, 10_000)?),
-        "target" => intent.targets = names(needed(value)?)?,
-        other => unreachable!("{other} is in TAGS"),
-    }
-    Ok(())
-}
-
-/// `a,b`: names, of which there is one at least.
-fn names(value: &str) -> Result<BTreeSet<String>, String> {
-    let names: BTreeSet<String> = value.split(',').map(|name| name.trim().to_owned()).collect();
-    if names.contains("") { Err("names of HAProxys, with commas between them".to_owned()) } else { Ok(names) }
-}
-
-/// A tag without a value is on: `haproxy.check.disabled` and `haproxy.check.disabled=true` are the same.
-fn flag(value: Option<&str>) -> Result<bool, String> {
-    match value {
-        None | Some("true") => Ok(true),
-        Some("false") => Ok(false),
-        Some(_) => Err("true or false".to_owned()),
-    }
-}
-
-fn needed(value: Option<&str>) -> Result<&str, String> {
-    value.filter(|value| !value.is_empty()).ok_or_else(|| "it needs a value (`=…`)".to_owned())
-}
-
-fn parsed<T: FromStr<Err = super::Invalid>>(value: Option<&str>) -> Result<T, String> {
-    needed(value)?.parse().map_err(|error: super::Invalid| error.to_string())
-}
-
-fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
-    value: Option<&str>,
-    least: T,
-    most: T,
-) -> Result<T, String> {
-    match needed(value)?.parse::<T>() {
-        Ok(number) if number >= least && number <= most => Ok(number),
-        _ => Err(format!("a whole number from {least} to {most}")),
-    }
-}
-
-fn duration(value: Option<&str>) -> Result<Duration, String> {
-    match humantime::parse_duration(needed(value)?) {
-        Ok(time) if time <= MAX_DURATION && time.as_millis() > 0 && time.subsec_nanos() % 1_000_000 == 0 => Ok(time),
-        _ => Err("a time from 1ms to 24h, such as 500ms, 2s or 1m".to_owned()),
-    }
-}
-
-/// No character that HAProxy's quoting interprets: no space, quote, backslash, `#` or `$`.
-fn plain(value: &str, extra: &[u8]) -> bool {
-    value.len() <= 1024
-        && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || extra.contains(&b))
-}
-
-fn path(value: &str) -> Result<String, String> {
-    if value.starts_with('/') && plain(value, b"/?=&%:@!*+,;()") {
-        return Ok(value.to_owned());
-    }
-    Err("a path that starts with / and has no space, quote, # or $".to_owned())
-}
-
-fn method(value: &str) -> Result<String, String> {
-    let value = value.to_ascii_uppercase();
-    match value.as_str() {
-        "GET" | "HEAD" | "OPTIONS" | "POST" | "PUT" => Ok(value),
-        _ => Err("GET, HEAD, OPTIONS, POST or PUT".to_owned()),
-    }
-}
-
-fn host(value: &str) -> Result<String, String> {
-    if plain(value, b":[]") { Ok(value.to_owned()) } else { Err("a host name, with a port if need be".to_owned()) }
-}
-
-fn status(value: &str) -> Result<String, String> {
-    let code = |text: &str| text.len() == 3 && text.parse().is_ok_and(|code: u16| (100..600).contains(&code));
-    let range = |text: &str| text.split_once('-').map_or_else(|| code(text), |(a, b)| code(a) && code(b) && a <= b);
-    if value.split(',').all(range) {
-        return Ok(value.to_owned());
-    }
-    Err("a status (200), a range (200-299) or a list of them with commas".to_owned())
 }
 
 #[cfg(test)]
@@ -392,7 +259,7 @@ mod tests {
             let text = complaints.concat();
             assert!(!text.is_empty() || name.starts_with("backend.name"), "{name}");
             assert!(text.len() < 1000, "{}", text.len());
-            assert!(intent.check == CheckTags::default() && intent.server == ServerOptions::default(), "{intent:?}");
+            assert!(intent.check == CheckTags::default() && intent.server == ServerTags::default(), "{intent:?}");
             assert_eq!(intent.enable, if name.starts_with("enable") { Enable::Unclear } else { Enable::Unsaid });
         }
     }

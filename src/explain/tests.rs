@@ -37,6 +37,7 @@ fn seats(instances: &[&str]) -> Arc<Seats> {
         address: "10.0.0.1".parse().expect("an address"),
         port: 80,
         check: false,
+        cookie: false,
         options: ServerOptions::default(),
         gated: false,
         occupant: Occupant::Instance {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::desired::tags::MAX_DURATION;
 use crate::desired::{
-    Address, BackendSettings, Balance, Check, HttpCheck, InstanceId, Mode, Occupant, Owner, Server, ServerName,
-    ServerOptions, ServiceKey, Timing,
+    Address, BackendSettings, Balance, Check, CookieName, HttpCheck, InstanceId, Mode, Occupant, Owner, ProxyProtocol,
+    Server, ServerName, ServerOptions, ServiceKey, Sni, Timeouts, Timing, Tls, Verify,
 };
 
-use super::render::{INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
+use super::render::{COOKIE_OPTIONS, INIT_ADDR, REDISPATCH_INTERVAL, RETRIES, SYSTEM_CA};
 use super::text::Directive;
 
 /// The last second of the year 9999.
@@ -73,27 +73,68 @@ fn our_server(name: ServerName, words: &[String], data: &serde_json::Value) -> O
         address: address.parse().ok()?,
         port: port.parse().ok()?,
         check: false,
+        cookie: false,
         options: ServerOptions::default(),
         gated: false,
         occupant: occupant(data)?,
     };
-    let (mut enabled, mut may_lack_address) = (true, false);
+    let (mut enabled, mut may_lack_address, mut tls) = (true, false, TlsWords::default());
     let mut words = words.iter().map(String::as_str);
     while let Some(word) = words.next() {
         match word {
             "check" => server.check = true,
             "backup" => server.options.backup = true,
+            "cookie" if words.next() == Some(server.name.as_str()) => server.cookie = true,
+            "send-proxy" => server.options.proxy = Some(ProxyProtocol::V1),
+            "send-proxy-v2" => server.options.proxy = Some(ProxyProtocol::V2),
             "enabled" => enabled = true,
             "disabled" => enabled = false,
             "init-addr" if words.next() == Some(INIT_ADDR) => may_lack_address = true,
             "init-state" if words.next() == Some("down") => server.gated = true,
             "weight" => server.options.weight = Some(words.next()?.parse().ok()?),
             "maxconn" => server.options.maxconn = Some(words.next()?.parse().ok()?),
-            _ => return None,
+            word => tls.take(word, &mut words)?,
         }
     }
+    server.options.tls = tls.into_tls().ok()?.map(Box::new);
     let is_named = matches!(server.address, Address::Host(_));
     (enabled == server.is_enabled() && may_lack_address == is_named).then_some(server)
+}
+
+/// The options of a server that belong to TLS, as far as they were read.
+#[derive(Default)]
+struct TlsWords {
+    ssl: bool,
+    verify: Option<Verify>,
+    system_ca: bool,
+    sni: Option<Sni>,
+    check_sni: Option<String>,
+}
+
+impl TlsWords {
+    fn take<'a>(&mut self, word: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<()> {
+        match word {
+            "ssl" => self.ssl = true,
+            "verify" => {
+                let value = words.next()?;
+                self.verify = Some([Verify::Required, Verify::None].into_iter().find(|one| one.as_str() == value)?);
+            }
+            "ca-file" if words.next() == Some(SYSTEM_CA) => self.system_ca = true,
+            "sni" => self.sni = Some(words.next()?.parse().ok()?),
+            "check-sni" => self.check_sni = Some(words.next()?.to_owned()),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// An error: it is not as we write it.
+    fn into_tls(self) -> Result<Option<Tls>, ()> {
+        let Self { ssl, verify, system_ca, sni, check_sni } = self;
+        let same_name = sni.as_ref().and_then(Sni::host) == check_sni.as_deref();
+        let is_ours = ssl == verify.is_some() && system_ca == (verify == Some(Verify::Required)) && same_name;
+        let is_plain = ssl || sni.is_none();
+        if is_ours && is_plain { Ok(verify.map(|verify| Tls { verify, sni })) } else { Err(()) }
+    }
 }
 
 /// What the server is used for. Times that we would never write are not accepted: a drain until 2^64 seconds would
@@ -157,6 +198,8 @@ struct Reading {
     option: Option<(String, String, bool)>,
     send: Option<(String, String, String)>,
     status: Option<String>,
+    cookie: Option<CookieName>,
+    timeouts: Timeouts,
 }
 
 impl Reading {
@@ -185,6 +228,13 @@ impl Reading {
             }
             ["http-check", "expect", "status", status] => self.status = Some((*status).into()),
             ["timeout", "check", value] => self.timing.timeout = Some(time(value)?),
+            ["timeout", word, value] => *self.timeouts.get_mut(word)? = Some(time(value)?),
+            ["cookie", name, options @ ..] => {
+                let has = |option: &&str| options.contains(option);
+                self.cookie = (options.len() == COOKIE_OPTIONS.len() && COOKIE_OPTIONS.iter().all(has))
+                    .then(|| name.parse().ok())?;
+                self.cookie.as_ref()?;
+            }
             ["default-server", rest @ ..] => self.default_server(rest)?,
             _ => return None,
         }
@@ -207,8 +257,21 @@ impl Reading {
     }
 
     fn settings(self) -> Option<BackendSettings> {
-        let Self { description, mode, balance, retries, redispatch, check, tcp_check, timing, option, send, status } =
-            self;
+        let Self {
+            description,
+            mode,
+            balance,
+            retries,
+            redispatch,
+            check,
+            tcp_check,
+            timing,
+            option,
+            send,
+            status,
+            cookie,
+            timeouts,
+        } = self;
         if retries != Some(RETRIES) || redispatch != Some(REDISPATCH_INTERVAL) {
             return None;
         }
@@ -228,7 +291,7 @@ impl Reading {
             (false, None) if timing == Timing::default() && send.is_none() && status.is_none() => Check::Disabled,
             _ => return None,
         };
-        Some(BackendSettings { description: description?, mode: mode?, balance: balance?, check })
+        Some(BackendSettings { description: description?, mode: mode?, balance: balance?, check, cookie, timeouts })
     }
 }
 
@@ -304,6 +367,27 @@ mod tests {
             |more: &str| line(&format!("server a_1 db.internal:80{more} # {{\"owner\":\"nomad\",\"id\":\"x\"}}"));
         assert!(matches!(named(""), ServerLine::Ours(_, None)));
         assert!(matches!(named(" init-addr last,libc,none"), ServerLine::Ours(_, Some(_))));
+        // TLS whose certificate a person has made count for less, or whose checks name somebody else.
+        let tls = |more: &str| line(&format!("server a_1 10.0.0.1:80 {more} # {{\"owner\":\"nomad\",\"id\":\"x\"}}"));
+        for ours in
+            ["ssl verify none", "verify required ssl ca-file @system-ca", "check-sni a sni str(a) ssl verify none"]
+        {
+            assert!(matches!(tls(ours), ServerLine::Ours(_, Some(_))), "{ours}");
+        }
+        for not in [
+            "ssl",
+            "verify none",
+            "ssl verify required",
+            "ssl verify none ca-file @system-ca",
+            "sni str(a)",
+            "ssl verify none sni str(a)",
+            "ssl verify none sni str(a) check-sni b",
+            "ssl verify required ca-file x",
+            "cookie b",
+            "send-proxy-v2-ssl",
+        ] {
+            assert!(matches!(tls(not), ServerLine::Ours(_, None)), "{not}");
+        }
         // Ours, but put into maintenance in the file by a person: to be rewritten.
         let drift = line("server a_1 10.0.0.1:80 disabled # {\"owner\":\"nomad\",\"id\":\"x\"}");
         assert!(matches!(drift, ServerLine::Ours(_, None)));
@@ -354,31 +438,43 @@ mod tests {
         ]
     }
 
+    fn tls() -> impl Strategy<Value = Option<Box<Tls>>> {
+        let sni = prop::option::of("(shop\\.example\\.com|ssl_fc_sni|req\\.hdr\\(host\\),field\\(1,:\\))");
+        let tls = (any::<bool>(), sni).prop_map(|(verifies, sni)| {
+            let verify = if verifies { Verify::Required } else { Verify::None };
+            Box::new(Tls { verify, sni: sni.map(|sni| sni.parse().expect("a server name")) })
+        });
+        prop::option::of(tls)
+    }
+
     proptest! {
         #[test]
         fn settings_are_read_back_as_they_were_written(
-            check in checks(), tcp: bool, balance in "(roundrobin|leastconn|hdr\\([a-z]{1,9}\\)|url_param [a-z]{1,9}|random\\(3\\))",
+            check in checks(), tcp: bool, cookie: bool, time in prop::option::of((1u64..100_000).prop_map(Duration::from_millis)), balance in "(roundrobin|leastconn|hdr\\([a-z]{1,9}\\)|url_param [a-z]{1,9}|random\\(3\\))",
         ) {
             let settings = BackendSettings {
                 description: "nomad-haproxy:nomad default/api".into(),
                 mode: if tcp { Mode::Tcp } else { Mode::Http },
                 balance: balance.parse().expect("an algorithm"),
                 check,
+                cookie: cookie.then(|| "SRV.id_1-a".parse().expect("a name")),
+                timeouts: Timeouts { connect: time, queue: time, ..Timeouts::default() },
             };
             prop_assert_eq!(read(&render::settings(&settings)), Some(settings));
         }
 
         #[test]
         fn servers_are_read_back_as_they_were_written(
-            id in ".{1,60}", namespace in ".{1,20}", service in ".{1,20}", address in r"(10\.1\.2\.3|2001:db8::5|db\.internal)", port: u16, check: bool, backup: bool,
+            id in ".{1,60}", namespace in ".{1,20}", service in ".{1,20}", address in r"(10\.1\.2\.3|2001:db8::5|db\.internal)", port: u16, check: bool, backup: bool, cookie: bool, tls in tls(),
             weight in prop::option::of(0u16..=256), maxconn in prop::option::of(0u32..), free: bool, freed in 0..=LAST_SECOND * 1000, drain in prop::option::of(1u64..100_000),
         ) {
             let address: Address = address.parse().expect("an address");
             let occupant = if free { Occupant::Free { freed, drain_until: drain } } else {
                 Occupant::Instance { id: InstanceId::new(&id), alloc: "0a-1".into(), service: Some(ServiceKey { namespace, name: service }), drain: drain.map(Duration::from_millis) }
             };
+            let proxy = check.then_some(if free { ProxyProtocol::V1 } else { ProxyProtocol::V2 });
             let name: ServerName = "api_1".parse().expect("a name");
-            let written = Server { name: name.clone(), address, port, check, options: ServerOptions { weight, maxconn, backup }, gated: free && backup, occupant };
+            let written = Server { name: name.clone(), address, port, check, cookie, options: ServerOptions { weight, maxconn, backup, proxy, tls }, gated: free && backup, occupant };
             let line = render::server(&written, &owner());
             prop_assert_eq!(line.matches('\n').count(), 1);
             prop_assert_eq!(server(&Directive::parse(&line), &owner()), ServerLine::Ours(name, Some(written)));

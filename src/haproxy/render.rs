@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Occupant, Owner, Server, Timing};
+use crate::desired::{
+    Address, BackendName, BackendSettings, Check, HttpCheck, Occupant, Owner, Server, ServerOptions, Timing, Tls,
+    Verify,
+};
 
 /// Redispatch on the first retry: an instance that Nomad has just stopped refuses the connection, and the request goes
 /// to another one at once.
@@ -13,6 +16,12 @@ pub const RETRIES: u32 = 3;
 /// matters: without it HAProxy would refuse the whole file because of one name that does not resolve; with it that
 /// server has no address.
 pub const INIT_ADDR: &str = "last,libc,none";
+
+/// What a cookie for a client does besides its name: HAProxy sets it and takes it out of requests again, so that the
+/// service never sees it, and no cache keeps an answer that sets it (configuration manual, `cookie`).
+pub const COOKIE_OPTIONS: [&str; 3] = ["insert", "indirect", "nocache"];
+/// The file with the CAs of HAProxy's system (configuration manual, `ca-file`).
+pub const SYSTEM_CA: &str = "@system-ca";
 
 /// A backend's header line.
 pub fn header(name: &BackendName, from: Option<&str>) -> String {
@@ -29,7 +38,7 @@ pub fn description(description: &str) -> String {
 
 /// The directives of a backend that is ours, without its servers.
 pub fn settings(settings: &BackendSettings) -> Vec<String> {
-    let BackendSettings { description, mode, balance, check } = settings;
+    let BackendSettings { description, mode, balance, check, cookie, timeouts } = settings;
     let mut lines = vec![
         self::description(description) + "\n",
         format!("  mode {}\n", mode.as_str()),
@@ -37,6 +46,8 @@ pub fn settings(settings: &BackendSettings) -> Vec<String> {
         format!("  retries {RETRIES}\n"),
         format!("  option redispatch {REDISPATCH_INTERVAL}\n"),
     ];
+    lines.extend(cookie.as_ref().map(|name| format!("  cookie {} {}\n", name.as_str(), COOKIE_OPTIONS.join(" "))));
+    lines.extend(timeouts.each().map(|(word, value)| format!("  timeout {word} {}\n", time(value))));
     match check {
         Check::Http(http, _) => lines.extend(http_check(http)),
         // Stated, so that `option httpchk` in a `defaults` section does not turn it into an HTTP check.
@@ -80,7 +91,8 @@ fn default_server(timing: &Timing) -> String {
 
 /// A server line.
 pub fn server(server: &Server, owner: &Owner) -> String {
-    let Server { name, address, port, check, options, gated, occupant: _ } = server;
+    let Server { name, address, port, check, cookie, options, gated, occupant: _ } = server;
+    let ServerOptions { weight, maxconn, backup, proxy, tls } = options;
     let address = match address {
         Address::Ip(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),
@@ -89,7 +101,7 @@ pub fn server(server: &Server, owner: &Owner) -> String {
     if *check {
         line.push_str(" check");
     }
-    if options.backup {
+    if *backup {
         line.push_str(" backup");
     }
     if !server.is_enabled() {
@@ -101,13 +113,38 @@ pub fn server(server: &Server, owner: &Owner) -> String {
     if *gated {
         line.push_str(" init-state down");
     }
-    if let Some(maxconn) = options.maxconn {
+    if let Some(maxconn) = maxconn {
         line.push_str(&format!(" maxconn {maxconn}"));
     }
-    if let Some(weight) = options.weight {
+    if let Some(weight) = weight {
         line.push_str(&format!(" weight {weight}"));
     }
+    if *cookie {
+        line.push_str(&format!(" cookie {name}"));
+    }
+    if let Some(proxy) = proxy {
+        line.push_str(&format!(" {}", proxy.as_str()));
+    }
+    for (option, value) in tls.iter().flat_map(|tls| self::tls(tls)) {
+        line.extend([" ", option]);
+        line.extend(value.iter().flat_map(|value| [" ", value]));
+    }
     format!("{line} # {}\n", metadata(server, owner))
+}
+
+/// The options of a server for TLS. `verify` is stated, as a setting in `global` may change what holds without it.
+pub fn tls(tls: &Tls) -> Vec<(&'static str, Option<String>)> {
+    let Tls { verify, sni } = tls;
+    let mut options = vec![("ssl", None), ("verify", Some(verify.as_str().to_owned()))];
+    if *verify == Verify::Required {
+        options.push(("ca-file", Some(SYSTEM_CA.to_owned())));
+    }
+    if let Some(sni) = sni {
+        options.push(("sni", Some(sni.to_string())));
+        // `sni` is for requests only.
+        options.extend(sni.host().map(|host| ("check-sni", Some(host.to_owned()))));
+    }
+    options
 }
 
 /// The metadata of a server: its owner and its occupant. Strings only: the Data Plane API writes it as a JSON comment

@@ -191,6 +191,7 @@ mod tests {
             address: "127.0.0.1".parse().expect("an address"),
             port: 1,
             check: false,
+            cookie: false,
             options: crate::desired::ServerOptions::default(),
             gated: false,
             occupant: Occupant::Free { freed: 0, drain_until: None },

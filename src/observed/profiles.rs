@@ -226,7 +226,9 @@ fn section(header: &str, body: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Balance, Check, Mode};
+    use std::time::Duration;
+
+    use crate::desired::{Balance, Check, Mode, Timeouts};
     use crate::observed::{Observed, harm};
 
     const FILE: &str =
@@ -246,6 +248,8 @@ mod tests {
             mode: Mode::Http,
             balance: balance.parse().unwrap_or_else(|_| Balance::roundrobin()),
             check: Check::Disabled,
+            cookie: "SRV".parse().ok(),
+            timeouts: Timeouts { queue: Some(Duration::from_millis(1500)), ..Timeouts::default() },
         }
     }
 

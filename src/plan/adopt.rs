@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{
-    BackendName, BackendSettings, Balance, Check, Code, Desired, Mode, Note, Server, ServerName, Severity,
+    BackendName, BackendSettings, Balance, Check, Code, Desired, Mode, Note, Server, ServerName, Severity, Timeouts,
 };
 use crate::observed::{Observed, ObservedBackend, Other};
 use crate::plane::Capabilities;
@@ -87,6 +87,8 @@ fn described(name: &BackendName, section: &ObservedBackend, observed: &Observed)
         mode: section.mode.parse().unwrap_or(Mode::Http),
         balance: section.balance.parse().unwrap_or_else(|_| Balance::roundrobin()),
         check: Check::Disabled,
+        cookie: None,
+        timeouts: Timeouts::default(),
     };
     BackendSettings { description, ..section.settings.clone().unwrap_or_else(unknown) }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::desired::build::Built;
-use crate::desired::{Address, Backend, BackendKind, BackendName, Desired, Server, ServerName, ServerOptions, State};
+use crate::desired::{
+    Address, Backend, BackendKind, BackendName, Desired, ProxyProtocol, Server, ServerName, ServerOptions, State,
+};
+use crate::haproxy::render;
 use crate::observed::{Observed, ObservedBackend, ProfileEdits, is_static};
 use crate::plane::Capabilities;
 
@@ -91,6 +94,7 @@ pub(super) fn makes(
         && !taken.contains(&Surplus::Backend(name.clone()))
         && grows(*capabilities, desired, None, observed)
         && servers.iter().all(|server| matches!(server.address, Address::Ip(_)))
+        && (observed.loads_system_ca || !servers.iter().any(Server::verifies))
         && observed.profile(&desired.settings).is_some()
 }
 
@@ -116,22 +120,30 @@ impl NewServer {
     /// `None`: HAProxy does not take it at run time, or the result would not be what a reload makes of the line. It
     /// takes no server in a backend with a static algorithm, and resolves no host name (seen on 3.0, 3.2 and 3.4).
     fn new(section: &ObservedBackend, server: &Server, is_gated: bool) -> Option<Self> {
-        let Server { name: _, address: Address::Ip(address), port, check, options, gated, occupant: _ } = server else {
+        let Server { name, address: Address::Ip(address), port, check, cookie, options, gated, occupant: _ } = server
+        else {
             return None;
         };
-        let mut stated = section.server_defaults.clone().filter(|_| section.takes_servers())?;
-        let ServerOptions { weight, maxconn, backup } = options;
-        if *check {
-            stated.set("check", None);
+        if server.verifies() && !section.loads_system_ca {
+            return None;
         }
-        if *backup {
-            stated.set("backup", None);
+        let mut stated = section.server_defaults.clone().filter(|_| section.takes_servers())?;
+        let ServerOptions { weight, maxconn, backup, proxy, tls } = options;
+        let flags = [("check", *check), ("backup", *backup)].into_iter().filter(|(_, is_on)| *is_on);
+        for flag in flags.map(|(flag, _)| flag).chain(proxy.map(ProxyProtocol::as_str)) {
+            stated.set(flag, None);
+        }
+        if *cookie {
+            stated.set("cookie", Some(name.as_str()));
         }
         if let Some(maxconn) = maxconn {
             stated.set("maxconn", Some(&maxconn.to_string()));
         }
         if let Some(weight) = weight {
             stated.set("weight", Some(&weight.to_string()));
+        }
+        for (option, value) in tls.iter().flat_map(|tls| render::tls(tls)) {
+            stated.set(option, value.as_deref());
         }
         let checked = stated.has("check");
         // A line in service is not gated, as a reload would then take it down; a server that comes in is.

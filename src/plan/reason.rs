@@ -27,6 +27,8 @@ pub enum Reason {
     HostName,
     /// It is not known what `default-server` gives, or an agent is on.
     Inherited,
+    /// HAProxy does not have the CAs of its system.
+    Certificates,
     /// A server of an instance that stays.
     Options,
     /// A server of ours was edited by hand.
@@ -54,7 +56,11 @@ impl fmt::Display for Reason {
                 "it is not known what `default-server` gives to a server that is added at run time, or it has \
                  `agent-check`"
             }
-            Self::Options => "`maxconn`, `backup` or the check of an instance that stays changes",
+            Self::Certificates => {
+                "HAProxy loads the CAs of its system for `ssl.verify` with a reload, as the file has `httpclient.ssl.…`"
+            }
+            Self::Options => "what HAProxy reads when it starts changes for an instance that stays: `maxconn`, `backup`, `ssl`, `sni`, \
+                 `proxy-protocol` or its check",
             Self::Edited => "a server line was edited by hand",
         })
     }
@@ -100,6 +106,7 @@ fn creation(
         _ if is_static(balance) => Reason::Algorithm(balance.to_owned()),
         _ if !observed.knows_defaults || observed.default_agent_check => Reason::Inherited,
         _ if is_named => Reason::HostName,
+        _ if !observed.loads_system_ca && servers.iter().any(Server::verifies) => Reason::Certificates,
         _ => Reason::NewSettings,
     }
 }
@@ -116,6 +123,11 @@ fn of_server(edit: &ServerEdit, section: Option<&ObservedBackend>, options: &Opt
         },
         ServerEdit::Add { .. } | ServerEdit::Remove { .. } if !options.capabilities.servers => Reason::NoSocket,
         ServerEdit::Add { server, .. } if matches!(server.address, Address::Host(_)) => Reason::HostName,
+        ServerEdit::Add { server, .. }
+            if server.verifies() && section.is_some_and(|section| !section.loads_system_ca) =>
+        {
+            Reason::Certificates
+        }
         ServerEdit::Add { .. } | ServerEdit::Remove { .. } => algorithm.unwrap_or(Reason::Inherited),
     }
 }

@@ -39,6 +39,8 @@ pub struct Seating<'a> {
     pub weight: u16,
     /// Whether a server line turns the check on itself.
     pub check: bool,
+    /// Whether clients stay with a server by a cookie.
+    pub cookie: bool,
     /// Whether free slots are [gated](Server::gated).
     pub gated: bool,
     /// The time, since 1970.
@@ -63,7 +65,9 @@ pub fn seat(seating: &Seating<'_>) -> Vec<Server> {
         seating.shrink(&mut slots, waiting.len());
     }
     seating.fill(&mut slots, waiting);
-    slots.into_values().collect()
+    seating.refit(&mut slots);
+    // Of all servers, spare ones and those that are held too: the backend has the cookie, or has it not.
+    slots.into_values().map(|server| Server { cookie: seating.cookie, ..server }).collect()
 }
 
 impl Seating<'_> {
@@ -94,8 +98,13 @@ impl Seating<'_> {
         let mut by_id: BTreeMap<&InstanceId, &Instance> = taken.into_iter().map(|i| (&i.id, i)).collect();
         let mut last = slots.values().filter_map(Server::freed).max().unwrap_or(0);
         for server in slots.values_mut() {
-            if let Some(instance) = server.occupant.id().and_then(|id| by_id.remove(id)) {
+            let instance = server.occupant.id().and_then(|id| by_id.get(id).copied());
+            if let Some(instance) = instance.filter(|instance| self.stays(server, instance)) {
+                by_id.remove(&instance.id);
                 self.assign(server, instance);
+            } else if instance.is_some() {
+                // It comes in again, on a server of its own.
+                free(server, &mut last, self.now);
             } else if !self.held.keeps(&server.occupant)
                 && !server.occupant.id().is_some_and(|id| refused.contains(id))
                 && free(server, &mut last, self.now)
@@ -106,11 +115,18 @@ impl Seating<'_> {
         by_id.into_values().collect()
     }
 
+    /// Whether an instance keeps its server: not if it needs another one for what does not change at run time, and gets
+    /// it without a reload.
+    fn stays(&self, server: &Server, instance: &Instance) -> bool {
+        let is_named = matches!(instance.address, Address::Host(_));
+        !self.at_run_time || self.may_shrink || is_named || self.fits(server, instance)
+    }
+
     fn assign(&self, server: &mut Server, instance: &Instance) {
         server.address = instance.address.clone();
         server.port = instance.port;
         server.options =
-            ServerOptions { weight: Some(instance.options.weight.unwrap_or(self.weight)), ..instance.options };
+            ServerOptions { weight: Some(instance.options.weight.unwrap_or(self.weight)), ..instance.options.clone() };
         server.check = self.check;
         server.gated = false;
         server.occupant = Occupant::Instance {
@@ -119,6 +135,30 @@ impl Seating<'_> {
             service: Some(instance.service.clone()),
             drain: instance.drain,
         };
+    }
+
+    /// Where an instance that stays takes a reload for what it needs now, spare servers get the same, so that they can be
+    /// filled without another one.
+    fn refit(&self, slots: &mut BTreeMap<u32, Server>) {
+        let is_changed = |server: &Server| {
+            slots.get(&self.backend.slot_number(&server.name).unwrap_or(0)).is_some_and(|now| {
+                server.is_enabled()
+                    && now.occupant.id() == server.occupant.id()
+                    && now.options.fixed() != server.options.fixed()
+            })
+        };
+        if self.at_run_time || !(self.may_shrink || self.servers.iter().any(is_changed)) {
+            return;
+        }
+        let options = self.newest_options();
+        for server in slots.values_mut().filter(|server| server.state() == State::Maint) {
+            server.options = ServerOptions { weight: server.options.weight, ..options.clone() };
+        }
+    }
+
+    fn newest_options(&self) -> ServerOptions {
+        let newest = self.instances.iter().max_by_key(|i| (i.created, &i.id));
+        newest.map(|instance| instance.options.clone()).unwrap_or_default()
     }
 
     fn fill(&self, slots: &mut BTreeMap<u32, Server>, waiting: Vec<&Instance>) {
@@ -142,13 +182,12 @@ impl Seating<'_> {
     }
 
     fn fits(&self, server: &Server, instance: &Instance) -> bool {
-        let ServerOptions { weight: _, maxconn, backup } = instance.options;
-        server.options.maxconn == maxconn && server.options.backup == backup && server.check == self.check
+        server.options.fixed() == instance.options.fixed() && server.check == self.check
     }
 
     fn grow(&self, slots: &mut BTreeMap<u32, Server>, left: &[&Instance]) {
         let size = size(slots.len() + left.len(), self.policy);
-        let options = self.instances.iter().max_by_key(|i| (i.created, &i.id)).map(|i| i.options).unwrap_or_default();
+        let options = self.newest_options();
         let mut left = left.iter();
         let mut lowest = 1;
         while slots.len() < size {
@@ -164,7 +203,8 @@ impl Seating<'_> {
                 port: PLACEHOLDER_PORT,
                 check: self.check,
                 gated: self.gated,
-                options: ServerOptions { weight: Some(self.weight), ..options },
+                cookie: self.cookie,
+                options: ServerOptions { weight: Some(self.weight), ..options.clone() },
                 occupant: Occupant::Free { freed: 0, drain_until: None },
             };
             if let Some(instance) = instance {
@@ -292,6 +332,7 @@ mod tests {
             policy,
             weight: 1,
             check: false,
+            cookie: false,
             gated: false,
             now: Duration::ZERO,
             may_shrink: false,
@@ -341,6 +382,7 @@ mod tests {
                 policy,
                 weight,
                 check,
+                cookie: false,
                 gated,
                 now: Duration::from_secs(now),
                 may_shrink,
@@ -390,6 +432,7 @@ mod tests {
             policy: POLICY,
             weight: 1,
             check: true,
+            cookie: false,
             gated: false,
             now: Duration::ZERO,
             may_shrink: false,
@@ -422,6 +465,7 @@ mod tests {
             policy: POLICY,
             weight: 1,
             check: false,
+            cookie: false,
             gated: false,
             now: Duration::ZERO,
             may_shrink: true,

@@ -874,11 +874,52 @@ fn a_new_instance_gets_a_server_of_its_own_while_the_old_one_serves() {
     let mut changes = Changes::new(&Runtime::of(&before), &before, &after, &Growth::new(SERVERS, &next.desired));
     let late = changes.handed_over(&Runtime::of(&before), &after);
     assert_eq!((late.len(), changes.out.len()), (1, 0), "the old one leaves when the new one is in");
-    // One that stays keeps its name, and needs a reload.
-    let mut stays = built(&[("api", service)]);
-    instance_of(&mut stays).options.maxconn = Some(7);
-    let (plan, actions) = grown(&stays, &before);
-    assert_eq!((names_after(&plan, &before), actions), (vec!["api_1".to_owned()], None));
+}
+
+#[test]
+fn an_instance_gets_another_server_for_what_does_not_change_at_run_time() {
+    let before = after(&[("api", &["enable", "slots=0", "maxconn=5"])], FOREIGN);
+    for tags in [&["maxconn=7"][..], &["maxconn=5", "ssl", "sni=a.example"], &["maxconn=5", "proxy-protocol"]] {
+        let next = built(&[("api", &[&["enable", "slots=0"], tags].concat())]);
+        let (plan, actions) = grown(&next, &before);
+        assert_eq!((names_after(&plan, &before), actions.is_some()), (vec!["api_2".to_owned()], true), "{tags:?}");
+        let after = applied(&plan, &before);
+        let mut changes = Changes::new(&Runtime::of(&before), &before, &after, &Growth::new(SERVERS, &next.desired));
+        let late = changes.handed_over(&Runtime::of(&before), &after);
+        assert_eq!((late.len(), changes.out.len()), (1, 0), "the old server serves until the new one is in");
+    }
+    // Where there is a reload anyway, or only a reload resolves its name, it keeps its server.
+    let mut named = built(&[("api", &["enable", "slots=0", "maxconn=7"])]);
+    instance_of(&mut named).address = "db.internal".parse().expect("a name");
+    let settings = built(&[("api", &["enable", "slots=0", "maxconn=7", "cookie=SRV"])]);
+    for next in [named, settings] {
+        let (plan, actions) = grown(&next, &before);
+        assert_eq!((names_after(&plan, &before), actions), (vec!["api_1".to_owned()], None));
+    }
+}
+
+#[test]
+fn a_server_that_verifies_comes_at_run_time_where_haproxy_has_the_cas_of_its_system() {
+    for (global, server, is_live) in [("", "api_2", true), ("httpclient.ssl.verify none\n", "api_1", false)] {
+        let text = format!("global\n{global}{FOREIGN}");
+        let before = after(&[("api", &["enable", "slots=0"])], &text);
+        let service: &[&str] = &["enable", "slots=0", "ssl"];
+        let (plan, actions) = grown(&built(&[("api", service)]), &before);
+        assert_eq!((names_after(&plan, &before), actions.is_some()), (vec![server.to_owned()], is_live));
+    }
+}
+
+#[test]
+fn spare_servers_follow_what_their_instance_needs() {
+    let before = after(&[("api", &["enable", "slots=2"])], FOREIGN);
+    let next = built(&[("api", &["enable", "slots=2", "ssl", "ssl.verify=none", "cookie=SRV"])]);
+    let planned = plan(&next, &before, Strategy::UseExisting).expect("no conflict").plan;
+    let after = applied(&planned, &before);
+    let section = after.backend(&name("api")).expect("api");
+    assert_eq!(section.servers.len(), 3);
+    assert!(section.servers.iter().all(|server| server.cookie && server.options.tls.is_some()), "{section:?}");
+    let again = plan(&next, &after, Strategy::UseExisting).expect("no conflict").plan;
+    assert!(again.edits.is_empty(), "{again:?}");
 }
 
 fn instance_of(built: &mut Built) -> &mut crate::desired::Instance {

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(uninstalled(&format!("backend a\n{line}  server hand h:1\n")), (vec!["servers"], vec![]));
         for (text, edits, why) in [
             (format!("{OURS}{line}  server hand h:1\n"), vec!["servers"], "servers that are not ours: hand"),
-            (format!("{OURS}{}", server(" send-proxy")), vec![], "edited by hand: a_1"),
+            (format!("{OURS}{}", server(" track x")), vec![], "edited by hand: a_1"),
             (format!("{OURS}  http-request deny\n{line}"), vec!["servers"], "its settings were edited"),
             (format!("{OURS}{line}future_section x\n{line}"), vec!["servers"], "unclear"),
             (format!("backend a\n{}", server(" disabled")), vec![], "remove the comments"),

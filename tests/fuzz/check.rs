@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nomad_haproxy::desired::build::{Built, build};
 use nomad_haproxy::desired::{
-    Address, Backend, BackendKind, BackendName, Instance, InstanceId, Occupant, ServerName, Severity,
+    Address, Backend, BackendKind, BackendName, Instance, InstanceId, Occupant, ServerName, ServerOptions, Severity,
 };
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
 use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
@@ -498,10 +498,10 @@ fn has_instances(
             continue;
         };
         let is_as_asked = instances.iter().any(|instance| {
-            let options = (instance.options.weight.or(Some(weight)), instance.options.maxconn, instance.options.backup);
-            let written = (server.options.weight, server.options.maxconn, server.options.backup);
-            (&instance.address, instance.port, &instance.alloc, &instance.drain, options)
-                == (&server.address, server.port, alloc, drain, written)
+            let weight = instance.options.weight.or(Some(weight));
+            let options = ServerOptions { weight, ..instance.options.clone() };
+            (&instance.address, instance.port, &instance.alloc, &instance.drain, &options)
+                == (&server.address, server.port, alloc, drain, &server.options)
                 && service.as_ref() == Some(&instance.service)
         });
         hold!(is_as_asked, "{server:?} is none of {instances:?}");

@@ -1,4 +1,4 @@
-//! HTTP servers that return their name, and servers of plain TCP, in this process.
+//! HTTP servers that return their name, servers of plain TCP, and servers that keep what they are sent, in this process.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,6 +94,74 @@ impl Plain {
 }
 
 impl Drop for Plain {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A server of one connection after the other's end, which keeps every byte that it is sent. It answers a request with its
+/// name; one for `/slow` never, and one for `/tunnel` by switching protocols, after which it is silent.
+pub struct Recorder {
+    port: u16,
+    seen: Arc<Mutex<Vec<Vec<u8>>>>,
+    task: JoinHandle<()>,
+}
+
+impl Recorder {
+    /// One that answers with a status, such as `200 OK`.
+    pub async fn start(name: &str, status: &str) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
+        let all = seen.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let at = {
+                    let mut all = all.lock().unwrap();
+                    all.push(Vec::new());
+                    all.len() - 1
+                };
+                tokio::spawn(Self::serve(stream, all.clone(), at, answer.clone()));
+            }
+        });
+        Self { port, seen, task }
+    }
+
+    async fn serve(mut stream: tokio::net::TcpStream, all: Arc<Mutex<Vec<Vec<u8>>>>, at: usize, answer: String) {
+        let mut buffer = [0; 4096];
+        loop {
+            let Ok(read @ 1..) = stream.read(&mut buffer).await else { return };
+            let request = {
+                let mut all = all.lock().unwrap();
+                all[at].extend(&buffer[..read]);
+                String::from_utf8_lossy(&all[at]).into_owned()
+            };
+            if !(request.contains(" HTTP/1.") && request.ends_with("\r\n\r\n")) || request.contains(" /slow ") {
+                continue;
+            }
+            if request.contains(" /tunnel ") {
+                let answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                continue;
+            }
+            let _ = stream.write_all(answer.as_bytes()).await;
+            return;
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What came on each connection, as text.
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned()).collect()
+    }
+}
+
+impl Drop for Recorder {
     fn drop(&mut self) {
         self.task.abort();
     }

@@ -14,21 +14,54 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A CA, a certificate of it for 127.0.0.1 and one for clients, and an unrelated CA.
+/// A CA, a certificate of it for 127.0.0.1, one for shop.test and one for clients, and an unrelated CA.
 pub fn certificates(folder: &Path) {
     let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     for ca in ["ca", "other"] {
         openssl(folder, &format!("{new} -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"));
     }
-    for (name, extension) in [("server", "subjectAltName=IP:127.0.0.1"), ("client", "extendedKeyUsage=clientAuth")] {
+    let extensions = [
+        ("server", "subjectAltName=IP:127.0.0.1"),
+        ("shop", "subjectAltName=DNS:shop.test"),
+        ("client", "extendedKeyUsage=clientAuth"),
+    ];
+    for (name, extension) in extensions {
         let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE";
         openssl(
             folder,
             &format!("{new} {signed} -subj /CN={name} -addext {extension} -keyout {name}.key -out {name}.pem"),
         );
+    }
+    for name in ["server", "shop", "client", "other"] {
         let both = ["pem", "key"].map(|part| std::fs::read_to_string(folder.join(format!("{name}.{part}"))).unwrap());
         std::fs::write(folder.join(format!("{name}.both")), both.concat()).unwrap();
     }
+}
+
+/// A server that speaks TLS, as a HAProxy of its own: it answers with the server name that the client sent. With the
+/// certificate for shop.test on the first port, where `/health` fails for another name; with that of an unrelated CA on
+/// the second one.
+pub fn server(folder: &Path) -> (Group, [u16; 2]) {
+    let ports = [free_port(), free_port()];
+    let path = folder.display();
+    let names = "http-request return status 200 content-type text/plain lf-string \"%[ssl_fc_sni]\"";
+    let config = format!(
+        "defaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+         frontend shop\n  bind 127.0.0.1:{} ssl crt {path}/shop.both\n\
+         \x20 http-request deny if {{ path /health }} !{{ ssl_fc_sni shop.test }}\n  {names}\n\
+         frontend other\n  bind 127.0.0.1:{} ssl crt {path}/other.both\n  {names}\n",
+        ports[0], ports[1],
+    );
+    (run(folder, "server", &config), ports)
+}
+
+/// A HAProxy with this configuration.
+fn run(folder: &Path, name: &str, config: &str) -> Group {
+    let [file, log] = ["cfg", "log"].map(|end| folder.join(format!("{name}.{end}")));
+    std::fs::write(&file, config).unwrap();
+    let log = std::fs::File::create(log).unwrap();
+    let mut command = std::process::Command::new(binary("3.2").unwrap());
+    Group::spawn(command.arg("-db").arg("-f").arg(file).stdout(log.try_clone().unwrap()).stderr(log))
 }
 
 /// A second HAProxy in front of the API: with TLS, with TLS and client certificates, and on a unix socket.
@@ -41,11 +74,7 @@ pub fn front(folder: &Path, api: &str) -> (Group, [String; 3]) {
          \x20 bind 127.0.0.1:{mutual} ssl crt {path}/server.both ca-file {path}/ca.pem verify required ssl-max-ver TLSv1.2\n\
          \x20 bind unix@{path}/api.sock\n  default_backend api\nbackend api\n  server api {api}\n",
     );
-    std::fs::write(folder.join("front.cfg"), config).unwrap();
-    let log = std::fs::File::create(folder.join("front.log")).unwrap();
-    let mut command = std::process::Command::new(binary("3.2").unwrap());
-    command.arg("-db").arg("-f").arg(folder.join("front.cfg")).stdout(log.try_clone().unwrap()).stderr(log);
-    let group = Group::spawn(&mut command);
+    let group = run(folder, "front", &config);
     let https = |port| format!("https://127.0.0.1:{port}");
     (group, [https(tls), https(mutual), format!("unix://{path}/api.sock")])
 }

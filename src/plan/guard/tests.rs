@@ -6,6 +6,7 @@ use super::*;
 use crate::catalog::Unread;
 use crate::desired::{
     Backend, BackendKind, BackendSettings, Balance, Check, Instance, Mode, NamespaceNote, ServerOptions, SlotPolicy,
+    Timeouts,
 };
 use crate::haproxy::text::ConfigText;
 
@@ -49,6 +50,8 @@ fn built(instances: impl IntoIterator<Item = usize>) -> Built {
             mode: Mode::Http,
             balance: Balance::roundrobin(),
             check: Check::Disabled,
+            cookie: None,
+            timeouts: Timeouts::default(),
         };
         let backend = Backend {
             services: [service].into(),

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::desired::{Address, BackendName, BackendSettings, Check, HttpCheck, Owner, Server, Timing};
+use crate::desired::{
+    Address, BackendName, BackendSettings, Check, HttpCheck, Owner, ProxyProtocol, Server, ServerOptions, Timing,
+};
 use crate::haproxy::render::{self, INIT_ADDR, REDISPATCH_INTERVAL, RETRIES};
 
 /// A whole backend, as `full_section=true` takes it. `others` are the servers in it that are not ours, as the API
@@ -15,7 +17,7 @@ pub(super) fn backend(
     others: Map<String, Value>,
     owner: &Owner,
 ) -> Value {
-    let BackendSettings { description, mode, balance, check } = settings;
+    let BackendSettings { description, mode, balance, check, cookie, timeouts } = settings;
     let mut all = others;
     all.extend(servers.iter().map(|one| (one.name.to_string(), server(one, owner))));
     let mut body = json!({
@@ -29,6 +31,12 @@ pub(super) fn backend(
     });
     if let Some(from) = from {
         body["from"] = json!(from);
+    }
+    if let Some(cookie) = cookie {
+        body["cookie"] = json!({"name": cookie.as_str(), "type": "insert", "indirect": true, "nocache": true});
+    }
+    for (word, time) in timeouts.each() {
+        body[format!("{word}_timeout")] = json!(time.as_millis());
     }
     match check {
         Check::Http(http, _) => http_check(&mut body, http),
@@ -89,6 +97,7 @@ fn default_server(timing: &Timing) -> Value {
 
 /// One server.
 pub(super) fn server(server: &Server, owner: &Owner) -> Value {
+    let ServerOptions { weight, maxconn, backup, proxy, tls } = &server.options;
     let mut body = json!({
         "name": server.name,
         "address": server.address.to_string(),
@@ -105,14 +114,24 @@ pub(super) fn server(server: &Server, owner: &Owner) -> Value {
     if server.gated {
         body["init-state"] = json!("down");
     }
-    if server.options.backup {
+    if *backup {
         body["backup"] = json!("enabled");
     }
-    if let Some(weight) = server.options.weight {
+    if let Some(weight) = weight {
         body["weight"] = json!(weight);
     }
-    if let Some(maxconn) = server.options.maxconn {
+    if let Some(maxconn) = maxconn {
         body["maxconn"] = json!(maxconn);
+    }
+    if server.cookie {
+        body["cookie"] = json!(server.name);
+    }
+    if let Some(flag) = proxy.map(ProxyProtocol::as_str) {
+        body[flag] = json!("enabled");
+    }
+    for (option, value) in tls.iter().flat_map(|tls| render::tls(tls)) {
+        let key = if option == "ca-file" { "ssl_cafile" } else { option };
+        body[key] = json!(value.as_deref().unwrap_or("enabled"));
     }
     body
 }

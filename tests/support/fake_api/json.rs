@@ -25,7 +25,18 @@ const SERVER: &[(&str, &str, Form)] = &[
     ("weight", "weight", Form::Number),
     ("resolvers", "resolvers", Form::Text),
     ("init-state", "init-state", Form::Text),
+    ("cookie", "cookie", Form::Text),
+    ("send-proxy", "send-proxy", Form::Flag),
+    ("send-proxy-v2", "send-proxy-v2", Form::Flag),
+    ("ssl", "ssl", Form::Flag),
+    ("verify", "verify", Form::Text),
+    ("ca-file", "ssl_cafile", Form::Text),
+    ("sni", "sni", Form::Text),
+    ("check-sni", "check-sni", Form::Text),
 ];
+
+/// Timeouts of a backend: the key of `timeout X` is `X_timeout`.
+const TIMEOUTS: &[&str] = &["check", "connect", "queue", "server", "tunnel"];
 
 fn time(value: &Value) -> String {
     match value.as_u64().unwrap() {
@@ -108,8 +119,15 @@ fn backend_text(backend: &Value) -> String {
     if let Some(retries) = backend["retries"].as_u64() {
         lines.push(format!("  retries {retries}"));
     }
-    if !backend["check_timeout"].is_null() {
-        lines.push(format!("  timeout check {}", time(&backend["check_timeout"])));
+    for word in TIMEOUTS {
+        let value = &backend[format!("{word}_timeout")];
+        lines.extend((!value.is_null()).then(|| format!("  timeout {word} {}", time(value))));
+    }
+    let cookie = &backend["cookie"];
+    if let Some(name) = cookie["name"].as_str() {
+        let flags = ["indirect", "nocache"].into_iter().filter(|flag| cookie[*flag] == true);
+        let words = flags.chain(cookie["type"].as_str()).collect::<Vec<_>>();
+        lines.push(format!("  cookie {name} {}", words.join(" ")));
     }
     for rule in backend["http_check_list"].as_array().into_iter().flatten() {
         lines.push(match rule["type"].as_str() {
@@ -226,9 +244,15 @@ fn backend_json(section: &Section) -> Value {
             ["http-check", "expect", kind, pattern] => {
                 rules.push(json!({"type": "expect", "match": kind, "pattern": pattern}));
             }
-            ["timeout", "check", value] => {
+            ["cookie", name, words @ ..] => {
+                let has = |word: &str| words.contains(&word);
+                backend["cookie"] = json!({"name": name, "indirect": has("indirect"), "nocache": has("nocache")});
+                let kind = ["rewrite", "insert", "prefix"].into_iter().find(|kind| has(kind));
+                backend["cookie"]["type"] = json!(kind);
+            }
+            ["timeout", word, value] if TIMEOUTS.contains(word) => {
                 let time = nomad_haproxy::haproxy::parse::time(value).unwrap();
-                backend["check_timeout"] = json!(u64::try_from(time.as_millis()).unwrap());
+                backend[format!("{word}_timeout")] = json!(u64::try_from(time.as_millis()).unwrap());
             }
             ["default-server", ..] => {
                 let mut server = json!({});
