@@ -1,6 +1,7 @@
 //! The command line.
 
 mod apply;
+mod check;
 mod plan;
 mod print;
 mod serve;
@@ -35,7 +36,7 @@ pub struct Cli {
     /// JSON file with settings; flags and environment go over it
     #[arg(long, short, global = true, env = "NOMAD_HAPROXY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only this one of several HAProxys (plan, apply, uninstall)
+    /// Only this one of several HAProxys (plan, apply, check, uninstall)
     #[arg(long = "haproxy", global = true, value_name = "NAME")]
     pub haproxy: Option<String>,
     /// Settings
@@ -136,6 +137,12 @@ pub enum Command {
         #[arg(long)]
         no_lock: bool,
     },
+    /// Prove that Nomad and each HAProxy can be worked with, or name what is in the way; change nothing
+    Check {
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
 }
@@ -158,6 +165,12 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     let level = telemetry::start(&settings.log)?;
     let mut config = Config::try_from(settings)?;
+    if config.nomad.tls.skip_verify {
+        tracing::warn!(
+            "Nomad's certificate is not checked (nomad.skip_verify, NOMAD_SKIP_VERIFY): anybody on the way can read the \
+             token, and say what is routed where"
+        );
+    }
     if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
         config.guard = guard::Options::OFF;
     }
@@ -173,6 +186,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
         }
+        Command::Check { output } => check::check(&config, haproxy.as_deref(), output).await,
         Command::Uninstall { yes, no_lock } => {
             let work = async |lease: &Lease| {
                 uninstall::uninstall(targets::removers(&config, haproxy.as_deref(), lease).await?, yes).await

@@ -12,12 +12,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
 use crate::breaker;
 use crate::desired::{Grant, Grants};
-use crate::endpoint::Identity;
+use crate::endpoint::{Identity, Tls};
 use crate::errors::chain;
 use crate::http::Access;
 use crate::nomad;
@@ -273,19 +273,69 @@ fn lock_config(settings: LeaderSettings) -> Result<Option<LockConfig>, ConfigErr
 }
 
 fn nomad_settings(settings: NomadSettings) -> Result<nomad::NomadConfig, ConfigError> {
-    const ADDRESS: &str = "nomad.address (NOMAD_ADDR)";
-    let address = settings.address.unwrap_or_else(|| NOMAD_ADDRESS.to_owned());
-    check_address(ADDRESS, &address)?;
+    let NomadSettings {
+        address,
+        unix_address,
+        token,
+        token_file,
+        region,
+        namespace: _,
+        max_stale: _,
+        ca_file,
+        cert_file,
+        key_file,
+        tls_server_name,
+        skip_verify,
+        http_auth,
+    } = settings;
     // An empty token is no token, as in existing configuration files and in a shell's empty variable.
-    let token = settings.token.filter(|token| !token.expose_secret().is_empty());
-    let token = match (token, settings.token_file) {
+    let token = match (token.filter(is_set), token_file) {
         (Some(_), Some(_)) => return Err(wrong("nomad.token", "give the token or nomad.token_file, not both")),
         (Some(token), None) => nomad::Token::Inline(token),
         (None, Some(path)) => nomad::Token::File(path),
         (None, None) => nomad::Token::None,
     };
-    let identity = identity("nomad.cert_file and nomad.key_file", settings.cert_file, settings.key_file)?;
-    Ok(nomad::NomadConfig { address, token, region: settings.region, ca_file: settings.ca_file, identity })
+    // Nomad names the socket to each task, and answers there only who has a token.
+    let task_api = unix_address.filter(|_| !matches!(token, nomad::Token::None));
+    let (name, address) = match (address, task_api) {
+        (Some(address), _) => ("nomad.address (NOMAD_ADDR)", address),
+        (None, Some(socket)) => ("nomad.unix_address (NOMAD_UNIX_ADDR)", socket),
+        (None, None) => ("nomad.address (NOMAD_ADDR)", NOMAD_ADDRESS.to_owned()),
+    };
+    check_address(name, &address)?;
+    let tls = Tls {
+        ca_file,
+        identity: identity("nomad.cert_file and nomad.key_file", cert_file, key_file)?,
+        server_name: tls_server_name.map(server_name).transpose()?,
+        skip_verify: skip_verify.unwrap_or(false),
+    };
+    let http_auth = http_auth.filter(is_set).as_ref().map(credentials);
+    Ok(nomad::NomadConfig { address, token, region, tls, http_auth })
+}
+
+/// An empty secret is none.
+fn is_set(secret: &SecretString) -> bool {
+    !secret.expose_secret().is_empty()
+}
+
+fn server_name(name: String) -> Result<String, ConfigError> {
+    match name.parse::<std::net::IpAddr>() {
+        Err(_) if reqwest::Url::parse(&format!("https://{name}/")).is_ok_and(|url| url.host_str() == Some(&name)) => {
+            Ok(name)
+        }
+        _ => {
+            let why =
+                format!("{name:?} is no host name; it is the one in Nomad's certificate, such as server.global.nomad");
+            Err(wrong("nomad.tls_server_name (NOMAD_TLS_SERVER_NAME)", why))
+        }
+    }
+}
+
+/// User and password; without a colon it is the user alone, as Nomad's own commands have it.
+fn credentials(text: &SecretString) -> (String, SecretString) {
+    let text = text.expose_secret();
+    let (user, password) = text.split_once(':').unwrap_or((text, ""));
+    (user.to_owned(), SecretString::from(password))
 }
 
 fn identity(
@@ -346,6 +396,9 @@ mod tests {
             (r#"{"nomad": {"address": "localhost:4646"}}"#, "NOMAD_ADDR"),
             (r#"{"nomad": {"address": "unix://api.sock"}}"#, "full path"),
             (r#"{"nomad": {"token": "a", "token_file": "b"}}"#, "not both"),
+            (r#"{"nomad": {"token": "a", "unix_address": "api.sock"}}"#, "NOMAD_UNIX_ADDR"),
+            (r#"{"nomad": {"tls_server_name": "https://nomad"}}"#, "is no host name"),
+            (r#"{"nomad": {"tls_server_name": "10.0.0.5"}}"#, "is no host name"),
             (r#"{"haproxy": {"address": "http://h:5555"}}"#, "HAPROXY_PASSWORD"),
             (r#"{"haproxy": {"config_file": "/etc/h.cfg"}}"#, "master_socket"),
             (r#"{"haproxy": {"config_file": "/a", "address": "http://h"}}"#, "one of them"),
@@ -375,9 +428,20 @@ mod tests {
     }
 
     #[test]
+    fn the_task_api_is_used_where_nothing_else_is_said_and_there_is_a_token() {
+        let address = |json: &str| parse(json).expect("good settings").nomad.address;
+        let socket = r#""unix_address": "unix:///secrets/api.sock""#;
+        assert_eq!(address(&format!(r#"{{"nomad": {{{socket}, "token": "t"}}}}"#)), "unix:///secrets/api.sock");
+        assert_eq!(address(&format!(r#"{{"nomad": {{{socket}}}}}"#)), NOMAD_ADDRESS);
+        assert_eq!(
+            address(&format!(r#"{{"nomad": {{{socket}, "token": "t", "address": "http://n:4646"}}}}"#)),
+            "http://n:4646"
+        );
+    }
+
+    #[test]
     fn secrets_are_in_no_debug_print_and_no_error() {
-        let json =
-            r#"{"nomad": {"token": "s3cret-a"}, "haproxy": {"address": "http://h:5555", "password": "s3cret-b"}}"#;
+        let json = r#"{"nomad": {"token": "s3cret-a", "http_auth": "u:s3cret-e"}, "haproxy": {"address": "http://h:5555", "password": "s3cret-b"}}"#;
         let settings: Settings = serde_json::from_str(json).expect("good settings");
         let printed = format!("{settings:?} {:?}", Config::try_from(settings.clone()));
         assert!(!printed.contains("s3cret"), "{printed}");

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use secrecy::SecretString;
 use thiserror::Error;
+
+use crate::errors::chain;
 
 /// For connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,13 +30,61 @@ fn wrong(what: String, source: impl Into<Box<dyn std::error::Error + Send + Sync
     EndpointError { what, source: source.into() }
 }
 
+/// How `https://…` is secured.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// A CA to trust beside the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// What the server may ask for.
+    pub identity: Option<Identity>,
+    /// The host name that the certificate must be for, if not the one in the address.
+    pub server_name: Option<String>,
+    /// Takes any certificate, so anybody on the way can read and change everything.
+    pub skip_verify: bool,
+}
+
+/// What is wrong with a connection by TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsFault {
+    /// The server's certificate is not trusted here, or is for another host.
+    Untrusted,
+    /// The server ends the connection: it may want a client certificate.
+    Refused,
+    /// The server does not speak TLS.
+    NoTls,
+}
+
+impl TlsFault {
+    /// From the error of a request; `None`: it has another reason.
+    pub fn of(error: &reqwest::Error) -> Option<Self> {
+        // rustls' own message: its error is nested in others, which do not print it.
+        let cause = chain(error);
+        let faults = [
+            ("invalid peer certificate", Self::Untrusted),
+            ("received fatal alert", Self::Refused),
+            ("received corrupt message", Self::NoTls),
+        ];
+        faults.into_iter().find(|(words, _)| cause.contains(words)).map(|(_, fault)| fault)
+    }
+}
+
+/// Resolves every name to the host of the address, as requests are for the name in its certificate.
+struct Redirected(String);
+
+impl Resolve for Redirected {
+    fn resolve(&self, _name: Name) -> Resolving {
+        let host = self.0.clone();
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((host, 0)).await?.collect();
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
 /// Sets up a client for `http://…`, `https://…` or `unix:///…`, and returns the base that its paths are appended to.
-/// `ca_file` is trusted in addition to the system's CAs. The files are read once, here.
-pub fn client(
-    address: &str,
-    ca_file: Option<&Path>,
-    identity: Option<&Identity>,
-) -> Result<(reqwest::ClientBuilder, String), EndpointError> {
+/// The files are read once, here.
+pub fn client(address: &str, tls: &Tls) -> Result<(reqwest::ClientBuilder, String), EndpointError> {
+    let Tls { ca_file, identity, server_name, skip_verify } = tls;
     let read = |path: &Path| std::fs::read(path).map_err(|e| wrong(format!("cannot read {}", path.display()), e));
     let mut builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
@@ -50,13 +101,42 @@ pub fn client(
             .map_err(|e| wrong(format!("{} and {} are no PEM pair", certificate.display(), key.display()), e))?;
         builder = builder.identity(identity);
     }
-    Ok(match address.strip_prefix("unix://") {
-        Some(path) => (builder.unix_socket(path), "http://localhost".to_owned()),
+    if *skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    if let Some(path) = address.strip_prefix("unix://") {
+        return Ok((builder.unix_socket(path), "http://localhost".to_owned()));
+    }
+    let named = server_name.as_deref().and_then(|name| named(address, name));
+    Ok(match named {
+        // A proxy would look for the name itself.
+        Some((base, host)) => (builder.dns_resolver(Redirected(host)).no_proxy(), base),
         None => (builder, address.trim_end_matches('/').to_owned()),
     })
+}
+
+/// An `https://` address with the name of the certificate in place of its host, and that host.
+fn named(address: &str, name: &str) -> Option<(String, String)> {
+    let mut url = reqwest::Url::parse(address).ok().filter(|url| url.scheme() == "https")?;
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    url.set_host(Some(name)).ok()?;
+    Some((url.as_str().trim_end_matches('/').to_owned(), host))
 }
 
 /// Reads a file that contains only a secret.
 pub fn read_secret(path: &Path) -> std::io::Result<SecretString> {
     std::fs::read_to_string(path).map(|text| SecretString::from(text.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_certificate_replaces_the_host() {
+        let is = |address: &str| named(address, "server.global.nomad").map(|(base, host)| format!("{base} {host}"));
+        assert_eq!(is("https://10.0.0.5:4646").as_deref(), Some("https://server.global.nomad:4646 10.0.0.5"));
+        assert_eq!(is("https://[::1]:4646/v1/").as_deref(), Some("https://server.global.nomad:4646/v1 ::1"));
+        assert_eq!(is("http://10.0.0.5:4646"), None, "without TLS there is no certificate");
+    }
 }

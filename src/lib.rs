@@ -49,6 +49,7 @@
 //! - [`sample`]: what HAProxy's own statistics say of our servers, now and then.
 //! - [`status`]: the state of the controller as one value, which the loops publish. [`health`]: whether the loops are
 //!   alive, and each HAProxy in line with the catalog. [`explain`]: why a service is, or is not, routed.
+//! - [`check`]: whether the controller can do its work: Nomad, its rights there, and each HAProxy.
 //! - [`target`]: the controller of one HAProxy. [`fleet`]: the loops of all, over one catalog
 //!   ([`catalog::shared`]). [`discovery`]: HAProxys that register in Nomad, and come and go.
 //! - [`endpoint`]: how both HTTP servers are reached. [`errors`]: how errors are printed.
@@ -58,6 +59,7 @@
 pub mod apply;
 pub mod breaker;
 pub mod catalog;
+pub mod check;
 pub mod cli;
 pub mod command;
 pub mod config;

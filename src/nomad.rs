@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::endpoint::{self, EndpointError};
+use crate::endpoint::{self, EndpointError, Tls, TlsFault};
 
 pub use lines::Lines;
 
@@ -43,10 +43,10 @@ pub struct NomadConfig {
     pub token: Token,
     /// The region; by default Nomad's own.
     pub region: Option<String>,
-    /// A CA to trust beside the system's.
-    pub ca_file: Option<PathBuf>,
-    /// A client certificate and its key.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    /// For `https://…`.
+    pub tls: Tls,
+    /// User and password for a proxy in front of Nomad (basic authentication).
+    pub http_auth: Option<(String, SecretString)>,
 }
 
 /// Why a request has no usable answer.
@@ -79,6 +79,17 @@ pub enum NomadError {
         /// What went wrong.
         source: reqwest::Error,
     },
+    /// No connection, because of TLS.
+    #[error("Nomad at {address} {}", tls_fault(*.fault))]
+    Tls {
+        /// The address that was used.
+        address: String,
+        /// What is wrong.
+        fault: TlsFault,
+        #[source]
+        /// What went wrong.
+        source: reqwest::Error,
+    },
     /// An answer other than 200.
     #[error("Nomad answered {path} with {status}: {message}")]
     Status {
@@ -88,6 +99,15 @@ pub enum NomadError {
         status: StatusCode,
         /// Nomad's message, shortened.
         message: String,
+    },
+    /// 401: nobody is authenticated.
+    #[error(
+        "Nomad at {address} wants to know who asks (401): the Task API needs a token (nomad.token_file, NOMAD_TOKEN), a \
+         proxy in front of Nomad nomad.http_auth (NOMAD_HTTP_AUTH); if it is neither, check nomad.address (NOMAD_ADDR)"
+    )]
+    Unauthenticated {
+        /// The address that was used.
+        address: String,
     },
     /// 403, or a 200 that Nomad gives to a token without rights.
     #[error(
@@ -118,6 +138,13 @@ pub enum NomadError {
     /// The event stream ended, or gave nothing for too long.
     #[error("{0}")]
     Stream(&'static str),
+}
+
+impl NomadConfig {
+    /// Without a token, and without anything for TLS.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into(), token: Token::None, region: None, tls: Tls::default(), http_auth: None }
+    }
 }
 
 /// Which server's answer counts.
@@ -155,15 +182,18 @@ impl NomadError {
 
     /// Whether Nomad cannot be reached for any request. A time-out may be caused by one request alone.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unreachable { source, .. } if source.is_connect())
+        match self {
+            Self::Unreachable { source, .. } => source.is_connect(),
+            Self::Tls { .. } | Self::Unauthenticated { .. } => true,
+            _ => false,
+        }
     }
 }
 
 impl Nomad {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: NomadConfig) -> Result<Self, NomadError> {
-        let NomadConfig { address, ca_file, identity, .. } = &settings;
-        let (builder, base) = endpoint::client(address, ca_file.as_deref(), identity.as_ref())
+        let (builder, base) = endpoint::client(&settings.address, &settings.tls)
             .map_err(|EndpointError { what, source }| NomadError::Settings { what, source })?;
         let http = builder.build().map_err(|source| NomadError::Settings {
             what: "cannot set up an HTTP client for Nomad".to_owned(),
@@ -202,6 +232,17 @@ impl Nomad {
         self.get(path, &query, wait + wait / 16 + BLOCKING_SLACK, Consistency::Leader).await
     }
 
+    /// Any answer to a read, whatever its status and index: its status and its text. For `check`.
+    pub async fn ask(&self, path: &str, query: &[(&str, &str)]) -> Result<(StatusCode, String), NomadError> {
+        let request = self.request(Method::GET, path, query)?.timeout(TIMEOUT);
+        let unreachable = |source| self.unreachable(path, source);
+        let response = request.send().await.map_err(unreachable)?;
+        match response.status() {
+            status @ StatusCode::UNAUTHORIZED => Err(self.refused(status, &[], path, query)),
+            status => Ok((status, response.text().await.map_err(unreachable)?)),
+        }
+    }
+
     /// Begins an answer that has no end, in lines. 200 is no permission yet: Nomad sends it before it looks at the
     /// token (seen).
     pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, NomadError> {
@@ -214,7 +255,7 @@ impl Nomad {
             StatusCode::OK => Ok(Lines::new(response, self.settings.address.clone())),
             status => {
                 let body = tokio::time::timeout(TIMEOUT, response.bytes()).await;
-                Err(refused(status, &body.ok().and_then(Result::ok).unwrap_or_default(), path, query))
+                Err(self.refused(status, &body.ok().and_then(Result::ok).unwrap_or_default(), path, query))
             }
         }
     }
@@ -238,7 +279,7 @@ impl Nomad {
         let last_contact = header("X-Nomad-LastContact").and_then(|time| time.parse().ok()).map(Duration::from_millis);
         let body = response.bytes().await.map_err(|source| self.unreachable(path, source))?;
         if status != StatusCode::OK {
-            return Err(refused(status, &body, path, query));
+            return Err(self.refused(status, &body, path, query));
         }
         // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
         if index == 0 {
@@ -269,6 +310,9 @@ impl Nomad {
         if let Some(region) = &self.settings.region {
             request = request.query(&[("region", region)]);
         }
+        if let Some((user, password)) = &self.settings.http_auth {
+            request = request.basic_auth(user, Some(password.expose_secret()));
+        }
         if let Some(token) = self.token()? {
             request = request.header("X-Nomad-Token", token.expose_secret());
         }
@@ -278,7 +322,25 @@ impl Nomad {
     fn unreachable(&self, path: &str, source: reqwest::Error) -> NomadError {
         match source.without_url() {
             source if source.is_builder() => NomadError::Request { path: shortened(path), source },
-            source => NomadError::Unreachable { address: self.settings.address.clone(), source },
+            source => {
+                let address = self.settings.address.clone();
+                match TlsFault::of(&source) {
+                    Some(fault) => NomadError::Tls { address, fault, source },
+                    None => NomadError::Unreachable { address, source },
+                }
+            }
+        }
+    }
+
+    /// What an answer other than 200 means.
+    fn refused(&self, status: StatusCode, body: &[u8], path: &str, query: &[(&str, &str)]) -> NomadError {
+        match status {
+            StatusCode::UNAUTHORIZED => NomadError::Unauthenticated { address: self.settings.address.clone() },
+            StatusCode::FORBIDDEN => NomadError::Denied { what: describe(path, query) },
+            _ => {
+                let message: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
+                NomadError::Status { path: shortened(path), status, message }
+            }
         }
     }
 
@@ -297,14 +359,19 @@ impl Nomad {
     }
 }
 
-/// What an answer other than 200 means.
-fn refused(status: StatusCode, body: &[u8], path: &str, query: &[(&str, &str)]) -> NomadError {
-    match status {
-        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => NomadError::Denied { what: describe(path, query) },
-        _ => {
-            let message: String = String::from_utf8_lossy(body).trim().chars().take(200).collect();
-            NomadError::Status { path: shortened(path), status, message }
+/// What to do about it.
+fn tls_fault(fault: TlsFault) -> &'static str {
+    match fault {
+        TlsFault::Untrusted => {
+            "shows a certificate that is not trusted: check nomad.ca_file (NOMAD_CACERT), and that the certificate is \
+             for this host; for another name, such as server.global.nomad, set nomad.tls_server_name \
+             (NOMAD_TLS_SERVER_NAME)"
         }
+        TlsFault::Refused => {
+            "refuses the TLS connection: check nomad.cert_file (NOMAD_CLIENT_CERT) and nomad.key_file \
+             (NOMAD_CLIENT_KEY), as it may ask for a client certificate"
+        }
+        TlsFault::NoTls => "does not speak TLS: its address in nomad.address (NOMAD_ADDR) may be http://…",
     }
 }
 

@@ -397,6 +397,11 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn stats(&self, fields: Fields) -> Result<Stats, AccessError>;
     /// What this process can do at run time.
     async fn capabilities(&self, info: &HaproxyInfo) -> Result<Capabilities, AccessError>;
+    /// Looks closer at the way to the process, for `check`: a doubt that does not keep anything from working, if there
+    /// is one.
+    async fn examine(&self) -> Result<Option<String>, AccessError> {
+        Ok(None)
+    }
     /// Cleans up what an interrupted run left behind. Called before a pass that may write, if the last one did not end
     /// well. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn recover(&self) -> Result<(), WriteError>;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nomad_haproxy::catalog::nomad::NomadCatalog;
 use nomad_haproxy::catalog::{Catalog, Unread};
-use nomad_haproxy::nomad::{Nomad, NomadConfig, NomadError, Token};
+use nomad_haproxy::nomad::{Nomad, NomadConfig, NomadError};
 use serde_json::Value;
 use support::fake_api::FakeApi;
 use support::haproxy::{Haproxy, matrix};
@@ -466,7 +466,7 @@ async fn recorded(answers: BTreeMap<&'static str, &'static str>) -> (Nomad, toki
         (status, headers, body)
     });
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let settings = NomadConfig { address, token: Token::None, region: None, ca_file: None, identity: None };
+    let settings = NomadConfig::new(address);
     (Nomad::new(settings).unwrap(), server)
 }
 
@@ -572,7 +572,7 @@ async fn scripted(
         ([("X-Nomad-Index", index.to_string()), ("X-Nomad-Lastcontact", contact.to_string())], body)
     });
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    let settings = NomadConfig { address, token: Token::None, region: None, ca_file: None, identity: None };
+    let settings = NomadConfig::new(address);
     (Nomad::new(settings).unwrap(), asked)
 }
 

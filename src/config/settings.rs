@@ -67,6 +67,9 @@ settings! {
         /// Nomad's address: http://, https:// or unix:// [default: http://127.0.0.1:4646]
         #[arg(id = "nomad-address", long = "nomad-address", env = "NOMAD_ADDR", value_name = "URL")]
         address: String,
+        /// The socket of the Task API, which Nomad names to its tasks: used if there is a token, and no nomad.address
+        #[arg(id = "nomad-unix-address", long = "nomad-unix-address", env = "NOMAD_UNIX_ADDR", value_name = "URL")]
+        unix_address: String,
         /// ACL token
         #[arg(id = "nomad-token", long = "nomad-token", env = "NOMAD_TOKEN", hide_env_values = true, value_parser = secret, value_name = "TOKEN")]
         token: SecretString,
@@ -91,6 +94,15 @@ settings! {
         /// Key of the client certificate, PEM
         #[arg(id = "nomad-key-file", long = "nomad-key-file", env = "NOMAD_CLIENT_KEY", value_name = "FILE")]
         key_file: PathBuf,
+        /// The name that Nomad's certificate is for, where it is not the host in its address, such as server.global.nomad
+        #[arg(id = "nomad-tls-server-name", long = "nomad-tls-server-name", env = "NOMAD_TLS_SERVER_NAME", value_name = "NAME")]
+        tls_server_name: String,
+        /// Takes any certificate of Nomad: anybody on the way can read the token, and say what is routed where [default: false]
+        #[arg(id = "nomad-skip-verify", long = "nomad-skip-verify", env = "NOMAD_SKIP_VERIFY", value_parser = clap::builder::BoolishValueParser::new(), value_name = "BOOL")]
+        skip_verify: bool,
+        /// USER:PASSWORD for a proxy in front of Nomad
+        #[arg(id = "nomad-http-auth", long = "nomad-http-auth", env = "NOMAD_HTTP_AUTH", hide_env_values = true, value_parser = secret, value_name = "USER:PASSWORD")]
+        http_auth: SecretString,
     }
 }
 

@@ -355,7 +355,7 @@ mod tests {
 
     use super::*;
     use crate::nomad::lock::{LockConfig, TTL_MIN};
-    use crate::nomad::{Nomad, NomadConfig, Token};
+    use crate::nomad::{Nomad, NomadConfig};
 
     /// A Nomad that grants the lock, and answers renewals with this status.
     struct Scripted {
@@ -380,7 +380,7 @@ mod tests {
                 (StatusCode::OK, granted.to_owned())
             });
             let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
-            let config = NomadConfig { address, token: Token::None, region: None, ca_file: None, identity: None };
+            let config = NomadConfig::new(address);
             let nomad = Nomad::new(config).expect("good settings");
             let path = "locks/test".parse().expect("a path");
             let lock = VariableLock::new(nomad, LockConfig { path, namespace: "default".to_owned(), ttl: TTL_MIN });

@@ -26,6 +26,8 @@ pub const DELAY: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The same for a new lock, which Nomad's servers have to agree on; without a leader they answer after 5 s (seen).
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
+/// The ID of no lock.
+const NOBODYS: &str = "00000000-0000-0000-0000-000000000000";
 /// The items that are ours.
 const ITEMS: [&str; 2] = ["holder", "http"];
 
@@ -243,6 +245,16 @@ impl VariableLock {
     /// Releases it: the next one may have it at once.
     pub async fn release(&self, granted: &Granted) -> Result<(), LockError> {
         self.keep("lock-release", granted).await
+    }
+
+    /// Whether the token may acquire it, without acquiring it: Nomad looks at the rights before it looks at the lock, so a
+    /// renewal of a lock that nobody has is refused for one or the other (`nomad/variables_endpoint.go`, `RenewLock`; seen
+    /// on 1.11.3).
+    pub async fn may_write(&self) -> Result<(), LockError> {
+        match self.keep("lock-renew", &Granted { id: NOBODYS.to_owned(), index: 0 }).await {
+            Err(LockError::Lost { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     async fn keep(&self, operation: &str, granted: &Granted) -> Result<(), LockError> {

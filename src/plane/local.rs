@@ -245,6 +245,24 @@ impl Plane for Local {
         Ok(Capabilities::of_socket(info.version))
     }
 
+    async fn examine(&self) -> Result<Option<String>, AccessError> {
+        let level = self.worker("show cli level").await?;
+        if level != "admin" {
+            let what = format!(
+                "haproxy.master_socket (HAPROXY_MASTER_SOCKET): {socket} has the level {level}, and it takes admin to \
+                 change servers; hint: start HAProxy with `-S {socket}` without `level,{level}`",
+                socket = self.settings.master_socket.display()
+            );
+            return Err(AccessError::Refused { what, source: None });
+        }
+        Ok(self.launch().await?.unknown().map(|settings| {
+            format!(
+                "it is not visible here how HAProxy was started, so it may read its files in another way than a \
+                 validation does; hint: set {settings}"
+            )
+        }))
+    }
+
     async fn stats(&self, fields: Fields) -> Result<Stats, AccessError> {
         Stats::from_csv(&self.process().command("show stat").await?, fields).map_err(|source| {
             AccessError::Unavailable { what: "HAProxy does not say what it counts".to_owned(), source: source.into() }

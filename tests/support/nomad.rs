@@ -1,14 +1,14 @@
 //! A real Nomad: a dev agent, or a server with clients of their own.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::process::{Group, end_all_of};
-use super::{free_port, root, wait_for};
+use super::{free_port, root, tls, wait_for};
 
 /// The executable: the one on the PATH, or the one that `make tools` built.
 pub fn binary() -> Option<PathBuf> {
@@ -25,15 +25,25 @@ pub struct Nomad {
     pub address: String,
     kind: Kind,
     pub token: Option<String>,
+    client: reqwest::Client,
 }
 
 /// What is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Server and client in one; its state is lost when it ends.
-    Dev { acl: bool },
+    Dev { acl: bool, tls: Option<Tls> },
     /// Only a server, with its state on disk, which soon notices that a client is lost.
     Server,
+}
+
+/// How its API is secured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// With a certificate for 127.0.0.1.
+    Server,
+    /// With a certificate for `server.global.nomad`; a client has to show one, too.
+    MutualNamed,
 }
 
 const CLIENT: &str = "client {\n enabled = true\n network_interface = \"lo\"\n options = {\n \"fingerprint.denylist\" = \"env_aws,env_gce,env_azure,env_digitalocean\"\n }\n";
@@ -43,11 +53,20 @@ const ON_LOOPBACK: &str =
 
 impl Nomad {
     pub async fn start() -> Self {
-        Self::start_with(Kind::Dev { acl: false }).await
+        Self::start_with(Kind::Dev { acl: false, tls: None }).await
     }
 
     pub async fn start_with_acl() -> Self {
-        Self::start_with(Kind::Dev { acl: true }).await
+        Self::start_with(Kind::Dev { acl: true, tls: None }).await
+    }
+
+    /// Behind TLS; the certificates are in its [`Self::folder`], as [`tls::certificates`] names them.
+    pub async fn start_with_tls(acl: bool, tls: Tls) -> Self {
+        Self::start_with(Kind::Dev { acl, tls: Some(tls) }).await
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A server; [`Self::join`] gives it clients.
@@ -58,13 +77,21 @@ impl Nomad {
     async fn start_with(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = [free_port(), free_port(), free_port()];
-        let address = format!("http://127.0.0.1:{}", ports[0]);
-        let mut nomad = Self { group: None, folder, ports, address, kind, token: None };
+        let has_tls = matches!(kind, Kind::Dev { tls: Some(_), .. });
+        let address = format!("{}://127.0.0.1:{}", if has_tls { "https" } else { "http" }, ports[0]);
+        let mut client = reqwest::Client::builder();
+        if has_tls {
+            tls::certificates(folder.path());
+            let both = fs::read(folder.path().join("client.both")).unwrap();
+            client = client.tls_danger_accept_invalid_certs(true).identity(reqwest::Identity::from_pem(&both).unwrap());
+        }
+        let client = client.build().unwrap();
+        let mut nomad = Self { group: None, folder, ports, address, kind, token: None, client };
         nomad.launch().await;
         if kind == Kind::Server {
             return nomad;
         }
-        if kind == (Kind::Dev { acl: true }) {
+        if matches!(kind, Kind::Dev { acl: true, .. }) {
             let answer = nomad.call(reqwest::Method::POST, "/v1/acl/bootstrap", None).await;
             nomad.token = answer["SecretID"].as_str().map(str::to_owned);
         }
@@ -81,7 +108,10 @@ impl Nomad {
         let [http, rpc, serf] = self.ports;
         let ports = format!("ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n");
         let config = match self.kind {
-            Kind::Dev { acl } => format!("{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}"),
+            Kind::Dev { acl, tls } => {
+                let tls = tls.map(|tls| self.tls(tls)).unwrap_or_default();
+                format!("{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}{tls}")
+            }
             Kind::Server => format!(
                 "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n \
                  heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n}}\n",
@@ -90,10 +120,22 @@ impl Nomad {
         };
         self.group = Some(self.agent("agent", &config, self.kind != Kind::Server));
         wait_for("Nomad to have a leader", Duration::from_secs(60), async || {
-            let leader = reqwest::get(format!("{}/v1/status/leader", self.address)).await.ok()?;
+            let leader = self.client.get(format!("{}/v1/status/leader", self.address)).send().await.ok()?;
             leader.text().await.ok()?.contains(':').then_some(())
         })
         .await;
+    }
+
+    fn tls(&self, tls: Tls) -> String {
+        let (certificate, asks) = match tls {
+            Tls::Server => ("server", false),
+            Tls::MutualNamed => ("named", true),
+        };
+        let folder = self.folder.path().display();
+        format!(
+            "tls {{\n http = true\n verify_https_client = {asks}\n ca_file = \"{folder}/ca.pem\"\n \
+             cert_file = \"{folder}/{certificate}.pem\"\n key_file = \"{folder}/{certificate}.key\"\n}}\n"
+        )
     }
 
     fn agent(&self, name: &str, config: &str, dev: bool) -> Group {
@@ -159,7 +201,7 @@ impl Nomad {
     }
 
     pub async fn try_call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Option<Value> {
-        let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.address));
+        let mut request = self.client.request(method, format!("{}{path}", self.address));
         if let Some(token) = &self.token {
             request = request.header("X-Nomad-Token", token);
         }

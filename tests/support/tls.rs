@@ -14,18 +14,19 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A CA, a certificate of it for 127.0.0.1, one for shop.test and one for clients, and an unrelated CA.
+/// A CA; certificates of it for 127.0.0.1, `shop.test`, `server.global.nomad` and clients; and an unrelated CA.
 pub fn certificates(folder: &Path) {
     let new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
     for ca in ["ca", "other"] {
         openssl(folder, &format!("{new} -subj /CN={ca} -keyout {ca}.key -out {ca}.pem"));
     }
-    let extensions = [
+    let certificates = [
         ("server", "subjectAltName=IP:127.0.0.1"),
         ("shop", "subjectAltName=DNS:shop.test"),
+        ("named", "subjectAltName=DNS:server.global.nomad"),
         ("client", "extendedKeyUsage=clientAuth"),
     ];
-    for (name, extension) in extensions {
+    for (name, extension) in certificates {
         let signed = "-CA ca.pem -CAkey ca.key -addext basicConstraints=critical,CA:FALSE";
         openssl(
             folder,

@@ -7,8 +7,7 @@ use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 
-use crate::endpoint::{self, EndpointError, Identity};
-use crate::errors::chain;
+use crate::endpoint::{self, EndpointError, Identity, Tls, TlsFault};
 use crate::haproxy::socket::SocketAddress;
 use crate::haproxy::text::ConfigText;
 use crate::leader::Lease;
@@ -141,7 +140,8 @@ pub(super) struct Body {
 impl Client {
     pub(super) fn new(settings: DataplaneConfig) -> Result<Self, AccessError> {
         let DataplaneConfig { address, ca_file, identity, .. } = &settings;
-        let (builder, base) = endpoint::client(address, ca_file.as_deref(), identity.as_ref())
+        let tls = Tls { ca_file: ca_file.clone(), identity: identity.clone(), ..Tls::default() };
+        let (builder, base) = endpoint::client(address, &tls)
             .map_err(|EndpointError { what, source }| AccessError::Refused { what, source: Some(source) })?;
         // A header of run-time actions is larger than HTTP/2 accepts by default.
         let http = builder.timeout(TIMEOUT).http1_only().build().map_err(|source| AccessError::Refused {
@@ -171,17 +171,19 @@ impl Client {
     fn unanswered(&self, what: &str, source: reqwest::Error) -> AccessError {
         let address = &self.settings.address;
         let source = source.without_url();
-        let cause = chain(&source);
-        // rustls' own message: its error is nested in others, which do not print it.
-        let setting = if cause.contains("invalid peer certificate") {
-            "shows a certificate that is not trusted: check `haproxy.ca_file` (HAPROXY_CA_FILE), and that the \
-             certificate is for this host"
-        } else if cause.contains("received fatal alert") {
-            "refuses the TLS connection: check `haproxy.cert_file` (HAPROXY_CERT_FILE) and `haproxy.key_file`, as it \
-             may ask for a client certificate"
-        } else {
-            let what = format!("the Data Plane API at {address} does not answer {what}");
-            return AccessError::Unavailable { what, source: source.into() };
+        let setting = match TlsFault::of(&source) {
+            Some(TlsFault::Untrusted) => {
+                "shows a certificate that is not trusted: check `haproxy.ca_file` (HAPROXY_CA_FILE), and that the \
+                 certificate is for this host"
+            }
+            Some(TlsFault::Refused) => {
+                "refuses the TLS connection: check `haproxy.cert_file` (HAPROXY_CERT_FILE) and `haproxy.key_file`, as \
+                 it may ask for a client certificate"
+            }
+            Some(TlsFault::NoTls) | None => {
+                let what = format!("the Data Plane API at {address} does not answer {what}");
+                return AccessError::Unavailable { what, source: source.into() };
+            }
         };
         AccessError::Refused { what: format!("the Data Plane API at {address} {setting}"), source: Some(source.into()) }
     }

@@ -104,11 +104,15 @@ impl Launch {
         command
     }
 
+    /// The settings that say what is not visible; `None`: everything is.
+    pub(super) fn unknown(&self) -> Option<String> {
+        let settings: Vec<String> = self.unknown.iter().map(|setting| format!("`{setting}`")).collect();
+        (!settings.is_empty()).then(|| settings.join(", "))
+    }
+
     /// What to set, if a refusal may only be caused by what is not known.
     pub(super) fn hint(&self) -> Option<String> {
-        let settings: Vec<String> = self.unknown.iter().map(|setting| format!("`{setting}`")).collect();
-        (!settings.is_empty()).then(|| {
-            let settings = settings.join(", ");
+        self.unknown().map(|settings| {
             format!(
                 "hint: it is not visible here how HAProxy was started; if that makes the difference, set {settings}"
             )
