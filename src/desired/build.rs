@@ -108,8 +108,8 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     for (service, registrations) in &catalog.services {
         let mut builder = Builder { service, present, options, held: BTreeSet::new(), notes: Vec::new() };
         match builder.service(registrations) {
-            Wanted::Nothing if registrations.is_empty() => {}
-            Wanted::Nothing => {
+            Wanted::Nothing => {}
+            Wanted::Withdrawn => {
                 built.withdrawn.insert(service.clone());
             }
             Wanted::Held => {
@@ -170,6 +170,8 @@ fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
 
 enum Wanted {
     Nothing,
+    /// It is registered, and is not to be routed here.
+    Withdrawn,
     /// What HAProxy has of it stays.
     Held,
     Backend(Box<Candidate>, Asked),
@@ -221,7 +223,8 @@ impl Builder<'_> {
             is_clear
         });
         match (read.last(), unclear.last()) {
-            (None, None) => Wanted::Nothing,
+            (None, None) if registrations.is_empty() => Wanted::Nothing,
+            (None, None) => Wanted::Withdrawn,
             (None, Some((_, (code, why)))) => {
                 self.note(Severity::Error, *code, format!("{why}; nothing is added or removed"));
                 Wanted::Held
@@ -567,7 +570,8 @@ mod tests {
         let built = built(vec![registration("api", "a", 1, &[]), registration("b", "b", 1, &["enable=false"])]);
         // Only an explicit tag counts.
         let declined = BTreeSet::from([InstanceId::new("b")]);
-        assert_eq!(built, Built { declined, ..Built::default() });
+        let withdrawn = BTreeSet::from([key("api"), key("b")]);
+        assert_eq!(built, Built { declined, withdrawn, ..Built::default() });
     }
 
     #[test]

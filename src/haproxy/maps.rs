@@ -114,7 +114,7 @@ pub fn kind_of(words: &[String], owner: &Owner) -> Option<MapKind> {
 /// A rule of the frontend, without indentation. `folder` is where HAProxy finds the maps.
 ///
 /// The condition repeats the lookup: a dynamic name that resolves to nothing would end the evaluation at the default
-/// backend. The path of a request is put into a variable by the first rule's condition, which is evaluated first.
+/// backend. The path of a request is put into a variable by the condition, which is evaluated before the name.
 pub fn rule(kind: MapKind, frontend: &FrontendName, mode: Mode, folder: &str, owner: &Owner) -> String {
     let file = |kind| {
         let name = MapFile { frontend: frontend.clone(), kind }.file_name(owner);
