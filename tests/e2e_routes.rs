@@ -28,7 +28,7 @@ macro_rules! on_each {
 }
 
 /// A frontend of a person, with rules of all kinds, and a default backend that answers `default`.
-pub fn frontend(folder: &Path, port: u16) -> String {
+fn frontend(folder: &Path, port: u16) -> String {
     format!(
         "# by hand\nglobal\n    stats socket {sock} mode 600 level admin\n    maxconn   500\n\n\
          defaults base\n    mode http\n    timeout connect 1s\n    timeout client  30s\n    timeout server  30s\n\n\
@@ -45,7 +45,7 @@ pub fn frontend(folder: &Path, port: u16) -> String {
 }
 
 /// The answer to a request, or its status if it is not 200.
-pub async fn ask(rig: &Rig, host: &str, path: &str) -> String {
+async fn ask(rig: &Rig, host: &str, path: &str) -> String {
     let url = format!("http://127.0.0.1:{}{path}", rig.haproxy.port);
     let request = reqwest::Client::new().get(url).header("Host", host);
     let response = request.send().await.unwrap();
@@ -55,33 +55,33 @@ pub async fn ask(rig: &Rig, host: &str, path: &str) -> String {
     }
 }
 
-pub async fn rig(way: Way, series: &str) -> Rig {
+async fn rig(way: Way, series: &str) -> Rig {
     Rig::with(way, series, Haproxy::start_with(series, frontend).await).await
 }
 
-pub fn env(rig: &Rig) -> Env {
+fn env(rig: &Rig) -> Env {
     rig.env_with(&[("HAPROXY_FRONTEND", "web")])
 }
 
 /// A service with one instance.
-pub fn service(name: &str, server: &Server, created: u64, tags: &[&str]) -> Value {
+fn service(name: &str, server: &Server, created: u64, tags: &[&str]) -> Value {
     let tags: Vec<&str> = [&["enable=true", "check.disabled"], tags].concat();
     registration(name, name, created, server.port(), &tags)
 }
 
-pub async fn converge(rig: &Rig, env: &Env, services: &[Value]) -> String {
+async fn converge(rig: &Rig, env: &Env, services: &[Value]) -> String {
     write_catalog(&rig.catalog(), services);
     apply(env, &rig.catalog()).await
 }
 
 /// What a pass that has nothing to do says.
-pub async fn is_done(rig: &Rig, env: &Env) {
+async fn is_done(rig: &Rig, env: &Env) {
     let plan = run(env, &["plan", "--detailed-exitcode", "--catalog", rig.catalog().to_str().unwrap()]).await;
     assert_eq!(plan.status.code(), Some(0), "{}", stdout(&plan));
 }
 
 /// Where HAProxy keeps the maps.
-pub fn maps_folder(rig: &Rig) -> std::path::PathBuf {
+fn maps_folder(rig: &Rig) -> std::path::PathBuf {
     match rig.api {
         None => rig.haproxy.folder().to_owned(),
         Some(_) => rig.haproxy.folder().join("maps"),
@@ -89,7 +89,7 @@ pub fn maps_folder(rig: &Rig) -> std::path::PathBuf {
 }
 
 /// The map files of ours, by name, with their lines.
-pub fn maps_on_disk(rig: &Rig) -> Vec<(String, Vec<String>)> {
+fn maps_on_disk(rig: &Rig) -> Vec<(String, Vec<String>)> {
     let names = std::fs::read_dir(maps_folder(rig)).unwrap().map(|entry| entry.unwrap());
     let ours = names.filter(|entry| entry.file_name().to_str().unwrap().starts_with("nomad-haproxy__"));
     let read = |entry: std::fs::DirEntry| {
@@ -103,7 +103,7 @@ pub fn maps_on_disk(rig: &Rig) -> Vec<(String, Vec<String>)> {
 }
 
 /// Every map file is in the process as it is on disk.
-pub async fn maps_agree(rig: &Rig) {
+async fn maps_agree(rig: &Rig) {
     for (path, mut disk) in maps_on_disk(rig) {
         let answer = rig.haproxy.command(&format!("@1 show map {path}")).await;
         let mut process: Vec<String> =

@@ -421,8 +421,10 @@ impl Plane for Dataplane {
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
         let write = self.write_mode();
-        let has_profiles = !plan.profiles.add.is_empty();
-        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_profiles;
+        // Structured edits know neither profiles nor, as a frontend, a `listen` section.
+        let is_frontend = |name| observed.frontend(name).is_some_and(|known| known.section.kind == "frontend");
+        let has_others = !plan.profiles.add.is_empty() || !plan.routes.rules.keys().all(is_frontend);
+        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_others;
         if write == Write::Text || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
