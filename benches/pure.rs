@@ -76,6 +76,7 @@ fn main() {
         lingers: false,
         grants: nomad_haproxy::desired::Grants::default(),
         targets: nomad_haproxy::desired::build::TargetNames::default(),
+        frontend: None,
     };
     let plan_options = plan::Options {
         uninstall: false,

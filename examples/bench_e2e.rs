@@ -59,6 +59,7 @@ impl Bench {
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
             targets: nomad_haproxy::desired::build::TargetNames::default(),
+            frontend: None,
         };
         let plan = plan::Options {
             uninstall: false,

@@ -9,6 +9,7 @@ mod culprit;
 mod draft;
 mod guard;
 mod leaving;
+mod maps;
 mod memory;
 mod refusal;
 mod repair;
@@ -36,6 +37,7 @@ use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, State
 use arrivals::Arrivals;
 pub use draft::Draft;
 use leaving::Found;
+use maps::When;
 use memory::{Memory, Process};
 use status::Seated;
 pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
@@ -140,6 +142,8 @@ struct Seen {
     growth: Growth,
     /// Whether the process was actually read.
     looked: bool,
+    /// Why its maps could not be read.
+    maps_error: Option<AccessError>,
 }
 
 /// How a round ended.
@@ -368,6 +372,7 @@ impl Controller {
         let observed = self.plane.observe().await?;
         status.saw(&observed, &self.seated);
         let known = self.memory.process(observed.version);
+        let (observed, maps_error) = self.look_at_maps(observed, known == Process::Unknown).await;
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
             Process::Loaded { .. } => Runtime::loaded(&observed),
@@ -404,7 +409,7 @@ impl Controller {
         status.namespaces.clone_from(&built.namespaces);
         self.options.plan.taken = process.surplus(&observed, self.options.plan.capabilities).collect();
         let growth = Growth::new(self.options.plan.capabilities, &built.desired);
-        Ok(Seen { info, moment, observed, built, holding, process, growth, looked })
+        Ok(Seen { info, moment, observed, built, holding, process, growth, looked, maps_error })
     }
 
     async fn round(
@@ -436,6 +441,7 @@ impl Controller {
                 Err(_) => Some(draft.summary(&seen.observed, &draft.after.text)),
             };
             match attempt? {
+                Attempt::Ended(Round::Done) if let Some(error) = seen.maps_error => return Err(error.into()),
                 Attempt::Ended(round) => return Ok(round),
                 Attempt::Refused(error) => self.leave_out(&seen, &draft, error).await?,
             }
@@ -454,13 +460,14 @@ impl Controller {
         let late = changes.handed_over(&seen.process, &draft.after);
         let (surplus, reloads) = (std::mem::take(&mut changes.surplus), status.reloads);
         let all_out = self.set_states(&changes.out, status).await;
-        if draft.plan.is_empty() {
+        if !draft.plan.writes_text() {
             let all_out = self.set_states(&late, status).await && all_out;
+            let maps = self.write_only_maps(seen, draft, status).await;
             let ended = self.repair(seen, changes, all_out, status).await.map(Attempt::Ended)?;
             if status.reloads == reloads {
                 self.remove(surplus, seen, status).await;
             }
-            return Ok(ended);
+            return Ok(maps?.map_or(ended, Attempt::Ended));
         }
         match self.survey(&seen.observed).await {
             Ok(None) => {}
@@ -474,6 +481,14 @@ impl Controller {
             .iter()
             .map(|StateChange { backend, server, state }| Action::State(backend.clone(), server.clone(), *state));
         changes.rest.extend(leave);
+        let first = self.write_maps(seen, draft, When::First, status).await;
+        if !draft.plan.routes.rules.is_empty()
+            && let Err(error) = first
+            && !matches!(error, WriteError::NotLive(_))
+        {
+            self.set_states(&late, status).await;
+            return self.not_written(seen, draft, error, is_reviewed, status).await;
+        }
         if let Err(error) = self.write(seen, draft, &changes, status).await {
             self.set_states(&late, status).await;
             return self.not_written(seen, draft, error, is_reviewed, status).await;
@@ -483,10 +498,12 @@ impl Controller {
             self.memory.taken(seen.moment.instant);
         }
         let settled = self.settle(seen, all_out, status).await?;
+        let maps = self.write_last_maps(seen, draft, status).await;
         // A process that was started by a reload has only what the file has.
         if status.reloads == reloads {
             self.remove(surplus, seen, status).await;
         }
+        let settled = maps?.unwrap_or(settled);
         Ok(Attempt::Ended(if self.memory.is_searching() { Round::Search } else { settled }))
     }
 
@@ -584,7 +601,7 @@ impl Controller {
             draft.notes.extend(self.memory.notes());
             draft.notes.sort();
             let offline = draft.summary(&seen.observed, &draft.after.text);
-            if draft.plan.is_empty() {
+            if !draft.plan.writes_text() {
                 return done(offline);
             }
             match self.survey(&seen.observed).await {

@@ -218,7 +218,7 @@ impl TryFrom<Settings> for Config {
 }
 
 fn grants(namespaces: BTreeMap<String, NamespaceSettings>) -> Result<Grants, ConfigError> {
-    let grant = |NamespaceSettings { backends, join }| Grant { backends, join };
+    let grant = |NamespaceSettings { backends, join, domains }| Grant { backends, join, domains };
     let entries = namespaces.into_iter().map(|(name, entry)| (name, grant(entry))).collect();
     Grants::new(&entries).map_err(|error| wrong("namespaces", chain(&error)))
 }

@@ -5,12 +5,14 @@
 
 mod backend;
 pub mod build;
+mod claims;
 mod grants;
 mod held;
 mod name;
 mod note;
 mod owner;
 mod present;
+pub mod routes;
 mod server;
 mod settle;
 pub mod tags;
@@ -22,9 +24,10 @@ pub use backend::{
 };
 pub use grants::{BadGlob, Grant, Grants};
 pub use held::Held;
-pub use name::{Address, BackendName, Invalid, ServerName, ServiceKey};
+pub use name::{Address, BackendName, FrontendName, Invalid, ServerName, ServiceKey};
 pub use note::{Code, NamespaceNote, Note, Severity};
 pub use owner::{Described, Owner, encode};
-pub use present::{Place, Present};
+pub use present::{Door, Place, Present};
+pub use routes::{DomainType, Entry, FrontendRoutes, HostPattern, MapKind, Route, RoutePath, Routes};
 pub use server::{DEFAULT_WEIGHT, Instance, InstanceId, Occupant, Server, ServerOptions, State};
 pub use tls::{ProxyProtocol, Sni, SniFetch, SniHost, Tls, Verify};

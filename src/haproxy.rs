@@ -2,6 +2,7 @@
 
 pub mod bytes;
 pub mod default_server;
+pub mod maps;
 pub mod parse;
 pub mod render;
 pub mod section;

@@ -4,20 +4,24 @@
 //! with its version in one answer, and what one plane has written the other can read.
 
 mod foreign;
+mod frontends;
+mod maps;
 mod others;
 mod profiles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::desired::{
-    BackendName, BackendSettings, DEFAULT_WEIGHT, Described, Occupant, Owner, Place, Present, Server, ServerName,
-    ServiceKey,
+    BackendName, BackendSettings, DEFAULT_WEIGHT, Described, FrontendName, Occupant, Owner, Place, Present, Server,
+    ServerName, ServiceKey,
 };
 use crate::haproxy::default_server::ServerDefaults;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
 pub use foreign::{Foreign, harm, lost_comments};
+pub use frontends::Frontend;
+pub use maps::Maps;
 pub use others::{Other, Others};
 pub use profiles::{ProfileEdits, Profiles};
 
@@ -109,6 +113,10 @@ pub struct Observed {
     pub text: ConfigText,
     /// Every backend and listen section.
     pub backends: BTreeMap<String, ObservedBackend>,
+    /// Every frontend and listen section.
+    pub frontends: BTreeMap<String, Frontend>,
+    /// The map files of ours; the plane adds them.
+    pub maps: Maps,
     /// What HAProxy 3.4 makes backends from at run time.
     pub profiles: Profiles,
     /// The defaults section that a new backend names: the last one, if the other sections name theirs. HAProxy warns
@@ -145,12 +153,27 @@ impl Observed {
         let (mut defaults, mut explicit) = (None, false);
         let sections = text.sections();
         let loads_system_ca = loads_system_ca(&text, &sections);
+        let mut frontends: BTreeMap<String, Frontend> = BTreeMap::new();
         let mut below = sections.iter().skip(1);
         for section in sections.iter().cloned() {
             let unclear = below.next().is_some_and(|below| may_belong_above(&text, below, owner));
             let (lines, directives): (Vec<usize>, Vec<Directive>) = text.directives(&section).unzip();
             explicit |= section.from.is_some() && section.kind != "defaults";
             let above = section.from.as_ref().and_then(|from| named.get(from).cloned());
+            if ["frontend", "listen"].contains(&section.kind.as_str()) {
+                let effective = inherit(above.clone().unwrap_or_else(|| last.clone()), &directives);
+                let mode = effective.mode.as_deref();
+                let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], mode, owner);
+                if unclear {
+                    frontend.door.trouble = Some("it is unclear whether what follows it is part of it");
+                }
+                let name = section.name.clone();
+                if frontends.insert(name.clone(), frontend).is_some()
+                    && let Some(again) = frontends.get_mut(&name)
+                {
+                    again.door.trouble = Some("there are several sections of this name");
+                }
+            }
             match section.kind.as_str() {
                 "defaults" => {
                     // A defaults section starts from HAProxy's own defaults, or from the one it names.
@@ -211,6 +234,8 @@ impl Observed {
             others,
             text,
             backends,
+            frontends,
+            maps: Maps::default(),
             profiles,
             defaults,
             default_weight,
@@ -218,6 +243,22 @@ impl Observed {
             knows_defaults,
             loads_system_ca,
         }
+    }
+
+    /// The same with the map files of ours.
+    #[must_use]
+    pub fn with_maps(self, maps: Maps) -> Self {
+        Self { maps, ..self }
+    }
+
+    /// Whether a line (from 0) is a rule of ours in a frontend.
+    pub fn is_our_rule(&self, line: usize) -> bool {
+        self.frontends.values().any(|frontend| frontend.rules.contains_key(&line))
+    }
+
+    /// A frontend by its name.
+    pub fn frontend(&self, name: &FrontendName) -> Option<&Frontend> {
+        self.frontends.get(name.as_str())
     }
 
     /// The namespaces of the services that HAProxy serves through us: a list from Nomad that lacks one may have been
@@ -231,7 +272,13 @@ impl Observed {
     pub fn present(&self) -> Present {
         let place = |(name, backend): (&String, &ObservedBackend)| Some((name.parse().ok()?, backend.place()?));
         let services = self.backends.values().flat_map(ObservedBackend::services).cloned().collect();
-        Present { backends: self.backends.iter().filter_map(place).collect(), services }
+        let door = |(name, frontend): (&String, &Frontend)| Some((name.parse().ok()?, frontend.door.clone()));
+        Present {
+            backends: self.backends.iter().filter_map(place).collect(),
+            services,
+            doors: self.frontends.iter().filter_map(door).collect(),
+            routes: self.maps.routes(),
+        }
     }
 
     /// When the first of the drains ends, in seconds since 1970.

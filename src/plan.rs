@@ -11,6 +11,7 @@ mod process;
 pub mod reason;
 mod removal;
 pub mod review;
+mod routes;
 pub mod servers;
 pub mod slots;
 pub mod text;
@@ -27,8 +28,8 @@ use thiserror::Error;
 
 use crate::desired::build::Built;
 use crate::desired::{
-    Backend, BackendKind, BackendName, BackendSettings, Check, Code, Held, Mode, Note, Owner, Server, ServerName,
-    Severity, SlotPolicy, State,
+    Backend, BackendKind, BackendName, BackendSettings, Check, Code, FrontendName, Held, Mode, Note, Owner, Server,
+    ServerName, Severity, SlotPolicy, State,
 };
 use crate::observed::{Observed, ObservedBackend, ProfileEdits};
 use crate::plane::Capabilities;
@@ -36,6 +37,8 @@ pub use live::{Growth, NewServer};
 pub use part::{LeftOut, Part};
 pub use process::{Changes, Surplus, unresolved};
 use removal::{is_held, removal, vacated, without_the_gone};
+use routes::Router;
+pub use routes::{Lines, MapEdit, RouteEdits, RuleEdit};
 use slots::Seating;
 pub use uninstall::Kept;
 
@@ -195,6 +198,8 @@ pub struct Plan {
     pub edits: BTreeMap<BackendName, Edit>,
     /// What changes with a reload that happens for another reason: from which sections backends are made at run time.
     pub profiles: ProfileEdits,
+    /// Maps, and the rules that read them.
+    pub routes: RouteEdits,
 }
 
 /// A plan with its notes.
@@ -222,7 +227,10 @@ impl Plan {
     /// Computes the difference. What is `left_out` stays as it is, except for instances that are gone.
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
         if options.uninstall {
-            let (plan, kept) = Self::uninstall(observed, options.now, |name| left_out.has_backend(name));
+            let (mut plan, kept) = Self::uninstall(observed, options.now, |name| left_out.has_backend(name));
+            let router = Router { built, observed, options };
+            plan.routes.rules = router.rules(&plan.edits, true);
+            plan.routes.maps = router.maps(&plan.edits, &plan.routes.rules);
             return Ok(Planned { plan, kept, ..Planned::default() });
         }
         let mut planner = Planner { observed, held: &built.held, left_out, options, notes: Vec::new(), surplus: 0 };
@@ -249,12 +257,16 @@ impl Plan {
         }
         // There is a reload anyway: it also removes the idle backends, except those whose name another service would get
         // before the time of their own service is over.
+        let router = Router { built, observed, options };
+        plan.routes.rules = router.rules(&plan.edits, false);
         if !plan.is_live() {
             let (stay, go): (Vec<_>, Vec<_>) = idle.into_iter().partition(|(name, _)| built.awaited.contains(name));
             plan.edits.extend(go.into_iter().map(|(name, _)| (name, Edit::Delete { is_live: false })));
             idle = stay;
             plan.profiles = live::profiles(&plan, built, observed, options);
+            plan.routes.rules = router.rules(&plan.edits, true);
         }
+        plan.routes.maps = router.maps(&plan.edits, &plan.routes.rules);
         let next = idle.into_iter().map(|(_, until)| until).min();
         plan.adopt(observed);
         planner.notes.extend(adopt::left_behind(&built.desired, observed));
@@ -275,8 +287,14 @@ impl Plan {
 
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        let Self { edits, profiles } = self;
-        edits.is_empty() && profiles.is_empty()
+        let Self { edits: _, profiles: _, routes } = self;
+        !self.writes_text() && routes.is_empty()
+    }
+
+    /// Whether the configuration changes, and not only maps.
+    pub fn writes_text(&self) -> bool {
+        let Self { edits, profiles, routes } = self;
+        !(edits.is_empty() && profiles.is_empty() && routes.rules.is_empty())
     }
 
     /// Splits the plan into what HAProxy takes without a reload, and what needs one. Each server is handled on its own,
@@ -323,7 +341,9 @@ impl Plan {
                 }
             }
         }
-        (live, Waiting(rest))
+        let (routes, rules) = self.routes.split(&rest);
+        live.routes = routes;
+        (live, Waiting { backends: rest, rules })
     }
 
     /// The part that needs a reload.
@@ -356,7 +376,7 @@ impl Plan {
 
     /// How many sections and servers it writes.
     pub fn size(&self) -> usize {
-        self.edits.values().map(Edit::size).sum()
+        self.edits.values().map(Edit::size).sum::<usize>() + self.routes.rules.len()
     }
 }
 
@@ -374,17 +394,21 @@ impl Edit {
 /// The part of a plan that needs a reload, when none may be made now. It lacks the servers of its backends that change
 /// without one, so it is for comparing, not for applying.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Waiting(BTreeMap<BackendName, Edit>);
+pub struct Waiting {
+    backends: BTreeMap<BackendName, Edit>,
+    rules: BTreeMap<FrontendName, RuleEdit>,
+}
 
 impl Waiting {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        let Self { backends, rules } = self;
+        backends.is_empty() && rules.is_empty()
     }
 
     /// The backends that wait.
     pub fn backends(&self) -> impl Iterator<Item = &BackendName> {
-        self.0.keys()
+        self.backends.keys()
     }
 }
 

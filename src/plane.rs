@@ -12,6 +12,7 @@
 
 pub mod dataplane;
 pub mod local;
+mod maps;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,12 +23,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use crate::desired::{Address, BackendName, ServerName, State};
+use crate::desired::{Address, BackendName, Entry, ServerName, State};
+use crate::haproxy::maps::MapFile;
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::{Version, VersionError};
 use crate::leader::NotLeading;
-use crate::observed::Observed;
+use crate::observed::{Maps, Observed};
 use crate::plan::{Action, Plan, Surplus};
 
 /// The default time for one validation. HAProxy needs 20 to 400 ms, plus the time that its resolver takes for the host
@@ -407,6 +409,14 @@ pub trait Plane: fmt::Debug + Send + Sync {
     async fn recover(&self) -> Result<(), WriteError>;
     /// Reads the configuration.
     async fn observe(&self) -> Result<Observed, AccessError>;
+    /// The map files of ours. With `process` also what HAProxy has of them.
+    async fn maps(&self, observed: &Observed, process: bool) -> Result<Maps, AccessError>;
+    /// Writes a map file, in one step, and makes the same changes in the process, if that has the map.
+    /// [`WriteError::Access`], [`WriteError::Conflict`], [`WriteError::HalfLive`], and [`WriteError::NotLive`]: the file is
+    /// written, and the process needs a reload to have it.
+    async fn put_map(&self, folder: &str, file: &MapFile, entries: &[Entry]) -> Result<(), WriteError>;
+    /// Deletes a map file that no rule names any more. [`WriteError::Access`], [`WriteError::Conflict`].
+    async fn delete_map(&self, file: &MapFile) -> Result<(), WriteError>;
     /// What a write would do to what is not ours. Called before a write; cached as long as what is not ours stays the
     /// same. [`WriteError::Access`], [`WriteError::Conflict`].
     async fn survey(&self, observed: &Observed) -> Result<Survey, WriteError>;
@@ -423,7 +433,7 @@ pub trait Plane: fmt::Debug + Send + Sync {
     /// [`WriteError::Conflict`], [`WriteError::Invalid`], [`WriteError::TooLong`], [`WriteError::HalfLive`],
     /// [`WriteError::NotLive`].
     async fn commit_live(&self, observed: &Observed, text: &ConfigText, actions: &[Action]) -> Result<(), WriteError>;
-    /// Has HAProxy validate a text.
+    /// Has HAProxy validate a text, with empty maps of ours: they may not exist yet.
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError>;
     /// The servers of the managed backends as the process has them.
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError>;

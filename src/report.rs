@@ -352,6 +352,8 @@ mod tests {
 
     fn summary(backends: Vec<BackendSummary>, diff: String) -> Summary {
         Summary {
+            routes: Vec::new(),
+            frontends: Vec::new(),
             changes: true,
             live: true,
             backends,

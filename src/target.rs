@@ -40,7 +40,7 @@ pub fn remover(config: &Config, target: &TargetConfig, lease: &Lease) -> Result<
 /// How a controller plans and writes.
 pub fn options(config: &Config, target: &TargetOptions) -> Options {
     let Config { prefix, grants, linger, guard, reload_min_interval, .. } = config;
-    let TargetOptions { owner, slots, strategy, validation_timeout: _ } = target;
+    let TargetOptions { owner, slots, strategy, validation_timeout: _, frontend } = target;
     Options {
         build: build::Options {
             prefix: prefix.clone(),
@@ -51,6 +51,7 @@ pub fn options(config: &Config, target: &TargetOptions) -> Options {
             targets: build::TargetNames::default(),
             lingers: !linger.is_zero(),
             grants: grants.clone(),
+            frontend: frontend.clone(),
         },
         plan: plan::Options {
             owner: owner.clone(),

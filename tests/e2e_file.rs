@@ -347,6 +347,7 @@ fn controller(rig: &Rig) -> Controller {
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
             targets: nomad_haproxy::desired::build::TargetNames::default(),
+            frontend: None,
         },
         plan: plan::Options {
             owner,

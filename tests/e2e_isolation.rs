@@ -315,6 +315,7 @@ fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> (Controller, Moment) {
             lingers: false,
             grants: nomad_haproxy::desired::Grants::default(),
             targets: nomad_haproxy::desired::build::TargetNames::default(),
+            frontend: None,
         },
         plan: plan::Options {
             owner: owner(),
@@ -343,6 +344,7 @@ fn local(rig: &Rig) -> Local {
         working_directory: None,
         environment_file: None,
         files: Vec::new(),
+        maps_dir: None,
     };
     Local::new(settings, owner())
 }

@@ -232,6 +232,7 @@ fn desired_of(registrations: &[Registration]) -> Desired {
         lingers: true,
         grants: Grants::default(),
         targets: nomad_haproxy::desired::build::TargetNames::default(),
+        frontend: None,
     };
     build::build(&catalog, &Present::default(), &options).desired
 }

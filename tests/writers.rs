@@ -76,6 +76,7 @@ fn build_options() -> build::Options {
         lingers: false,
         grants: nomad_haproxy::desired::Grants::default(),
         targets: nomad_haproxy::desired::build::TargetNames::default(),
+        frontend: None,
     }
 }
 

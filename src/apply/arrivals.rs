@@ -67,6 +67,7 @@ mod tests {
             lingers: false,
             grants: Grants::default(),
             targets: build::TargetNames::default(),
+            frontend: None,
         };
         build::build(&catalog, &Present::default(), &options).desired
     }

@@ -64,7 +64,8 @@ impl Draft {
     /// The summary for people and programs; `text` is what would be written.
     pub fn summary(&self, observed: &Observed, text: &ConfigText) -> Summary {
         let (namespaces, guard, surplus) = (self.namespaces.clone(), self.guard.clone(), self.surplus);
-        let reload = reason::lines(&self.reasons);
+        let mut reload = reason::lines(&self.reasons);
+        reload.extend(reason::of_rules(self.plan.routes.rules.keys()));
         Summary { reload, namespaces, guard, surplus, ..Summary::new(&self.plan, observed, text, self.notes.clone()) }
     }
 }
@@ -73,5 +74,6 @@ fn after(plan: &Plan, observed: &Observed, options: &Options) -> Observed {
     if plan.is_empty() {
         return observed.clone();
     }
-    Observed::new(observed.version, plan::text::apply(plan, observed, &options.owner), &options.owner)
+    let text = plan::text::apply(plan, observed, &options.owner);
+    Observed::new(observed.version, text, &options.owner).with_maps(plan.routes.after(&observed.maps))
 }

@@ -208,6 +208,7 @@ mod tests {
             lingers: false,
             grants: Grants::default(),
             targets: build::TargetNames::default(),
+            frontend: None,
         };
         Found { seats: Arc::new(Seats::new(&observed)), present: Arc::new(observed.present()), build, index: 5 }
     }

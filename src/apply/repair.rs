@@ -139,7 +139,12 @@ impl Controller {
 
     /// Loads the file as it is, since only a reload can fix how the process differs; then checks whether it did, so
     /// that a reload that does not help is not repeated.
-    async fn reload_for(&mut self, seen: &Seen, finding: &str, status: &mut PassStatus) -> Result<Round, PassError> {
+    pub(super) async fn reload_for(
+        &mut self,
+        seen: &Seen,
+        finding: &str,
+        status: &mut PassStatus,
+    ) -> Result<Round, PassError> {
         if let Some(at) = self.reload_waits(&Waiting::default(), seen) {
             status.wake_at(at);
             self.memory.forget_process();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -16,10 +16,11 @@ use crate::desired::build;
 use crate::errors::chain;
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
-use crate::observed::Observed;
+use crate::observed::{Frontend, Observed};
 use crate::plan;
 use crate::plan::display::Summary;
 use crate::plan::review::{Review, Reviews};
+use crate::plane::local;
 use crate::target;
 
 use super::Output;
@@ -52,8 +53,9 @@ impl Plans {
         let catalog = catalog::file::read(catalog)?;
         let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         let text = ConfigText::from_bytes(&text);
-        let (target, capabilities) = targets::offline(config, only, version)?;
+        let (target, capabilities, maps) = targets::offline(config, only, version)?;
         let observed = Observed::new(text.version().unwrap_or(0), text, &target.owner);
+        let observed = with_maps(observed, maps, file)?;
         let apply::Options { mut build, mut plan, guard, .. } = target::options(config, target);
         plan.capabilities = capabilities;
         build.init_state = version.is_none_or(Version::has_init_state);
@@ -160,6 +162,16 @@ impl Plans {
         let errors = self.all.into_iter().filter_map(|(name, plan)| Some((name, plan.err()?.into()))).collect();
         print::failure(errors, total, self.are_named, "there is no plan for").map_or(Ok(code), Err)
     }
+}
+
+/// Adds the map files that are on this machine: where the rules of the file name them, else where the settings have
+/// them, else beside the file.
+fn with_maps(observed: Observed, folder: Option<PathBuf>, file: &Path) -> anyhow::Result<Observed> {
+    let named = observed.frontends.values().flat_map(Frontend::folders).next().map(PathBuf::from);
+    let beside = || file.canonicalize().ok()?.parent().map(Path::to_owned);
+    let folder = named.or(folder).or_else(beside).unwrap_or_default();
+    let maps = local::maps_in(&folder, &observed.owner)?;
+    Ok(observed.with_maps(maps))
 }
 
 /// Writes a plan file, in one step. Only its owner may read it: a digest may be guessed.

@@ -161,8 +161,10 @@ pub(super) fn offline<'a>(
     config: &'a Config,
     only: Option<&str>,
     version: Option<Version>,
-) -> anyhow::Result<(&'a TargetOptions, Capabilities)> {
-    let of = |target: &'a TargetConfig| (&target.options, target.capabilities_offline(version));
+) -> anyhow::Result<(&'a TargetOptions, Capabilities, Option<PathBuf>)> {
+    let of = |target: &'a TargetConfig| {
+        (&target.options, target.capabilities_offline(version), target.maps_folder_offline().map(PathBuf::from))
+    };
     let targets = &config.targets;
     let known = || targets.fixed.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     match (only, targets.fixed.as_slice()) {
@@ -171,7 +173,7 @@ pub(super) fn offline<'a>(
             None => bail!("no HAProxy is called {only:?} (--haproxy); there are: {}", known()),
         },
         (None, [target]) => Ok(of(target)),
-        (None, []) => Ok((&targets.common, Capabilities::default())),
+        (None, []) => Ok((&targets.common, Capabilities::default(), None)),
         (None, _) => bail!("which HAProxy is this configuration of? Name it with --haproxy: {}", known()),
     }
 }

@@ -163,6 +163,12 @@ settings! {
         /// What to do when a service's backend exists and is not ours [default: use_existing]
         #[arg(long = "haproxy-backend-strategy", env = "HAPROXY_BACKEND_STRATEGY", value_name = "STRATEGY")]
         backend_strategy: Strategy,
+        /// The frontend that routes to services whose tags name hosts and no frontend
+        #[arg(id = "haproxy-frontend", long = "haproxy-frontend", env = "HAPROXY_FRONTEND", value_name = "NAME")]
+        frontend: String,
+        /// The folder of map files, as HAProxy finds it [default: that of haproxy.config_file; with the Data Plane API its maps_dir]
+        #[arg(long = "haproxy-maps-dir", env = "HAPROXY_MAPS_DIR", value_name = "FOLDER")]
+        maps_dir: String,
         /// How the Data Plane API writes [default: auto]
         #[arg(long = "haproxy-write", env = "HAPROXY_WRITE", value_name = "HOW")]
         write: Write,
@@ -338,6 +344,8 @@ pub struct NamespaceSettings {
     pub backends: Vec<String>,
     /// Whether they may join backends that are not ours.
     pub join: bool,
+    /// Hosts that they may claim: names, or globs.
+    pub domains: Option<Vec<String>>,
 }
 
 /// How log lines look.

@@ -9,12 +9,13 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde_json::Value;
 
-use crate::desired::{Invalid, Owner, ServiceKey, SlotPolicy};
+use crate::desired::{FrontendName, Invalid, Owner, ServiceKey, SlotPolicy};
+use crate::haproxy::maps;
 use crate::haproxy::socket::SocketAddress;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
 use crate::plan::Strategy;
-use crate::plane::dataplane::{Dataplane, DataplaneConfig, Password, Write};
+use crate::plane::dataplane::{self, Dataplane, DataplaneConfig, Password, Write};
 use crate::plane::local::{Local, LocalConfig};
 use crate::plane::{AccessError, Capabilities, Plane, VALIDATION_TIMEOUT};
 
@@ -112,6 +113,8 @@ pub struct TargetOptions {
     pub strategy: Strategy,
     /// Spare servers.
     pub slots: SlotPolicy,
+    /// The frontend of services whose tags name none.
+    pub frontend: Option<FrontendName>,
 }
 
 /// One HAProxy.
@@ -145,6 +148,14 @@ impl TargetConfig {
         version
             .filter(|_| has_socket)
             .map_or(Capabilities { servers: has_socket, backends: false }, Capabilities::of_socket)
+    }
+
+    /// The folder of map files as the settings have it, or as it is by default with the Data Plane API.
+    pub fn maps_folder_offline(&self) -> Option<&str> {
+        match &self.plane {
+            PlaneSettings::Local(local) => local.maps_dir.as_deref(),
+            PlaneSettings::Dataplane(api, _) => Some(api.maps_dir.as_deref().unwrap_or(dataplane::MAPS_FOLDER)),
+        }
     }
 
     fn plane(&self, lease: &Lease, local: impl FnOnce(Local) -> Local) -> Result<Arc<dyn Plane>, AccessError> {
@@ -314,7 +325,20 @@ fn options(settings: &HaproxySettings, slots: &SlotSettings) -> Result<TargetOpt
         validation_timeout: settings.validation_timeout.map_or(VALIDATION_TIMEOUT, |span| span.0),
         strategy: settings.backend_strategy.unwrap_or_default(),
         slots,
+        frontend: settings
+            .frontend
+            .as_deref()
+            .map(|name| name.parse().map_err(|e: Invalid| wrong("haproxy.frontend (HAPROXY_FRONTEND)", e.to_string())))
+            .transpose()?,
     })
+}
+
+fn maps_dir(folder: String) -> Result<String, ConfigError> {
+    if !maps::is_plain_folder(&folder) {
+        let why = format!("{folder:?} should be an absolute path of letters, digits and / - _ . + @ only");
+        return Err(wrong("haproxy.maps_dir (HAPROXY_MAPS_DIR)", why));
+    }
+    Ok(folder)
 }
 
 fn entry(settings: HaproxySettings, slots: &SlotSettings) -> Result<Option<Entry>, ConfigError> {
@@ -424,6 +448,7 @@ fn api(settings: HaproxySettings, address: String) -> Result<DataplaneConfig, Co
         ca_file: settings.ca_file,
         identity: identity("haproxy.cert_file and haproxy.key_file", settings.cert_file, settings.key_file)?,
         runtime_socket: settings.runtime_socket.as_deref().map(runtime_socket).transpose()?,
+        maps_dir: settings.maps_dir.map(maps_dir).transpose()?,
     })
 }
 
@@ -457,6 +482,7 @@ fn local(settings: HaproxySettings) -> Result<PlaneSettings, ConfigError> {
         working_directory: settings.working_directory,
         environment_file: settings.environment_file,
         files: settings.files.unwrap_or_default(),
+        maps_dir: settings.maps_dir.map(maps_dir).transpose()?,
     }))
 }
 

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::name::valid;
-use super::{BackendName, Instance, Invalid, ServiceKey};
+use super::{BackendName, Instance, Invalid, Routes, ServiceKey};
 
 /// The protocol that a backend speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,6 +272,8 @@ pub struct Backend {
 pub struct Desired {
     /// By name.
     pub backends: BTreeMap<BackendName, Backend>,
+    /// The routes that services ask for, as far as they get them.
+    pub routes: Routes,
 }
 
 #[cfg(test)]

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use crate::catalog::{Catalog, Registration, Unread};
 
+use super::claims::{self, Asked};
 use super::settle::{self, Candidate};
-use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent, ServerTags};
+use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent, Routing, ServerTags};
 use super::{
-    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, Grants, Held, HttpCheck,
-    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity, SlotPolicy,
-    Sni, Tls,
+    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, FrontendName, Grants, Held,
+    HttpCheck, Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity,
+    SlotPolicy, Sni, Tls,
 };
 
 /// The settings for building.
@@ -30,6 +31,8 @@ pub struct Options {
     pub grants: Grants,
     /// Which HAProxy it is for, and which others there are.
     pub targets: TargetNames,
+    /// The frontend of services whose tags name none (`haproxy.frontend`).
+    pub frontend: Option<FrontendName>,
 }
 
 /// The names of the HAProxys that a service may choose between (tag `target`).
@@ -82,25 +85,41 @@ pub struct Built {
     pub declined: BTreeSet<InstanceId>,
     /// Backends that are kept for a service that is gone or held, while other services ask for their names.
     pub awaited: BTreeSet<BackendName>,
+    /// Services that are registered, and whose tags do not enable them here.
+    pub withdrawn: BTreeSet<ServiceKey>,
     /// Sorted, without duplicates.
     pub notes: Vec<Note>,
     /// Notes about whole namespaces, by name.
     pub namespaces: Vec<NamespaceNote>,
 }
 
+impl Built {
+    /// Whether a backend that no service asks for keeps its routes for as long as it exists: unless all of its services
+    /// are there and do not want it any more.
+    pub fn keeps_routes(&self, services: &[ServiceKey]) -> bool {
+        services.iter().any(|service| !self.withdrawn.contains(service))
+    }
+}
+
 /// Builds the desired state. Pure: the same catalog over the same HAProxy gives the same result, in any order of the
 /// catalog.
 pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     let mut built = Built::default();
-    let mut candidates = Vec::new();
+    let (mut candidates, mut asked) = (Vec::new(), Vec::new());
     for (service, registrations) in &catalog.services {
         let mut builder = Builder { service, present, options, held: BTreeSet::new(), notes: Vec::new() };
         match builder.service(registrations) {
             Wanted::Nothing => {}
+            Wanted::Withdrawn => {
+                built.withdrawn.insert(service.clone());
+            }
             Wanted::Held => {
                 built.held.services.insert(service.clone());
             }
-            Wanted::Backend(candidate) => candidates.push(*candidate),
+            Wanted::Backend(candidate, routes) => {
+                candidates.push(*candidate);
+                asked.push(routes);
+            }
         }
         built.held.instances.append(&mut builder.held);
         built.notes.append(&mut builder.notes);
@@ -119,6 +138,7 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
         built.namespaces.push(NamespaceNote::new(namespace, unread));
     }
     settle::names(candidates, catalog, present, options, &mut built);
+    claims::settle(&asked, present, options, &mut built);
     built.notes.sort();
     built.notes.dedup();
     built
@@ -151,9 +171,11 @@ fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
 
 enum Wanted {
     Nothing,
+    /// It is registered, and is not to be routed here.
+    Withdrawn,
     /// What HAProxy has of it stays.
     Held,
-    Backend(Box<Candidate>),
+    Backend(Box<Candidate>, Asked),
 }
 
 struct Builder<'a> {
@@ -202,7 +224,8 @@ impl Builder<'_> {
             is_clear
         });
         match (read.last(), unclear.last()) {
-            (None, None) => Wanted::Nothing,
+            (None, None) if registrations.is_empty() => Wanted::Nothing,
+            (None, None) => Wanted::Withdrawn,
             (None, Some((_, (code, why)))) => {
                 self.note(Severity::Error, *code, format!("{why}; nothing is added or removed"));
                 Wanted::Held
@@ -336,11 +359,13 @@ impl Builder<'_> {
             Some(min_free) => SlotPolicy { min_free, ..self.options.slots },
             None => self.options.slots,
         };
-        Wanted::Backend(Box::new(Candidate {
+        let since = read.first().map_or(0, |(registration, _)| registration.create_index);
+        let asked = self.asked(read, since, &name);
+        let candidate = Box::new(Candidate {
             service: self.service.clone(),
             name,
             explicit: intent.backend_name.is_some(),
-            since: read.first().map_or(0, |(registration, _)| registration.create_index),
+            since,
             stated: intent.section.clone(),
             backend: Backend {
                 services: vec![self.service.clone()],
@@ -351,7 +376,24 @@ impl Builder<'_> {
                 slots,
                 gated,
             },
-        }))
+        });
+        Wanted::Backend(candidate, asked)
+    }
+
+    /// The routes that any of its registrations asks for.
+    fn asked(&self, read: &[(&Registration, Intent)], since: u64, backend: &BackendName) -> Asked {
+        let (service, backend) = (self.service.clone(), backend.clone());
+        let (routes, whole) = (BTreeSet::new(), BTreeSet::new());
+        let mut asked = Asked { service, since, backend, routes, whole, lacks_domain: false };
+        for Routing { frontend, routes, .. } in read.iter().map(|(_, intent)| &intent.routing) {
+            let named = frontend.as_ref().or(self.options.frontend.as_ref());
+            asked.routes.extend(routes.iter().map(|route| (named.cloned(), route.clone())));
+        }
+        for routing in read.iter().map(|(_, intent)| &intent.routing).filter(|routing| routing.routes.is_empty()) {
+            asked.lacks_domain |= routing.lacks_domain();
+            asked.whole.extend(routing.frontend.clone().filter(|_| routing.has_no_domain()));
+        }
+        asked
     }
 
     fn backend_name(&self, intent: &Intent) -> Result<BackendName, String> {
@@ -493,6 +535,7 @@ mod tests {
             lingers: true,
             grants: Grants::default(),
             targets: TargetNames::default(),
+            frontend: Some("web".parse().expect("a name")),
         }
     }
 
@@ -563,7 +606,8 @@ mod tests {
         let built = built(vec![registration("api", "a", 1, &[]), registration("b", "b", 1, &["enable=false"])]);
         // Only an explicit tag counts.
         let declined = BTreeSet::from([InstanceId::new("b")]);
-        assert_eq!(built, Built { declined, ..Built::default() });
+        let withdrawn = BTreeSet::from([key("api"), key("b")]);
+        assert_eq!(built, Built { declined, withdrawn, ..Built::default() });
     }
 
     #[test]
@@ -586,9 +630,9 @@ mod tests {
     fn a_service_of_an_unwatched_namespace_gets_a_note_and_holds_nothing() {
         let service = ServiceKey { namespace: "team-a".into(), name: "api".into() };
         let catalog = Catalog { unwatched: [service.clone()].into(), ..Catalog::default() };
-        let Built { desired, held, declined, awaited, notes, namespaces } =
+        let Built { desired, held, declined, awaited, withdrawn, notes, namespaces } =
             build(&catalog, &Present::default(), &options());
-        assert_eq!((desired, held, declined, awaited, namespaces), Default::default());
+        assert_eq!((desired, held, declined, awaited, withdrawn, namespaces), Default::default());
         let [Note { severity, service: about, code, text }] = &notes[..] else { panic!("{notes:?}") };
         assert_eq!((severity, about, code), (&Severity::Warning, &service, &Code::UnwatchedNamespace));
         assert!(text.contains("add team-a to nomad.namespace (NOMAD_NAMESPACE)"), "{text}");
@@ -650,7 +694,7 @@ mod tests {
         let holders: Vec<_> = holders.iter().map(|name| key(name)).collect();
         let place = Place { holders: holders.clone(), ..Place::default() };
         let backends = BTreeMap::from([(name.parse().expect("a name"), place)]);
-        Present { backends, services: holders.into_iter().collect() }
+        Present { backends, services: holders.into_iter().collect(), ..Present::default() }
     }
 
     /// The services of the only backend.
@@ -743,7 +787,7 @@ mod tests {
     fn built_with(entries: &[(&str, &[&str], bool)], present: &Present, registrations: &[Registration]) -> Built {
         let entry = |(name, backends, join): &(&str, &[&str], bool)| {
             let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
-            ((*name).to_owned(), Grant { backends, join: *join })
+            ((*name).to_owned(), Grant { backends, join: *join, domains: None })
         };
         let grants = Grants::new(&entries.iter().map(entry).collect()).expect("globs");
         let mut catalog = Catalog::default();

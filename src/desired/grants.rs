@@ -12,7 +12,7 @@ use globset::{Glob, GlobMatcher};
 use thiserror::Error;
 
 use super::build::derived_name;
-use super::{BackendName, ServiceKey};
+use super::{BackendName, HostPattern, ServiceKey};
 
 /// The content of one entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Grant {
     pub backends: Vec<String>,
     /// Whether they may join backends that are not ours.
     pub join: bool,
+    /// Globs of hosts that they may claim. `None`: any host that no other entry lists.
+    pub domains: Option<Vec<String>>,
 }
 
 /// A namespace or backend name that is not a valid glob.
@@ -41,6 +43,7 @@ struct Rule {
     namespaces: GlobMatcher,
     backends: Vec<GlobMatcher>,
     join: bool,
+    domains: Option<Vec<GlobMatcher>>,
 }
 
 impl Grants {
@@ -50,9 +53,11 @@ impl Grants {
         let is_glob = |name: &str| name.contains(['*', '?', '[', '{', '\\']);
         entries.sort_by_key(|(name, _)| (is_glob(name), Reverse(name.len())));
         let rule = |(name, grant): (&String, &Grant)| {
-            let Grant { backends, join } = grant;
+            let Grant { backends, join, domains } = grant;
             let backends = backends.iter().map(|glob| matcher(glob)).collect::<Result<_, _>>()?;
-            Ok(Rule { namespaces: matcher(name)?, backends, join: *join })
+            let lower = |globs: &Vec<String>| globs.iter().map(|glob| matcher(&glob.to_ascii_lowercase())).collect();
+            let domains = domains.as_ref().map(lower).transpose()?;
+            Ok(Rule { namespaces: matcher(name)?, backends, join: *join, domains })
         };
         Ok(Self(entries.into_iter().map(rule).collect::<Result<_, _>>()?))
     }
@@ -77,6 +82,25 @@ impl Grants {
         self.rule(service).map_or_else(|| is_derived(service, name), |rule| rule.join)
     }
 
+    /// Whether a service may claim a host, or why it may not. A pattern may be claimed if every host that it matches
+    /// may.
+    pub fn may_claim(&self, service: &ServiceKey, host: &HostPattern) -> Result<(), &'static str> {
+        match self.rule(service).and_then(|rule| rule.domains.as_ref()) {
+            Some(globs) if lists(globs, host) => Ok(()),
+            Some(_) => Err("it is not among the hosts that its namespace may claim"),
+            None if self.0.iter().filter_map(|rule| rule.domains.as_ref()).any(|globs| reserves(globs, host)) => {
+                Err("it is, or may match, a host that the settings list for another namespace")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an entry lists a host for the namespace of this service, so that it may claim routes of it beside other
+    /// namespaces.
+    pub fn lists_domain(&self, service: &ServiceKey, host: &HostPattern) -> bool {
+        self.rule(service).and_then(|rule| rule.domains.as_ref()).is_some_and(|globs| lists(globs, host))
+    }
+
     /// Whether an entry allows joining beyond the name that is derived from the service.
     pub(super) fn allows_join(&self, service: &ServiceKey) -> bool {
         self.rule(service).is_some_and(|rule| rule.join)
@@ -87,6 +111,52 @@ fn is_derived(service: &ServiceKey, name: &BackendName) -> bool {
     derived_name(service) == name.as_str()
 }
 
+/// Whether one of the globs matches every host of the pattern.
+fn lists(globs: &[GlobMatcher], host: &HostPattern) -> bool {
+    globs.iter().any(|glob| {
+        let text = glob.glob().glob();
+        is_any(text)
+            || match host {
+                HostPattern::Exact(host) => glob.is_match(host),
+                HostPattern::Suffix(domain) => {
+                    let end = text.strip_prefix('*').filter(|end| is_literal(end));
+                    end.is_some_and(|end| format!(".{domain}").ends_with(end))
+                }
+                HostPattern::Prefix(beginning) => {
+                    let start = text.strip_suffix('*').filter(|start| is_literal(start));
+                    start.is_some_and(|start| beginning.starts_with(start))
+                }
+                HostPattern::Regex(_) | HostPattern::Any => false,
+            }
+    })
+}
+
+/// Whether the pattern may match a host that one of the globs lists. One that lists every host reserves none.
+fn reserves(globs: &[GlobMatcher], host: &HostPattern) -> bool {
+    globs.iter().filter(|glob| !is_any(glob.glob().glob())).any(|glob| match host {
+        HostPattern::Exact(host) => glob.is_match(host),
+        HostPattern::Suffix(domain) => {
+            let text = glob.glob().glob();
+            let end = text.rfind(META).map_or(text, |at| &text[at + 1..]);
+            let domain = format!(".{domain}");
+            domain.ends_with(end) || end.ends_with(&domain)
+        }
+        HostPattern::Prefix(_) | HostPattern::Regex(_) => true,
+        HostPattern::Any => false,
+    })
+}
+
+/// The characters that mean something in a glob.
+const META: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
+
+fn is_literal(text: &str) -> bool {
+    !text.contains(META)
+}
+
+fn is_any(glob: &str) -> bool {
+    !glob.is_empty() && glob.bytes().all(|b| b == b'*')
+}
+
 fn matcher(glob: &str) -> Result<GlobMatcher, BadGlob> {
     let parsed = Glob::new(glob).map_err(|source| BadGlob { glob: glob.to_owned(), source })?;
     Ok(parsed.compile_matcher())
@@ -95,11 +165,12 @@ fn matcher(glob: &str) -> Result<GlobMatcher, BadGlob> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::DomainType;
 
     fn grants(entries: &[(&str, &[&str], bool)]) -> Grants {
         let entry = |(name, backends, join): &(&str, &[&str], bool)| {
             let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
-            ((*name).to_owned(), Grant { backends, join: *join })
+            ((*name).to_owned(), Grant { backends, join: *join, domains: None })
         };
         Grants::new(&entries.iter().map(entry).collect()).expect("globs")
     }
@@ -146,6 +217,53 @@ mod tests {
         assert_eq!(listed("team-a"), ["glob"]);
         assert_eq!(listed("team-bb"), ["longer"]);
         assert_eq!(listed("team-b"), ["name"]);
+    }
+
+    fn claims(entries: &[(&str, &[&str])], namespace: &str, host: &str) -> bool {
+        let entry = |(name, globs): &(&str, &[&str])| {
+            let domains = (!globs.is_empty()).then(|| globs.iter().map(|glob| (*glob).to_owned()).collect());
+            ((*name).to_owned(), Grant { domains, ..Grant::default() })
+        };
+        let grants = Grants::new(&entries.iter().map(entry).collect()).expect("globs");
+        let (host, by) = match (host.strip_suffix('*'), host.strip_prefix('~')) {
+            (Some(beginning), _) => (beginning, DomainType::Prefix),
+            (_, Some(regex)) => (regex, DomainType::Regex),
+            _ => (host, DomainType::Exact),
+        };
+        let host = HostPattern::parse(host, by).expect("a host");
+        grants.may_claim(&ServiceKey { namespace: namespace.into(), name: "api".into() }, &host).is_ok()
+    }
+
+    #[test]
+    fn a_namespace_claims_only_the_hosts_that_its_entry_lists() {
+        let entries: &[(&str, &[&str])] =
+            &[("team-*", &["*.Example.com", "one.org", "app-*"]), ("ops", &["*"]), ("b", &[])];
+        for host in
+            ["a.example.com", "a.b.example.com", "*.example.com", "*.b.example.com", "one.org", "app-1*", "app-x.net"]
+        {
+            assert!(claims(entries, "team-a", host), "{host}");
+        }
+        for host in
+            ["example.com", "badexample.com", "*.com", "*.one.org", "two.org", "app*", "a*", "~^a\\.example\\.com$"]
+        {
+            assert!(!claims(entries, "team-a", host), "{host}");
+            assert!(claims(entries, "ops", host), "{host}");
+        }
+        assert!(!claims(&[("team-*", &["?.example.com"])], "team-a", "*.example.com"), "it matches one character only");
+    }
+
+    #[test]
+    fn a_host_that_is_listed_for_a_namespace_is_left_to_it() {
+        let entries: &[(&str, &[&str])] = &[("team-a", &["*.a.com", "one.org"]), ("ops", &["*"]), ("b", &[])];
+        for namespace in ["default", "b"] {
+            for host in ["x.a.com", "*.a.com", "*.x.a.com", "*.com", "one.org", "*.org", "app*", "~a"] {
+                assert!(!claims(entries, namespace, host), "{namespace} {host}");
+            }
+            for host in ["a.com", "b.com", "*.b.com", "x.one.org"] {
+                assert!(claims(entries, namespace, host), "{namespace} {host}");
+            }
+        }
+        assert!(claims(&[("ops", &["*"])], "default", "app*"), "what is listed for all is left to nobody");
     }
 
     #[test]

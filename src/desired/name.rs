@@ -72,6 +72,13 @@ name!(
     211
 );
 
+name!(
+    /// A frontend's name.
+    FrontendName,
+    "frontend name",
+    200
+);
+
 impl BackendName {
     /// The name of the slot with this number, from 1.
     pub fn slot(&self, number: u32) -> ServerName {

@@ -49,6 +49,12 @@ pub enum Code {
     NameConflict,
     /// The settings do not allow the service to use the backend that its tags name (`namespaces`).
     NotAllowed,
+    /// It asks for hosts, and no frontend is named.
+    NoFrontend,
+    /// A frontend that cannot have its routes, or has them without effect.
+    FrontendInTheWay,
+    /// Another service has the route that it asks for.
+    RouteConflict,
     /// It shares a backend, and its tags differ from those of the service that holds it first.
     OtherSettings,
     /// The backend is shared by as many services as its description can list.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BackendName, BackendSettings, ServiceKey};
+use super::{BackendName, BackendSettings, FrontendName, Mode, Routes, ServiceKey};
 
 /// What HAProxy has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,6 +11,33 @@ pub struct Present {
     pub backends: BTreeMap<BackendName, Place>,
     /// Every service that HAProxy serves through us.
     pub services: BTreeSet<ServiceKey>,
+    /// The frontends and `listen` sections.
+    pub doors: BTreeMap<FrontendName, Door>,
+    /// The routes of ours.
+    pub routes: Routes,
+}
+
+/// One frontend, as far as routes depend on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Door {
+    /// Its mode, stated or inherited; `None`: one that routes nothing.
+    pub mode: Option<Mode>,
+    /// The line (from 1) of a rule of a person that matches every request, so that no rule below it is asked.
+    pub always: Option<usize>,
+    /// Whether it has a `default_backend` of its own.
+    pub has_default: bool,
+    /// Whether it waits for the first bytes of a connection (`tcp-request inspect-delay`), which the name in a TLS
+    /// handshake is read from.
+    pub inspects: bool,
+    /// Why no rule is written into it, if it is so.
+    pub trouble: Option<&'static str>,
+}
+
+impl Door {
+    /// One of this mode.
+    pub fn new(mode: Option<Mode>) -> Self {
+        Self { mode, ..Self::default() }
+    }
 }
 
 /// One existing backend.

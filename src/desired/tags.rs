@@ -3,6 +3,7 @@
 //!
 //! [`TABLE`] has every tag once: the parser, the documentation and the explanations read it.
 
+mod routing;
 mod table;
 mod value;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use super::{Balance, CookieName, Mode, ProxyProtocol, Sni, Timeouts, Timing, Verify};
 
+pub use routing::Routing;
 pub use table::{Level, TABLE, Tag};
 pub(crate) use value::MAX_DURATION;
 
@@ -116,6 +118,8 @@ pub struct Intent {
     pub slots: Option<u32>,
     /// `target`: the names of HAProxys; empty: all of them.
     pub targets: BTreeSet<String>,
+    /// `frontend`, `domain`, `domain.type`, `path`.
+    pub routing: Routing,
     /// Tags that configure the backend's section, by name; they have no effect if the section is not ours.
     pub section: Vec<&'static str>,
 }
@@ -150,7 +154,7 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
             complaints.push(unknown(prefix, name));
             continue;
         };
-        if seen == Some(name) {
+        if seen == Some(name) && !known.is_repeatable() {
             complaints.push(Complaint(format!(
                 "tag {prefix}{name} is there twice; {:?} counts",
                 shorten(value.unwrap_or(""))
@@ -163,6 +167,9 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
         } else if known.level.is_of_section() {
             intent.section.push(known.name);
         }
+    }
+    for why in intent.routing.combine() {
+        complaints.push(Complaint(format!("a value of {prefix}domain is ignored: {why}")));
     }
     if let Some(more) = complaints.len().checked_sub(MAX_COMPLAINTS).filter(|more| *more > 0) {
         complaints.truncate(MAX_COMPLAINTS);

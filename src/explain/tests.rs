@@ -182,6 +182,8 @@ fn before_the_first_pass_and_after_a_failed_one_the_pass_is_the_reason() {
 fn a_change_that_waits_is_said_to_wait() {
     let enabled = || catalog(&[registration("a", &["enable=true"]), registration("b", &["enable=true"])]);
     let summary = Summary {
+        routes: Vec::new(),
+        frontends: Vec::new(),
         changes: true,
         live: false,
         backends: Vec::new(),

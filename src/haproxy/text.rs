@@ -10,7 +10,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
-use super::{bytes, section};
+use super::{bytes, maps, section};
 
 pub use super::section::Section;
 
@@ -195,6 +195,12 @@ impl ConfigText {
             self.lines.remove(at);
         }
         self
+    }
+
+    /// With an empty file instead of each map of ours, so that it can be validated before they are written.
+    #[must_use]
+    pub fn without_maps(&self) -> Self {
+        Self { lines: self.lines.iter().map(|line| maps::without_files(line)).collect() }
     }
 
     /// Whether the Data Plane API has written it: with the first write of 3.0, 3.2 and 3.4 it adds this comment.

@@ -116,6 +116,8 @@ fn nothing_left(target: &TargetStatus) -> Summary {
         changes: false,
         live: true,
         backends: Vec::new(),
+        routes: Vec::new(),
+        frontends: Vec::new(),
         notes: target.notes.to_vec(),
         namespaces: target.namespaces.to_vec(),
         guard: target.guard.clone(),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use crate::haproxy::parse;
 use crate::haproxy::text::{Directive, Section};
 
+use super::frontends::is_ours as is_our_rule;
 use super::{Observed, ObservedBackend};
 
 /// Directives that HAProxy evaluates in their order (configuration manual, chapter 4).
@@ -144,6 +145,7 @@ fn entries(observed: &Observed) -> Vec<Entry> {
         let all_ours = backend.is_some_and(ObservedBackend::is_ours);
         let ours = |at: usize, directive: &Directive| match (directive.keyword(), backend) {
             ("server", Some(backend)) => backend.is_our_server(at),
+            ("use_backend", _) => all_ours || is_our_rule(directive, &observed.owner),
             _ => all_ours,
         };
         let place = |keyword: &str| {

@@ -4,17 +4,22 @@
 //! pipelines. No list of words can recognise a secret, so the diff shows the lines that a controller writes, and of
 //! every other line only its first word.
 
+mod routes;
+
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::Serialize;
 use similar::TextDiff;
 
-use crate::desired::{BackendName, NamespaceNote, Note};
+use crate::desired::{BackendName, FrontendName, NamespaceNote, Note};
 use crate::haproxy::bytes;
+use crate::haproxy::maps;
 use crate::haproxy::parse::is_a_controllers;
 use crate::haproxy::text::{ConfigText, Directive, Section};
 use crate::observed::{Observed, ObservedBackend};
+
+pub use self::routes::{RouteAction, RouteSummary};
 
 use super::guard::Holding;
 use super::servers::{self, ServerSummary};
@@ -48,6 +53,10 @@ pub struct Summary {
     pub reload: Vec<String>,
     /// By name.
     pub backends: Vec<BackendSummary>,
+    /// The routes that change.
+    pub routes: Vec<RouteSummary>,
+    /// The frontends whose rules change.
+    pub frontends: Vec<FrontendName>,
     /// Notes about services.
     pub notes: Vec<Note>,
     /// Notes about whole namespaces.
@@ -74,13 +83,15 @@ impl Summary {
             live: plan.is_live(),
             reload: Vec::new(),
             backends,
+            routes: routes::summaries(&plan.routes),
+            frontends: plan.routes.rules.keys().cloned().collect(),
             notes,
             namespaces: Vec::new(),
             guard: None,
             surplus: 0,
             rerendered_lines,
             blocked: None,
-            diff,
+            diff: diff + &routes::diff(&plan.routes),
         }
     }
 }
@@ -163,7 +174,8 @@ fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
         }
         let Some(ours) = ours else { continue };
         for (at, directive) in text.directives(&section).skip(1) {
-            if is_a_controllers(&directive) && (ours || directive.keyword() == "server") {
+            let is_line = is_a_controllers(&directive) && (ours || directive.keyword() == "server");
+            if is_line || directive.keyword() == "use_backend" && maps::owner_of(&directive.words).is_some() {
                 shown[at].clone_from(&text.lines()[at]);
             }
         }
@@ -226,9 +238,12 @@ fn unified(before: &str, after: &str) -> String {
 }
 
 fn is_planned(section: &Section, plan: &Plan) -> bool {
-    let Plan { edits, profiles } = plan;
+    let Plan { edits, profiles, routes } = plan;
+    let has_rules = || routes.rules.keys().any(|name| name.as_str() == section.name);
     match section.kind.as_str() {
-        "backend" | "listen" => edits.keys().any(|name| name.as_str() == section.name),
+        "backend" => edits.keys().any(|name| name.as_str() == section.name),
+        "frontend" => has_rules(),
+        "listen" => has_rules() || edits.keys().any(|name| name.as_str() == section.name),
         "defaults" => {
             profiles.remove.iter().any(|removed| removed.name == section.name)
                 || profiles.add.iter().any(|(name, _)| *name == section.name)
@@ -304,13 +319,14 @@ impl fmt::Display for Summary {
         let sum = |of: fn(&BackendSummary) -> usize| self.backends.iter().map(of).sum::<usize>();
         writeln!(
             f,
-            "Plan: {} backends to create, {} to change, {} to delete; instances +{} -{}, {} servers changed; {}.",
+            "Plan: {} backends to create, {} to change, {} to delete; instances +{} -{}, {} servers changed; {}{}.",
             count("create"),
             count("change") + count("servers"),
             count("delete"),
             sum(|backend| backend.instances_added),
             sum(|backend| backend.instances_removed),
             sum(|backend| backend.servers_changed),
+            routes::count(&self.routes),
             if self.live { "no reload" } else { "one reload" },
         )
     }

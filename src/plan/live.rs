@@ -155,8 +155,8 @@ impl NewServer {
 impl Plan {
     /// Whether HAProxy takes all of it without a reload.
     pub fn is_live(&self) -> bool {
-        let Self { edits, profiles } = self;
-        edits.values().all(Edit::is_live) && profiles.is_empty()
+        let Self { edits, profiles, routes } = self;
+        edits.values().all(Edit::is_live) && profiles.is_empty() && routes.rules.is_empty()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::desired::{Address, BackendName, BackendSettings, Server};
+use crate::desired::{Address, BackendName, BackendSettings, FrontendName, Server};
 use crate::observed::{Observed, ObservedBackend, is_static};
 
 use super::{Edit, Options, Plan, Rewrite, ServerEdit, Surplus};
@@ -130,6 +130,14 @@ fn of_server(edit: &ServerEdit, section: Option<&ObservedBackend>, options: &Opt
         }
         ServerEdit::Add { .. } | ServerEdit::Remove { .. } => algorithm.unwrap_or(Reason::Inherited),
     }
+}
+
+/// The line for frontends whose rules change.
+pub fn of_rules<'a>(frontends: impl IntoIterator<Item = &'a FrontendName>) -> Option<String> {
+    let names: Vec<&str> = frontends.into_iter().map(FrontendName::as_str).collect();
+    (!names.is_empty()).then(|| {
+        format!("reload: the rules of a frontend that read its maps come, change or go ({})", names.join(", "))
+    })
 }
 
 /// One line for each reason, with the first backends that it holds for.

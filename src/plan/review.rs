@@ -18,7 +18,7 @@ use crate::haproxy::render;
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Foreign, Observed};
 
-use super::{Edit, Plan, Rewrite, ServerEdit};
+use super::{Edit, MapEdit, Plan, Rewrite, RouteEdits, ServerEdit};
 
 /// The format of the file.
 const FORMAT: u64 = 1;
@@ -40,7 +40,7 @@ pub struct Review {
     configuration: String,
     /// Digests of its sections, to report which one changed.
     sections: BTreeMap<String, String>,
-    /// Digests of what would be written, by backend.
+    /// Digests of what would be written, by backend, frontend and map.
     backends: BTreeMap<String, String>,
 }
 
@@ -255,11 +255,19 @@ fn backends(plan: &Plan, owner: &Owner) -> BTreeMap<String, String> {
         }
         hex(hasher)
     };
-    let Plan { edits, profiles } = plan;
+    let Plan { edits, profiles, routes: RouteEdits { rules, maps } } = plan;
     let edits = edits.iter().filter_map(|(name, edit)| Some((name.to_string(), digest(written(edit, owner)?))));
     let removed = profiles.remove.iter().map(|section| (section.name.clone(), digest(vec!["delete\n".to_owned()])));
     let added = profiles.add.iter().map(|(name, lines)| (name.clone(), digest(lines.clone())));
-    edits.chain(removed).chain(added).collect()
+    let rules = rules.iter().map(|(name, edit)| (format!("frontend {name}"), digest(edit.lines.clone())));
+    let lines = |edit: &MapEdit| match &edit.last {
+        Some(lines) => lines.iter().map(|(key, value)| format!("{key} {value}\n")).collect(),
+        None => vec!["delete\n".to_owned()],
+    };
+    let maps = maps
+        .iter()
+        .map(|(file, edit)| (format!("{} map of {}", file.kind.as_str(), file.frontend), digest(lines(edit))));
+    edits.chain(removed).chain(added).chain(rules).chain(maps).collect()
 }
 
 /// What an edit writes, as lines; `None`: only the ends of drains.

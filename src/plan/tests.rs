@@ -53,7 +53,7 @@ fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     let slots = SlotPolicy { min_free: 1, max: 8 };
     let (prefix, owner) = ("haproxy.".into(), owner());
     // These tests are not about which service may join an existing backend.
-    let anything = Grant { backends: vec!["*".to_owned()], join: true };
+    let anything = Grant { backends: vec!["*".to_owned()], join: true, domains: None };
     let grants = Grants::new(&[("*".to_owned(), anything)].into()).expect("globs");
     build(
         &catalog,
@@ -66,6 +66,7 @@ fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
             lingers: true,
             grants,
             targets: build::TargetNames::default(),
+            frontend: None,
         },
     )
 }

@@ -6,20 +6,22 @@ use crate::desired::Owner;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::render;
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
-use crate::observed::Observed;
+use crate::observed::{Frontend, Observed};
 
-use super::{Edit, Plan, Rewrite, ServerEdit};
+use super::{Edit, Plan, Rewrite, RouteEdits, RuleEdit, ServerEdit};
 
 /// Where a plan changes the text, and how.
 enum Place<'a> {
     Backend(&'a Section, &'a Edit),
+    Frontend(&'a Frontend, &'a RuleEdit),
     Profile(&'a Section),
     NewProfiles(&'a [(String, Vec<String>)]),
 }
 
 /// The text that the plan leads to, at the same version.
 pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
-    let Plan { edits, profiles } = plan;
+    // Map files are not part of this text.
+    let Plan { edits, profiles, routes: RouteEdits { rules, maps: _ } } = plan;
     let mut text = observed.text.clone();
     // From the last section to the first, so that line numbers stay correct.
     let backends = edits.iter().filter_map(|(name, edit)| {
@@ -27,12 +29,20 @@ pub fn apply(plan: &Plan, observed: &Observed, owner: &Owner) -> ConfigText {
         Some((section.lines.start, Place::Backend(section, edit)))
     });
     let mut places: Vec<(usize, Place)> = backends.collect();
+    places.extend(rules.iter().filter_map(|(name, edit)| {
+        let frontend = observed.frontend(name)?;
+        Some((frontend.section.lines.start, Place::Frontend(frontend, edit)))
+    }));
     places.extend(profiles.remove.iter().map(|section| (section.lines.start, Place::Profile(section))));
     places.push((profiles.at, Place::NewProfiles(&profiles.add)));
     places.sort_by_key(|(line, _)| std::cmp::Reverse(*line));
     for (line, place) in places {
         let (section, edit) = match place {
             Place::Backend(section, edit) => (section, edit),
+            Place::Frontend(frontend, edit) => {
+                change_rules(&mut text, frontend, edit);
+                continue;
+            }
             Place::Profile(section) => {
                 text.remove_profile(section);
                 continue;
@@ -120,6 +130,28 @@ fn change(
     let end = if blocks.is_inside() { before_block } else { lines.len() };
     lines.splice(end..end, new.collect::<Vec<_>>());
     text.splice(section.lines.clone(), lines);
+}
+
+/// Replaces the rules of ours in a frontend. They go behind its last directive, and outside of conditional blocks.
+fn change_rules(text: &mut ConfigText, frontend: &Frontend, edit: &RuleEdit) {
+    let (mut lines, mut blocks, mut before_block) = (Vec::new(), Blocks::default(), 0);
+    let mut indentation = "  ".to_owned();
+    for at in frontend.section.lines.clone().filter(|at| !frontend.rules.contains_key(at)) {
+        let line = &text.lines()[at];
+        let directive = Directive::parse(line);
+        if !blocks.is_inside() {
+            before_block = lines.len();
+        }
+        blocks.pass(directive.keyword());
+        if at > frontend.section.lines.start && !directive.words.is_empty() && !blocks.is_inside() {
+            indentation = line.chars().take_while(|c| [' ', '\t'].contains(c)).collect();
+        }
+        lines.push(ended(line));
+    }
+    let end = if blocks.is_inside() { before_block } else { lines.len() };
+    let new: Vec<String> = edit.lines.iter().map(|rule| format!("{indentation}{rule}\n")).collect();
+    lines.splice(end..end, new);
+    text.splice(frontend.section.lines.clone(), lines);
 }
 
 /// A description, followed by a person's comment.

@@ -8,6 +8,7 @@
 mod client;
 mod json;
 mod leftovers;
+mod maps;
 mod meaning;
 mod runtime;
 mod socket;
@@ -23,14 +24,15 @@ use async_trait::async_trait;
 use reqwest::{Method, StatusCode};
 use tokio::sync::Mutex;
 
-use crate::desired::{BackendName, Owner};
+use crate::desired::{BackendName, Entry, Owner};
 use crate::errors::chain;
+use crate::haproxy::maps::MapFile;
 use crate::haproxy::render::INIT_ADDR;
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
-use crate::observed::Observed;
+use crate::observed::{Maps, Observed};
 use crate::plan::{self, Action, Plan, Surplus};
 
 use super::{
@@ -39,6 +41,7 @@ use super::{
 };
 use client::{Answer, Body, Client, refused, unavailable};
 pub use client::{DataplaneConfig, Password};
+pub use maps::FOLDER as MAPS_FOLDER;
 use socket::RuntimeSocket;
 use survey::Surveyed;
 
@@ -86,12 +89,15 @@ pub struct Dataplane {
     surveyed: Mutex<Option<Surveyed>>,
     /// The process itself, if `haproxy.runtime_socket` names its socket.
     socket: Option<RuntimeSocket>,
+    /// The folder of map files, if it is not the API's default.
+    maps_dir: Option<String>,
 }
 
 impl Dataplane {
     /// Sets up a client; nothing is sent yet.
     pub fn new(settings: DataplaneConfig, owner: Owner, write: Write) -> Result<Self, AccessError> {
         let socket = settings.runtime_socket.clone().map(RuntimeSocket::new);
+        let maps_dir = settings.maps_dir.clone();
         let client = Client::new(settings)?;
         Ok(Self {
             client,
@@ -103,6 +109,7 @@ impl Dataplane {
             made_explicit: AtomicBool::new(false),
             surveyed: Mutex::default(),
             socket,
+            maps_dir,
         })
     }
 
@@ -182,7 +189,7 @@ impl Dataplane {
         actions: Option<String>,
     ) -> Result<Answer, AccessError> {
         let version = version.to_string();
-        let body = Body { text: Some(text.to_bytes()), actions, json: None, within: Some(self.load_timeout()) };
+        let body = Body { text: Some(text.to_bytes()), actions, within: Some(self.load_timeout()), ..Body::default() };
         let answer = self.client.send(Method::POST, RAW, &[("version", version.as_str()), query], body).await?;
         self.no_raw_write.store(has_no_raw_write(answer.status), Ordering::Relaxed);
         Ok(answer)
@@ -396,14 +403,28 @@ impl Plane for Dataplane {
         Ok(Observed::new(version, text, &self.owner))
     }
 
+    async fn maps(&self, observed: &Observed, process: bool) -> Result<Maps, AccessError> {
+        self.read_maps(observed, process).await
+    }
+
+    async fn put_map(&self, folder: &str, file: &MapFile, entries: &[Entry]) -> Result<(), WriteError> {
+        self.write_map(folder, file, entries).await
+    }
+
+    async fn delete_map(&self, file: &MapFile) -> Result<(), WriteError> {
+        self.remove_map(file).await
+    }
+
     async fn survey(&self, observed: &Observed) -> Result<Survey, WriteError> {
         self.surveyed(observed).await
     }
 
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
         let write = self.write_mode();
-        let has_profiles = !plan.profiles.add.is_empty();
-        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_profiles;
+        // Structured edits know neither profiles nor, as a frontend, a `listen` section.
+        let is_frontend = |name| observed.frontend(name).is_some_and(|known| known.section.kind == "frontend");
+        let has_others = !plan.profiles.add.is_empty() || !plan.routes.rules.keys().all(is_frontend);
+        let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_others;
         if write == Write::Text || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
@@ -456,7 +477,8 @@ impl Plane for Dataplane {
     }
 
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
-        let body = Body { text: Some(text.to_bytes()), within: Some(self.load_timeout()), ..Body::default() };
+        let body =
+            Body { text: Some(text.without_maps().to_bytes()), within: Some(self.load_timeout()), ..Body::default() };
         let sent = self.client.send(Method::POST, RAW, &[("only_validate", "true")], body);
         let Ok(answer) = tokio::time::timeout(self.validation_timeout, sent).await else {
             return Ok(Verdict::TooLong(self.validation_timeout));

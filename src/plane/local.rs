@@ -6,6 +6,7 @@
 
 mod file;
 mod launch;
+mod maps;
 mod process;
 mod unfinished;
 
@@ -15,17 +16,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::desired::{BackendName, Owner};
+use crate::desired::{BackendName, Entry, Owner};
+use crate::haproxy::maps::MapFile;
 use crate::haproxy::socket::{self, SocketAddress};
 use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
-use crate::observed::Observed;
+use crate::observed::{Maps, Observed};
 use crate::plan::{self, Action, Plan, Surplus};
 
 use self::file::{failed, lock, rename, sync_folder, write_beside};
 use self::launch::Launch;
+pub use self::maps::maps_in;
 use self::process::Process;
 use self::unfinished::Unfinished;
 use super::worker::{COMMAND_TIMEOUT, Worker, is_read, unanswered};
@@ -49,6 +52,8 @@ pub struct LocalConfig {
     pub environment_file: Option<PathBuf>,
     /// All files and folders that HAProxy was started with, in its order; empty: read them from /proc.
     pub files: Vec<PathBuf>,
+    /// The folder of map files; `None`: that of the configuration file.
+    pub maps_dir: Option<String>,
 }
 
 /// The local plane.
@@ -290,6 +295,18 @@ impl Plane for Local {
         Ok(Observed::new(text.version().unwrap_or(0), text, &self.owner))
     }
 
+    async fn maps(&self, observed: &Observed, process: bool) -> Result<Maps, AccessError> {
+        self.read_maps(observed, process).await
+    }
+
+    async fn put_map(&self, _folder: &str, file: &MapFile, entries: &[Entry]) -> Result<(), WriteError> {
+        self.write_map(file, entries).await
+    }
+
+    async fn delete_map(&self, file: &MapFile) -> Result<(), WriteError> {
+        self.remove_map(file).await
+    }
+
     async fn stage(&self, observed: &Observed, plan: &Plan) -> Result<Staged, WriteError> {
         Ok(Staged { text: plan::text::apply(plan, observed, &self.owner), transaction: None })
     }
@@ -320,8 +337,7 @@ impl Plane for Local {
     }
 
     async fn validate(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
-        let file = write_beside(&self.config_file()?, &text.to_bytes())?;
-        self.check(file.path()).await
+        self.verdict(&text.without_maps()).await
     }
 
     async fn runtime(&self, observed: &Observed) -> Result<Runtime, AccessError> {
@@ -358,8 +374,13 @@ impl Plane for Local {
 }
 
 impl Local {
+    async fn verdict(&self, text: &ConfigText) -> Result<Verdict, AccessError> {
+        let file = write_beside(&self.config_file()?, &text.to_bytes())?;
+        self.check(file.path()).await
+    }
+
     async fn must_be_valid(&self, text: &ConfigText) -> Result<(), WriteError> {
-        match self.validate(text).await? {
+        match self.verdict(text).await? {
             Verdict::Valid => Ok(()),
             Verdict::Refused(message) => Err(WriteError::Invalid { message }),
             Verdict::TooLong(limit) => Err(WriteError::TooLong { limit }),

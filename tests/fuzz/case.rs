@@ -94,6 +94,7 @@ impl Settings {
         let lingers = !linger.is_zero();
         build::Options {
             targets: build::TargetNames::default(),
+            frontend: None,
             prefix: "haproxy.".to_owned(),
             owner: Self::owner(),
             slots,
@@ -119,7 +120,7 @@ impl Settings {
 fn grants(namespaces: &[(&'static str, Vec<&'static str>, bool)]) -> Grants {
     let entry = |(name, backends, join): &(&str, Vec<&str>, bool)| {
         let backends = backends.iter().map(|glob| (*glob).to_owned()).collect();
-        ((*name).to_owned(), Grant { backends, join: *join })
+        ((*name).to_owned(), Grant { backends, join: *join, domains: None })
     };
     Grants::new(&namespaces.iter().map(entry).collect()).expect("globs")
 }

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use render::Config;
 
 mod json;
+mod maps;
 mod render;
 mod runtime;
 
@@ -204,6 +205,8 @@ impl FakeApi {
             (_, ["transactions", rest @ ..]) => self.transactions(request, rest).await,
             ("GET", ["runtime", "info"]) => self.info().await,
             ("GET", ["stats", "native"]) => self.stats(request).await,
+            (method, ["storage", "maps", rest @ ..]) => self.map_files(request, method, rest),
+            (method, ["runtime", "maps", name, rest @ ..]) => self.map_entries(request, method, name, rest).await,
             (_, ["runtime", "backends", backend, "servers", rest @ ..]) => self.servers(request, backend, rest).await,
             _ => error(404, format!("path {} was not found", request.path)),
         }

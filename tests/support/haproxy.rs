@@ -294,7 +294,9 @@ pub fn foreign_bytes(text: &str) -> String {
             None => break,
         }
     }
-    let lines = text.lines().iter().filter(|line| !line.starts_with("# _") && !line.contains("\"owner\":\"nomad\""));
+    let lines = text.lines().iter().filter(|line| {
+        !line.starts_with("# _") && !line.contains("\"owner\":\"nomad\"") && !line.contains("/nomad-haproxy__nomad__")
+    });
     lines.map(String::as_str).collect()
 }
 

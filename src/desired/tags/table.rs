@@ -11,6 +11,8 @@ pub enum Level {
     Registration,
     /// A service: which backend it has, and what surrounds it. The tags of the newest registration count.
     Service,
+    /// A route to the service: those that any registration asks for. A canary with other tags takes none away.
+    Route,
     /// A backend's section. The tags of the newest registration count; they have no effect if the section is not ours.
     Backend,
     /// The health check in a backend's section; as for [`Self::Backend`]. Whether there is a check at all is not
@@ -25,7 +27,7 @@ impl Level {
     pub fn is_of_section(self) -> bool {
         match self {
             Self::Backend | Self::Check => true,
-            Self::Registration | Self::Service | Self::Server => false,
+            Self::Registration | Self::Service | Self::Route | Self::Server => false,
         }
     }
 
@@ -34,6 +36,7 @@ impl Level {
         match self {
             Self::Registration => "registration",
             Self::Service => "service",
+            Self::Route => "route",
             Self::Backend => "backend",
             Self::Check => "check",
             Self::Server => "server",
@@ -54,6 +57,13 @@ pub struct Tag {
     pub default: &'static str,
     /// Takes a value into the intent, or says what is allowed. `None`: the tag has no `=`.
     pub(super) take: Take,
+}
+
+impl Tag {
+    /// Whether it may be there several times; it then takes lists, too.
+    pub fn is_repeatable(&self) -> bool {
+        ["domain", "path"].contains(&self.name)
+    }
 }
 
 type Take = fn(&mut Intent, Option<&str>) -> Result<(), String>;
@@ -114,6 +124,35 @@ pub const TABLE: &[Tag] = &[
                  reloads",
         default: "`slots.min_free`",
         take: |intent, value| number(value, 0, 10_000).map(|slots| intent.slots = Some(slots)),
+    },
+    Tag {
+        name: "frontend",
+        level: Level::Route,
+        values: "the frontend of yours that routes to it",
+        default: "`haproxy.frontend`",
+        take: |intent, value| parsed(value).map(|frontend| intent.routing.frontend = Some(frontend)),
+    },
+    Tag {
+        name: "domain",
+        level: Level::Route,
+        values: "hosts, with commas, or the tag several times; without case and port. `*.example.com`: all below \
+                 `example.com`",
+        default: "none: no route",
+        take: |intent, value| intent.routing.add_domains(value),
+    },
+    Tag {
+        name: "domain.type",
+        level: Level::Route,
+        values: "how its domains are compared: `exact`; `prefix`: the beginning of a host; `regex`",
+        default: "`exact`",
+        take: |intent, value| intent.routing.set_type(value),
+    },
+    Tag {
+        name: "path",
+        level: Level::Route,
+        values: "beginnings of paths, with commas, or the tag several times: `/api` is `/api` and all below it",
+        default: "all",
+        take: |intent, value| intent.routing.add_paths(value),
     },
     Tag {
         name: "mode",

@@ -41,6 +41,8 @@ pub struct DataplaneConfig {
     pub identity: Option<Identity>,
     /// A stats socket, of level admin, of the same HAProxy.
     pub runtime_socket: Option<SocketAddress>,
+    /// The API's folder of map files; `None`: it is found out.
+    pub maps_dir: Option<String>,
 }
 
 impl DataplaneConfig {
@@ -54,6 +56,7 @@ impl DataplaneConfig {
             ca_file: None,
             identity: None,
             runtime_socket: None,
+            maps_dir: None,
         }
     }
 }
@@ -133,6 +136,8 @@ pub(super) struct Body {
     pub(super) json: Option<Value>,
     pub(super) text: Option<Vec<u8>>,
     pub(super) actions: Option<String>,
+    /// A file that is uploaded: its name and its content.
+    pub(super) upload: Option<(String, String)>,
     /// How long the answer may take, if HAProxy validates or reloads for it.
     pub(super) within: Option<Duration>,
 }
@@ -213,6 +218,10 @@ impl Client {
         if let Some(text) = body.text {
             request = request.header("Content-Type", "text/plain").body(text);
         }
+        if let Some((name, content)) = body.upload {
+            let (form, kind) = form(&name, &content);
+            request = request.header("Content-Type", kind).body(form);
+        }
         if let Some(within) = body.within {
             request = request.timeout(within);
         }
@@ -244,6 +253,15 @@ impl Client {
         let answer = self.send(Method::GET, path, query, Body::default()).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(unavailable(&format!("GET {path}"), &answer)) }
     }
+}
+
+/// A file in a form (RFC 7578), and the content type. Neither name nor content may hold the boundary: both are ours.
+fn form(name: &str, content: &str) -> (String, String) {
+    const BOUNDARY: &str = "nomad-haproxy-end-of-file";
+    let head = format!("Content-Disposition: form-data; name=\"file_upload\"; filename=\"{name}\"");
+    let kind = "Content-Type: application/octet-stream";
+    let form = format!("--{BOUNDARY}\r\n{head}\r\n{kind}\r\n\r\n{content}\r\n--{BOUNDARY}--\r\n");
+    (form, format!("multipart/form-data; boundary={BOUNDARY}"))
 }
 
 /// Whether a request changes neither HAProxy nor its file: a read, a validation, or the end of a transaction that is not

@@ -135,3 +135,9 @@ pub(super) fn server(server: &Server, owner: &Owner) -> Value {
     }
     body
 }
+/// A rule of a frontend, from its line: `use_backend NAME if CONDITION`.
+pub(super) fn rule(line: &str) -> Value {
+    let rest = line.strip_prefix("use_backend ").unwrap_or(line);
+    let (name, condition) = rest.split_once(" if ").unwrap_or((rest, ""));
+    json!({ "name": name, "cond": "if", "cond_test": condition })
+}

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::desired::{BackendName, BackendSettings, Owner, Server, ServerName};
+use crate::desired::{BackendName, BackendSettings, FrontendName, Owner, Server, ServerName};
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Observed, ObservedBackend, harm, lost_comments};
 use crate::plan::{self, Plan};
@@ -17,6 +17,8 @@ pub(super) enum Loss {
     /// It is, except for `init-state`, which an API that is older than its HAProxy does not know: its spares start up,
     /// as on HAProxy 3.0.
     Gate(BackendName),
+    /// The rules of a frontend are not as planned.
+    Rules(FrontendName),
     /// A foreign line.
     Foreign(String),
     /// A foreign comment.
@@ -31,7 +33,7 @@ impl Loss {
 
     /// Whether the API drops what we send: then it will do so the next time as well.
     pub(super) fn is_of_ours(&self) -> bool {
-        matches!(self, Self::Gate(_) | Self::Planned(_))
+        matches!(self, Self::Gate(_) | Self::Planned(_) | Self::Rules(_))
     }
 }
 
@@ -39,6 +41,7 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Planned(name) => write!(f, "the backend {name}"),
+            Self::Rules(name) => write!(f, "the rules of the frontend {name}"),
             Self::Gate(name) => write!(f, "init-state in the backend {name}"),
             Self::Foreign(line) | Self::Comment(line) => f.write_str(line),
         }
@@ -57,6 +60,11 @@ pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, owne
             losses.push(if same(false) { Loss::Gate(name.clone()) } else { Loss::Planned(name.clone()) });
         }
     }
+    let rules = |of: &Observed, name: &FrontendName| {
+        of.frontend(name).map(|known| (known.rules.values().cloned().collect::<Vec<_>>(), known.is_in_order))
+    };
+    let is_lost = |name: &&FrontendName| rules(&wanted, name) != rules(&found, name);
+    losses.extend(plan.routes.rules.keys().filter(is_lost).cloned().map(Loss::Rules));
     losses.extend(harm(observed, &found).into_iter().map(Loss::Foreign));
     losses.extend(lost_comments(observed, &found).into_iter().map(Loss::Comment));
     losses

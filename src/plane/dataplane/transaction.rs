@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use reqwest::{Method, StatusCode};
 use serde_json::{Map, Value};
 
-use crate::desired::BackendName;
+use crate::desired::{BackendName, FrontendName};
 use crate::errors::chain;
+use crate::haproxy::maps;
 use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
-use crate::plan::{Edit, Plan, ServerEdit};
+use crate::plan::{Edit, Plan, RuleEdit, ServerEdit};
 
 use super::super::{AccessError, Staged, WriteError};
 use super::client::{Body, refused, unavailable};
@@ -18,6 +19,7 @@ use super::{Dataplane, RAW, TRANSACTIONS, Write, json};
 
 pub(super) const BACKENDS: &str = "/v3/services/haproxy/configuration/backends";
 
+const FRONTENDS: &str = "/v3/services/haproxy/configuration/frontends";
 const DEFAULTS: &str = "/v3/services/haproxy/configuration/defaults";
 
 /// A plan in a transaction, or what that would lose.
@@ -85,6 +87,9 @@ impl Dataplane {
         let defaults = self.defaults(transaction, observed, plan).await?;
         for (name, edit) in &plan.edits {
             self.edit(transaction, observed, defaults.as_deref(), name, edit).await?;
+        }
+        for (name, edit) in &plan.routes.rules {
+            self.edit_rules(transaction, name, edit).await?;
         }
         // Those that name another one first.
         let (bases, profiles): (Vec<_>, Vec<_>) =
@@ -167,6 +172,27 @@ impl Dataplane {
             }
             ServerEdit::Remove { .. } => self.write(Method::DELETE, &one, transaction, None).await,
         }
+    }
+
+    /// Removes the rules of ours from a frontend, from the last one on, and adds new ones behind the others, which are not
+    /// sent again.
+    async fn edit_rules(&self, transaction: &str, frontend: &FrontendName, edit: &RuleEdit) -> Result<(), WriteError> {
+        let path = format!("{FRONTENDS}/{frontend}/backend_switching_rules");
+        let known = self.client.get(&path, &[("transaction_id", transaction)]).await?.json()?;
+        let known: Vec<&Value> = known.as_array().into_iter().flatten().collect();
+        let is_ours = |rule: &Value| {
+            let words = ["name", "cond_test"].into_iter().filter_map(|key| rule[key].as_str().map(str::to_owned));
+            maps::owner_of(&words.collect::<Vec<_>>()).is_some_and(|owner| self.owner.has(&owner))
+        };
+        let ours: Vec<usize> = (0..known.len()).filter(|at| is_ours(known[*at])).collect();
+        for at in ours.iter().rev() {
+            self.write(Method::DELETE, &format!("{path}/{at}"), transaction, None).await?;
+        }
+        for (at, line) in (known.len() - ours.len()..).zip(&edit.lines) {
+            let body = json::rule(line);
+            self.write(Method::POST, &format!("{path}/{at}"), transaction, Some(body)).await?;
+        }
+        Ok(())
     }
 
     async fn foreign_servers(

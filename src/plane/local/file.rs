@@ -36,8 +36,13 @@ pub(super) fn lock(path: &Path) -> Result<fs::File, WriteError> {
 
 /// A new file in the same folder, with the same owner and mode, synced to disk. It is removed when it is dropped.
 pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, AccessError> {
+    write_like(path, folder(path), bytes)
+}
+
+/// A new file in a folder, with the owner and mode of another file, synced to disk. It is removed when it is dropped.
+pub(super) fn write_like(path: &Path, folder: &Path, bytes: &[u8]) -> Result<NamedTempFile, AccessError> {
     let write = || {
-        let mut file = tempfile::Builder::new().prefix(".nomad-haproxy.").suffix(".cfg").tempfile_in(folder(path))?;
+        let mut file = tempfile::Builder::new().prefix(".nomad-haproxy.").suffix(".cfg").tempfile_in(folder)?;
         let old = fs::metadata(path)?;
         let new = file.as_file().metadata()?;
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
@@ -48,7 +53,7 @@ pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, A
         file.as_file().sync_all()?;
         Ok(file)
     };
-    write().map_err(|source| unchanged("write a new file beside", path, source))
+    write().map_err(|source| unchanged("write a new file in", folder, source))
 }
 
 /// Renames a new file to the name of another, or to a free name.

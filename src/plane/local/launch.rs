@@ -215,6 +215,7 @@ mod tests {
                 working_directory: None,
                 environment_file: None,
                 files: Vec::new(),
+                maps_dir: None,
             };
             Self { folder, settings }
         }

@@ -293,7 +293,22 @@ pub fn read(config: &Config, kind: &str, path: &[&str]) -> Answer {
             let lines = config.section("frontend", name).into_iter().flat_map(Section::lines);
             ok(200, lines.filter(|line| line.words[0] == "bind").map(bind_json).collect())
         }
+        ("frontends", [name, "backend_switching_rules"]) => match config.section("frontend", name) {
+            None => error(404, format!("missing object: frontend {name} does not exist")),
+            Some(frontend) => {
+                let lines = frontend.lines().filter(|line| line.words[0] == "use_backend");
+                ok(200, lines.map(|line| rule_json(&line.words)).collect())
+            }
+        },
         _ => error(405, "method not allowed"),
+    }
+}
+
+fn rule_json(words: &[String]) -> Value {
+    match words {
+        [_, name] => json!({"name": name}),
+        [_, name, cond, test @ ..] => json!({"name": name, "cond": cond, "cond_test": test.join(" ")}),
+        _ => Value::Null,
     }
 }
 
@@ -334,6 +349,25 @@ pub fn edit(config: &mut Config, method: &str, kind: &str, path: &[&str], mut bo
             };
             let (address, name) = (body["address"].as_str().unwrap(), body["name"].as_str().unwrap());
             frontend.push(format!("bind {address}:{} name {name}", body["port"]).as_bytes());
+        }
+        (_, "frontends", [name, "backend_switching_rules", at]) => {
+            let Some(frontend) = config.section_mut("frontend", name) else {
+                return error(404, format!("missing object: frontend {name} does not exist"));
+            };
+            let at: usize = at.parse().unwrap();
+            let text = |key: &str| body[key].as_str().unwrap_or_default();
+            let line = format!("use_backend {} {} {}", text("name"), text("cond"), text("cond_test"));
+            let is_there = match method {
+                "POST" => frontend.insert_line("use_backend", at, line.trim_end().as_bytes()),
+                "DELETE" => frontend.remove_line("use_backend", at),
+                _ => return error(405, "method not allowed"),
+            };
+            if !is_there {
+                return error(404, format!("missing object: index {at} out of range"));
+            }
+            if method == "DELETE" {
+                return empty(202);
+            }
         }
         _ => return error(405, "method not allowed"),
     }

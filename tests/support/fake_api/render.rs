@@ -182,6 +182,28 @@ impl Section {
         group.lines.push(Line { words, comment, text });
     }
 
+    /// Inserts a line among those of its keyword. `false`: there is no such place.
+    pub fn insert_line(&mut self, keyword: &str, at: usize, line: &[u8]) -> bool {
+        let place = self.place(&[keyword.to_owned()]);
+        if at > self.groups.get(&place).map_or(0, |group| group.lines.len()) {
+            return false;
+        }
+        self.push(line);
+        let lines = &mut self.groups.get_mut(&place).expect("a line of it was pushed").lines;
+        let last = lines.len() - 1;
+        lines[at..=last].rotate_right(1);
+        true
+    }
+
+    /// Removes a line among those of its keyword. `false`: there is no such line.
+    pub fn remove_line(&mut self, keyword: &str, at: usize) -> bool {
+        let place = self.place(&[keyword.to_owned()]);
+        let lines = self.groups.get_mut(&place).map(|group| &mut group.lines).filter(|lines| at < lines.len());
+        let is_there = lines.map(|lines| lines.remove(at)).is_some();
+        self.groups.retain(|_, group| !group.lines.is_empty());
+        is_there
+    }
+
     fn servers(&mut self) -> &mut Vec<Line> {
         let place = self.place(&["server".to_owned()]);
         &mut self.groups.entry(place).or_default().lines
