@@ -21,7 +21,7 @@ use super::{Catalog, Fetched, Registration, Unread, fate};
 
 /// Parallel calls. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5 take 0.2 s
 /// (seen).
-pub(super) const CONCURRENCY: usize = 16;
+pub(crate) const CONCURRENCY: usize = 16;
 /// For all services together: one slow service must not delay the others. 1000 take 0.2 s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one blocking query waits. It ends as soon as anything changes, so this only bounds how long a dead
@@ -29,7 +29,7 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 const WAIT: Duration = Duration::from_secs(60);
 /// Event streams at the most, each a connection for as long as the controller runs. For more namespaces than this there
 /// is one stream of all.
-const STREAMS: usize = 16;
+pub(crate) const STREAMS: usize = 16;
 
 /// Reads the catalog of the watched namespaces.
 #[derive(Debug, Clone)]
