@@ -38,7 +38,7 @@ check: ## Formatting, lints, docs, unit tests: before each commit
 
 test: system tools check ## Everything: check, contract tests, end to end on real HAProxy and Nomad
 	$(CARGO) build --locked --bins --examples
-	$(CARGO) test --locked --test '*' -- --test-threads=3
+	$(CARGO) test --locked --no-fail-fast --test '*' -- --test-threads=3
 	@scripts/which-api.sh
 
 bench: ## Benchmarks of the pure parts, as ratios to their baselines

@@ -8,6 +8,7 @@ mod arrivals;
 mod culprit;
 mod draft;
 mod guard;
+mod leaving;
 mod memory;
 mod refusal;
 mod repair;
@@ -22,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::catalog::shared::{Reading, SharedCatalog};
 use crate::desired::build::{self, Built, TargetNames};
-use crate::desired::{BackendName, InstanceId, ServiceKey};
+use crate::desired::{BackendName, InstanceId, Occupant, ServiceKey};
 use crate::errors::chain;
 use crate::fleet::Names;
 use crate::leader::Lease;
@@ -34,6 +35,7 @@ use crate::plan::{self, Action, Changes, Conflict, Growth, Kept, Part, Waiting};
 use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, StateChange, Verdict, WriteError};
 use arrivals::Arrivals;
 pub use draft::Draft;
+use leaving::Found;
 use memory::{Memory, Process};
 use status::Seated;
 pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
@@ -113,6 +115,8 @@ pub struct Controller {
     arrivals: Arrivals,
     /// Who sat where at the end of the last pass.
     seated: Seated,
+    /// What the running pass has found; `None`: nothing yet, or the guard has something to say about who leaves.
+    found: watch::Sender<Option<Found>>,
     /// Its HAProxy's name, and those of all.
     name: String,
     names: Names,
@@ -162,8 +166,8 @@ impl Controller {
         let (memory, arrivals) = (Memory::default(), Arrivals::default());
         let names = watch::Sender::default().subscribe();
         let (seated, name) = (Seated::default(), String::new());
-        let (lease, led) = (Lease::ALWAYS, true);
-        Self { plane, source, options, memory, guard, arrivals, seated, name, names, lease, led }
+        let (lease, led, found) = (Lease::ALWAYS, true, watch::Sender::default());
+        Self { plane, source, options, memory, guard, arrivals, seated, found, name, names, lease, led }
     }
 
     /// Names the HAProxy among others, for services that choose between them.
@@ -206,8 +210,7 @@ impl Controller {
     /// Whether an instance is gone that HAProxy still sends traffic to, as far as the catalog says now and HAProxy did
     /// in the last pass. Asks Nomad only.
     pub async fn has_leaver(&self, moment: Moment) -> bool {
-        let occupants = self.seated.seats.backends.values().flat_map(|backend| &backend.servers);
-        let seated: BTreeSet<_> = occupants.filter_map(|server| server.occupant.id()).collect();
+        let seated: BTreeSet<_> = self.seated.seats.occupants().filter_map(Occupant::id).collect();
         if seated.is_empty() {
             return false;
         }
@@ -385,7 +388,8 @@ impl Controller {
         let init_state = info.version.has_init_state();
         let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
         let options = build::Options { init_state, targets, ..self.options.build.clone() };
-        let mut built = build::build(catalog, &observed.present(), &options);
+        let present = Arc::new(observed.present());
+        let mut built = build::build(catalog, &present, &options);
         self.memory.keep_refusals(&built.desired, &observed);
         self.memory.keep_unresolved(&observed);
         let looked = known == Process::Unknown;
@@ -394,6 +398,8 @@ impl Controller {
         }
         status.became_ready.extend(self.arrivals.look(&built.desired, &observed, Instant::now()));
         let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
+        let (seats, index) = (status.seats.clone(), status.index);
+        self.found.send_replace(self.guard.is_calm().then_some(Found { seats, present, build: options, index }));
         status.guard.clone_from(&holding);
         status.namespaces.clone_from(&built.namespaces);
         self.options.plan.taken = process.surplus(&observed, self.options.plan.capabilities).collect();

@@ -23,7 +23,7 @@
 //! 6. One service, whatever it registers, harms only itself; an instance that HAProxy refuses not even its
 //!    siblings.
 //! 7. An instance that is gone is out of service at once: the process is changed before, and independently
-//!    of, any write of the file.
+//!    of, any write of the file; also while a pass runs that began before.
 //! 8. One HAProxy's trouble is its own: they share the catalog, and nothing else.
 //!
 //! In reading order:

@@ -350,11 +350,11 @@ impl Loop {
 
     /// Runs one pass, and reports it to log, metrics and status.
     async fn pass(&mut self, moment: Moment, reason: Wake) -> (Outcome, Next) {
-        let Self { controller, breaker, outlets, sampler, .. } = self;
+        let Self { controller, breaker, outlets, sampler, changed, .. } = self;
         let Outlets { name, is_named: _, metrics, board, reporter, membership } = outlets;
         let started = Instant::now();
         board.began(name);
-        let status = controller.pass(moment, None).await;
+        let status = controller.pass_while(moment, changed.clone()).await;
         let took = started.elapsed();
         if let Some(membership) = membership
             && status.error.is_some()

@@ -6,11 +6,13 @@
 #[macro_use]
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use support::api::{Rig, Way};
 use support::controller::{Controller, apply, apply_failing, registration, run, stderr, stdout, write_catalog};
+use support::gate::{Gate, Point, SocketGate};
 use support::haproxy::{has_backend, matrix};
 use support::wait_for;
 
@@ -19,6 +21,7 @@ everywhere!(a_sibling_with_a_bad_address_keeps_no_gone_instance_in_service, out:
 everywhere!(a_reload_that_waits_keeps_no_gone_instance_in_service, out::waits);
 everywhere!(a_reload_that_failed_keeps_no_gone_instance_in_service, out::failed);
 everywhere!(a_foreign_backend_that_is_no_longer_compatible_keeps_no_gone_instance_in_service, out::incompatible);
+everywhere!(who_leaves_while_a_pass_waits_for_a_reload_is_out_before_its_end, out::meanwhile);
 everywhere!(a_reload_for_another_service_leaves_a_drain_as_it_is, drains::reload);
 everywhere!(a_server_that_drains_is_not_removed, drains::rewrite);
 everywhere!(a_reload_by_another_client_is_followed_by_the_drain, drains::foreign_reload);
@@ -170,6 +173,75 @@ mod out {
         apply(&rig.env(), &rig.catalog()).await;
         rig.agrees().await;
         assert!(has_backend(&rig.haproxy.text(), "new") && !has_backend(&rig.haproxy.text(), "last"));
+    }
+
+    /// Holds up a reload of HAProxy.
+    enum Held {
+        Master(Arc<SocketGate>),
+        Api(Arc<Gate>),
+    }
+
+    impl Held {
+        async fn new(rig: &Rig) -> (Self, Vec<(String, String)>) {
+            if rig.api.is_some() {
+                let (gate, env) = rig.gated().await;
+                gate.hold(Some(Point::First("force_reload=true")));
+                return (Self::Api(gate), env);
+            }
+            let gate = SocketGate::start(&rig.haproxy.master());
+            gate.hold(Some(Point::First("reload")));
+            let env = rig.env_with(&[("HAPROXY_MASTER_SOCKET", &gate.path.display().to_string())]);
+            (Self::Master(gate), env)
+        }
+
+        fn is_holding(&self) -> bool {
+            match self {
+                Self::Master(gate) => gate.is_holding(),
+                Self::Api(gate) => gate.is_holding(),
+            }
+        }
+
+        fn release(&self) {
+            match self {
+                Self::Master(gate) => gate.release(),
+                Self::Api(gate) => gate.release(),
+            }
+        }
+    }
+
+    pub async fn meanwhile(rig: Rig, way: Way) {
+        let all = |ports: &[u16]| {
+            let single = instance("single", 2011, &[]);
+            api(ports).into_iter().chain([single]).collect::<Vec<_>>()
+        };
+        write_catalog(&rig.catalog(), &all(&[2001, 2002, 2003]));
+        apply(&rig.env(), &rig.catalog()).await;
+        let (held, mut env) = Held::new(&rig).await;
+        env.push(("NOMAD_HAPROXY_RESYNC_INTERVAL".to_owned(), "1s".to_owned()));
+        let controller = Controller::start(&env, &["--catalog", &rig.catalog().display().to_string()]);
+        controller.wait_until_ready().await;
+        let with_new = |mut services: Vec<Value>| {
+            services.push(instance("new", 2010, &["balance=source"]));
+            services
+        };
+        write_catalog(&rig.catalog(), &with_new(all(&[2001, 2002, 2003])));
+        wait_for("the reload", Duration::from_secs(20), async || held.is_holding().then_some(())).await;
+
+        // One of three leaves; and the only one of another service, which nobody could stand in for.
+        write_catalog(&rig.catalog(), &with_new(api(&[2002, 2003])));
+        rig.haproxy.wait_for_state("api/api_1", "maint").await;
+        assert!(held.is_holding(), "the pass still runs");
+        for stays in ["api/api_2", "api/api_3", "single/single_1"] {
+            assert_eq!(rig.haproxy.state(stays).await, "ready", "{stays}");
+        }
+        held.release();
+        rig.haproxy.wait_for_state("new/new_1", "ready").await;
+        rig.haproxy.wait_for_state("api/api_1", way.gone()).await;
+        let single = if rig.makes_backends() { way.gone() } else { "maint" };
+        rig.haproxy.wait_for_state("single/single_1", single).await;
+        controller.wait_for_resyncs(1).await;
+        rig.agrees().await;
+        is_out(&rig, way, "api_1");
     }
 
     /// A port that is in use, and a listener on it in place of `acl is_shop`: valid, but it cannot be loaded.

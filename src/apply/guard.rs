@@ -60,6 +60,16 @@ impl Guard {
         self.held.len()
     }
 
+    /// The limits.
+    pub(super) fn options(&self) -> Options {
+        self.options
+    }
+
+    /// Whether it has nothing to remember: below its limits, removals need no proof.
+    pub(super) fn is_calm(&self) -> bool {
+        self.held.is_empty() && !self.index_went_back
+    }
+
     /// Records a catalog that was read.
     pub(super) fn saw_catalog(&mut self, catalog: &Catalog) {
         if catalog.index < self.index {

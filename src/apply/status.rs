@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 use crate::catalog::{Catalog, SourceError};
-use crate::desired::{BackendName, NamespaceNote, Note, Server, ServiceKey};
+use crate::desired::{BackendName, NamespaceNote, Note, Occupant, Server, ServiceKey};
 use crate::errors::chain;
 use crate::observed::{Observed, ObservedBackend, Ownership};
 use crate::plan::display::Summary;
@@ -196,10 +196,14 @@ impl Seats {
         Self { backends: observed.managed().map(|(name, backend)| (name, seats(backend))).collect() }
     }
 
+    /// The occupants of all servers.
+    pub fn occupants(&self) -> impl Iterator<Item = &Occupant> {
+        self.backends.values().flat_map(|backend| &backend.servers).map(|server| &server.occupant)
+    }
+
     /// The namespaces of the services.
     pub fn namespaces(&self) -> BTreeSet<String> {
-        let servers = self.backends.values().flat_map(|backend| &backend.servers);
-        let seated = servers.filter_map(|server| server.occupant.service());
+        let seated = self.occupants().filter_map(Occupant::service);
         let services = self.backends.values().flat_map(|backend| &backend.services).chain(seated);
         services.map(|service| service.namespace.clone()).collect()
     }

@@ -44,7 +44,7 @@ pub fn read(path: &Path) -> Result<Catalog, FileError> {
     parse(&text).map_err(|source| FileError::Form { path: path.to_owned(), source })
 }
 
-fn parse(text: &str) -> Result<Catalog, serde_json::Error> {
+pub(crate) fn parse(text: &str) -> Result<Catalog, serde_json::Error> {
     let Document { index, services } = serde_json::from_str(text)?;
     let mut catalog = Catalog { index, ..Catalog::default() };
     for registration in services {

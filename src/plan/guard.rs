@@ -181,21 +181,30 @@ impl Missing {
     /// Compares what HAProxy serves with the catalog. Instances that are held with their service or namespace are not
     /// counted on either side.
     pub fn new(built: &Built, observed: &Observed, options: &Options, past: Past) -> Self {
+        let servers = observed.managed().flat_map(|(_, backend)| &backend.servers);
+        Self::of(built, servers.map(|server| &server.occupant), options, past)
+    }
+
+    /// The same, from the occupants of all servers of ours.
+    pub fn of<'a>(
+        built: &Built,
+        occupants: impl IntoIterator<Item = &'a Occupant>,
+        options: &Options,
+        past: Past,
+    ) -> Self {
         let backends = built.desired.backends.values();
         let present: BTreeSet<&InstanceId> =
             backends.flat_map(|backend| &backend.instances).map(|instance| &instance.id).collect();
         let (mut vanished, mut seated) = (Vec::new(), 0);
-        for (_, backend) in observed.managed() {
-            for occupant in backend.servers.iter().map(|server| &server.occupant) {
-                let Occupant::Instance { id, alloc, service, drain: _ } = occupant else { continue };
-                // An instance that its own tags turn off is not lost.
-                if built.held.keeps(occupant) || built.declined.contains(id) {
-                    continue;
-                }
-                seated += 1;
-                if !present.contains(id) {
-                    vanished.push(Vanished { id: id.clone(), alloc: alloc.clone(), service: service.clone() });
-                }
+        for occupant in occupants {
+            let Occupant::Instance { id, alloc, service, drain: _ } = occupant else { continue };
+            // An instance that its own tags turn off is not lost.
+            if built.held.keeps(occupant) || built.declined.contains(id) {
+                continue;
+            }
+            seated += 1;
+            if !present.contains(id) {
+                vanished.push(Vanished { id: id.clone(), alloc: alloc.clone(), service: service.clone() });
             }
         }
         vanished.sort();

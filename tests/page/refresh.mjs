@@ -74,7 +74,8 @@ await run(async (browser) => {
 
   // A person reads the one that fails while it is repaired, and sorted back to its place.
   await read(page, 'web-137');
-  // Of a backend that did not change no node is made again.
+  // Of a backend that did not change no node is made again. The first look at the checks changes all of them.
+  await until(page, 'the checks to be seen', () => document.querySelector('.haproxy .facts').textContent.includes('checks seen'));
   await page.evaluate(() => {
     globalThis.changed = 0;
     const still = [...document.querySelectorAll('.backend')].find((backend) => backend.textContent.includes('web-199'));

@@ -20,6 +20,19 @@ pub enum Point {
     Before(usize),
     /// The API has done it, but its answer does not arrive.
     After(usize),
+    /// The first that contains this does not reach the API.
+    First(&'static str),
+}
+
+impl Point {
+    /// Whether it is before the call of this number.
+    fn is_before(self, number: usize, call: &str) -> bool {
+        match self {
+            Self::Before(at) => at == number,
+            Self::After(_) => false,
+            Self::First(word) => call.contains(word),
+        }
+    }
 }
 
 type Interfere = Box<dyn Fn(&Method, &Uri) -> Option<(u16, String)> + Send + Sync>;
@@ -176,7 +189,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
     if let Some((status, body)) = answer {
         return (StatusCode::from_u16(status).unwrap(), body).into_response();
     }
-    if hold == Some(Point::Before(number)) {
+    if hold.is_some_and(|point| point.is_before(number, &uri.to_string())) {
         hold_up(&gate.inner).await;
     }
     let field = gate.inner.lock().unwrap().unknown_field;
@@ -252,7 +265,7 @@ impl SocketGate {
             inner.calls.push(command.to_owned());
             (inner.calls.len(), inner.hold)
         };
-        if hold == Some(Point::Before(number)) {
+        if hold.is_some_and(|point| point.is_before(number, command)) {
             hold_up(&self.inner).await;
         }
         let Ok(answer) = socket::command(&real, command, Duration::from_secs(60)).await else { return };

@@ -232,7 +232,8 @@ impl World {
             Step::Deliver(lines) => self.deliver(lines),
             Step::Again(back) => {
                 let at = self.lines.len().checked_sub(back + 1);
-                if let (Some(line), true) = (at.map(|at| self.lines[at].clone()), self.stream.0) {
+                // A stream from before a restore says nothing, not even again.
+                if let (Some(line), (true, true)) = (at.map(|at| self.lines[at].clone()), self.stream) {
                     self.ledger.heard("*", line);
                 }
             }
