@@ -22,6 +22,8 @@ const SIZES: [(usize, u32); 3] = [(20, 3), (200, 5), (1000, 5)];
 const ROUNDS: usize = 15;
 /// Those of both kinds, and two that stay.
 const PROBES: u32 = 32;
+/// Longer than a change waits for others after a pass (`reconcile.quiet_period`).
+const QUIET: Duration = Duration::from_millis(300);
 /// Between two polls of the process.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -42,7 +44,7 @@ struct Bench {
     nomad: Nomad,
     rig: Rig,
     client: reqwest::Client,
-    _controller: Controller,
+    controller: Controller,
     /// The registrations that are still there.
     probes: Vec<String>,
 }
@@ -61,7 +63,7 @@ impl Bench {
         .await;
         controller.wait_until_ready().await;
         let probes = nomad.service("probe").await.iter().map(|one| one["ID"].as_str().unwrap().to_owned()).collect();
-        let bench = Self { nomad, rig, client: reqwest::Client::new(), _controller: controller, probes };
+        let bench = Self { nomad, rig, client: reqwest::Client::new(), controller, probes };
         bench.until_ready(PROBES as usize).await;
         bench
     }
@@ -112,6 +114,17 @@ impl Bench {
         woken
     }
 
+    /// Waits until the pass is over, and some more: a change right behind another one is gathered with it.
+    async fn until_quiet(&self) {
+        let is_registered = |line: &&str| line.contains("server probe_") && line.contains("\"id\":");
+        wait_for("the pass to write it", Duration::from_secs(60), async || {
+            (self.rig.haproxy.text().lines().filter(is_registered).count() == self.probes.len()).then_some(())
+        })
+        .await;
+        self.controller.wait_until_ready().await;
+        tokio::time::sleep(QUIET).await;
+    }
+
     /// One run-time call.
     async fn call(&self) -> Duration {
         let start = Instant::now();
@@ -135,9 +148,9 @@ async fn main() {
         for _ in 0..ROUNDS {
             gone.push(bench.gone().await);
             calls.push(bench.call().await);
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            bench.until_quiet().await;
             wakes.push(bench.wake().await);
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            bench.until_quiet().await;
         }
         let ratio = median(gone) / (median(wakes) + median(calls));
         println!(
