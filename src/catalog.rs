@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod nomad;
 pub mod shared;
 pub mod watch;
+mod zombies;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ pub struct Catalog {
     pub namespaces: BTreeMap<String, Unread>,
     /// Services with an enabling tag whose namespaces are not watched: each gets a note, and nothing else.
     pub unwatched: BTreeSet<ServiceKey>,
+    /// How many registrations of a service are left out, as their allocation has ended: each service gets a note.
+    pub zombies: BTreeMap<ServiceKey, usize>,
 }
 
 /// Why a namespace is missing from the catalog.

@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::errors::one_line;
+use crate::errors::{chain, one_line};
 
 /// What precedes the advice in a message that has one.
 const HINT: &str = "; hint: ";
@@ -77,6 +77,15 @@ impl Finding {
         Self::new(part, Verdict::Failed, text)
     }
 
+    /// It failed, with this error and its sources.
+    fn of(part: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let own = error.to_string();
+        let sources = chain(error).split_off(own.len());
+        let mut finding = Self::failed(part, own);
+        finding.text.push_str(&one_line(&sources));
+        finding
+    }
+
     fn skipped(part: &'static str, text: impl AsRef<str>) -> Self {
         Self::new(part, Verdict::Skipped, text)
     }
@@ -92,6 +101,16 @@ impl Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("it is broken; hint: mend it")]
+    struct Broken(#[source] std::io::Error);
+
+    #[test]
+    fn the_advice_of_an_error_is_apart_from_it_and_from_its_sources() {
+        let finding = Finding::of("a", &Broken(std::io::Error::other("rust")));
+        assert_eq!((finding.text.as_str(), finding.hint.as_deref()), ("it is broken: rust", Some("mend it")));
+    }
 
     #[test]
     fn the_advice_of_a_message_is_apart_from_it() {

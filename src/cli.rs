@@ -137,7 +137,7 @@ pub enum Command {
         #[arg(long)]
         no_lock: bool,
     },
-    /// Prove that Nomad and each HAProxy can be worked with, or name what is in the way; change nothing
+    /// Prove that Nomad and each HAProxy can be worked with, or say what is in the way
     Check {
         /// How to print it
         #[arg(long, value_enum, default_value_t = Output::Text)]

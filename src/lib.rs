@@ -31,8 +31,8 @@
 //! - [`desired`]: the types in which desired and observed state are expressed; [`desired::tags`] parses
 //!   tags, [`desired::build`] builds the desired state from a catalog.
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
-//!   for all HAProxys, [`catalog::watch`] wakes them, [`catalog::ledger`] says how much is to be read; [`nomad`] is the
-//!   HTTP client.
+//!   for all HAProxys, [`catalog::watch`] wakes them, [`catalog::ledger`] says how much is to be read, `catalog/zombies.rs`
+//!   leaves out what has ended; [`nomad`] is the HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked, [`observed::Profiles`] what HAProxy 3.4 makes backends from at run time.

@@ -4,12 +4,13 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::api::{Rig, WAYS, Way};
-use support::controller::{Env, registration, run, stderr, stdout, write_catalog};
+use support::controller::{Env, registration, run, run_as, stderr, stdout, write_catalog};
 use support::haproxy::{Haproxy, binary, conditional, hand_written, matrix};
 use support::nomad::{Nomad, job};
 use support::{root, wait_for};
@@ -216,7 +217,7 @@ async fn a_good_haproxy_is_well_on_each_plane_and_left_alone() {
             let checked = unchanged(&rig, &socket).await;
             checked.is_well();
             let what = if series == "3.4" { "servers and backends" } else { "servers come and go" };
-            checked.is("run time", "ok", &[what]);
+            checked.is("run-time", "ok", &[what]);
         }
     }
 }
@@ -265,6 +266,27 @@ async fn what_is_wrong_with_haproxy_is_named_on_the_local_plane() {
     }
 }
 
+/// The user is nobody's: the folder is not theirs to write, and then the socket not theirs to open.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_user_may_not_do_is_named() {
+    const USER: u32 = 61_003;
+    let mut haproxy = Haproxy::prepare(binary("3.2").unwrap());
+    haproxy.socket_options = format!("mode,660,gid,{USER}");
+    std::fs::write(haproxy.config(), hand_written(haproxy.folder(), haproxy.port)).unwrap();
+    std::fs::set_permissions(haproxy.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    haproxy.launch().await;
+    let rig = Rig::with(Way::Local, "3.2", haproxy).await;
+    let env = rig.env_with(&[("NOMAD_ADDR", NOBODY)]);
+    let Some(output) = run_as(USER, USER, &env, &["check"]) else { return };
+    let said = stdout(&output);
+    assert!(!output.status.success() && said.contains("cannot write a new file beside"), "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    std::fs::set_permissions(rig.haproxy.master(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let output = run_as(USER, USER, &env, &["check"]).unwrap();
+    let said = stdout(&output);
+    assert!(said.contains("may this user open the socket?") && said.contains("mode,660,group,GROUP"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_haproxy_is_named_beside_its_api() {
     let mut rig = Rig::start(Way::Api, "3.2").await;
@@ -272,7 +294,7 @@ async fn what_is_wrong_with_haproxy_is_named_beside_its_api() {
     let socket = rig.haproxy.folder().join("stats.sock").display().to_string();
     let checked = check(&good).await;
     checked.is("haproxy", "ok", &["HAProxy 3.2", "the Data Plane API at"]);
-    checked.is("run time", "ok", &["spare servers", "HAPROXY_RUNTIME_SOCKET"]);
+    checked.is("run-time", "ok", &["spare servers", "HAPROXY_RUNTIME_SOCKET"]);
     let checked = check(&with(&good, &[("HAPROXY_PASSWORD", "s3cret")])).await;
     checked.is("haproxy", "failed", &["refuses the credentials", "haproxy.password"]);
     checked.is("configuration", "skipped", &[]);
@@ -285,13 +307,13 @@ async fn what_is_wrong_with_haproxy_is_named_beside_its_api() {
 
     // The socket: of none, of another HAProxy, the master's, of another level.
     let with_socket = |socket: &str| with(&good, &[("HAPROXY_RUNTIME_SOCKET", socket)]);
-    check(&with_socket(&socket)).await.is("run time", "ok", &["servers come and go without a reload"]);
-    check(&with_socket("/no/such.sock")).await.is("run time", "failed", &["/no/such.sock does not answer"]);
+    check(&with_socket(&socket)).await.is("run-time", "ok", &["servers come and go without a reload"]);
+    check(&with_socket("/no/such.sock")).await.is("run-time", "failed", &["/no/such.sock does not answer"]);
     let other = Haproxy::start("3.2").await;
     let others = other.folder().join("stats.sock").display().to_string();
-    check(&with_socket(&others)).await.is("run time", "failed", &["belongs to another HAProxy"]);
+    check(&with_socket(&others)).await.is("run-time", "failed", &["belongs to another HAProxy"]);
     let master = rig.haproxy.master().display().to_string();
-    check(&with_socket(&master)).await.is("run time", "failed", &["is no stats socket"]);
+    check(&with_socket(&master)).await.is("run-time", "failed", &["is no stats socket"]);
     let low = Rig::with(
         Way::Api,
         "3.2",
@@ -301,7 +323,7 @@ async fn what_is_wrong_with_haproxy_is_named_beside_its_api() {
     .await;
     let low_socket = low.haproxy.folder().join("stats.sock").display().to_string();
     let low_env = low.env_with(&[("NOMAD_ADDR", NOBODY), ("HAPROXY_RUNTIME_SOCKET", &low_socket)]);
-    check(&low_env).await.is("run time", "failed", &["level admin", "operator"]);
+    check(&low_env).await.is("run-time", "failed", &["level admin", "operator"]);
 
     // A file that no write through the API leaves as it is.
     let torn = Rig::with(Way::Api, "3.2", Haproxy::start_with("3.2", conditional).await).await;

@@ -149,6 +149,60 @@ async fn wiped(way: Way) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_haproxy_holds_its_own_until_a_person_lets_go_of_it_there() {
+    let mut nomad = Nomad::start().await;
+    let rigs = [Rig::start(Way::Local, "3.2").await, Rig::start(Way::Local, "3.2").await];
+    let entry = |name: &str, rig: &Rig| json!({"name": name, "config_file": rig.haproxy.config(), "master_socket": rig.haproxy.master(), "binary": rig.haproxy.binary});
+    let settings = json!({"haproxy": [entry("one", &rigs[0]), entry("two", &rigs[1])], "http": {"token": "t"}});
+    let file = rigs[0].haproxy.folder().join("settings.json");
+    std::fs::write(&file, settings.to_string()).unwrap();
+    let env: Env = [
+        ("NOMAD_HAPROXY_CONFIG", file.to_str().unwrap()),
+        ("NOMAD_ADDR", &nomad.address),
+        ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s"),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .to_vec();
+    // A job of the second one alone.
+    submit_fleet(&nomad).await;
+    let mut alone = job("alone", "default");
+    for service in alone["TaskGroups"][0]["Services"].as_array_mut().unwrap() {
+        service["Tags"].as_array_mut().unwrap().push("haproxy.target=two".into());
+    }
+    nomad.submit(alone).await;
+    let controller = Controller::start(&env, &[]);
+    wait_for_seated(&rigs[0], ALL).await;
+    wait_for_seated(&rigs[1], ALL + SERVICES).await;
+    let held = async |name: &str| format!("{:.0}", controller.metric(&format!("{HELD}{{haproxy=\"{name}\"}}")).await);
+    let wait_for_held = async |one: usize, two: usize| {
+        let what = format!("{one} and {two} instances to be held");
+        wait_for(&what, Duration::from_secs(40), async || {
+            (held("one").await == one.to_string() && held("two").await == two.to_string()).then_some(())
+        })
+        .await;
+    };
+    nomad.kill();
+    nomad.launch().await;
+    wait_for_held(ALL, ALL + SERVICES).await;
+    let plan = plan_json(&env).await;
+    let of = |name: &str| plan["haproxys"][name]["guard"]["instances"].clone();
+    assert_eq!((&plan["held"], of("one"), of("two")), (&true.into(), ALL.into(), (ALL + SERVICES).into()), "{plan}");
+
+    // By the API for one, by the command line for the other: each lets go of its own.
+    let url = format!("http://{}/api/v1/guard/release?haproxy=one", controller.listen().await);
+    let answer = reqwest::Client::new().post(url).bearer_auth("t").send().await.unwrap();
+    assert_eq!(answer.status(), 202);
+    let answer: Value = answer.json().await.unwrap();
+    assert_eq!(answer["haproxys"], json!([{"name": "one", "accepted": true, "error": null, "held": ALL}]));
+    wait_for_held(0, ALL + SERVICES).await;
+    assert_eq!((seated(&rigs[0]), seated(&rigs[1])), (0, ALL + SERVICES));
+    let released = run(&env, &["apply", "--haproxy", "two", "--allow-removals"]).await;
+    assert!(released.status.success(), "{}{}", stdout(&released), stderr(&released));
+    wait_for_held(0, 0).await;
+    assert_eq!((seated(&rigs[0]), seated(&rigs[1])), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_jobs_stopped_are_out_at_once_purged_or_not() {
     let nomad = Nomad::start().await;
     let rig = Rig::start(Way::Local, "3.2").await;
@@ -158,7 +212,10 @@ async fn all_jobs_stopped_are_out_at_once_purged_or_not() {
             let path = format!("/v1/job/job-{number}?purge={purge}");
             nomad.call(reqwest::Method::DELETE, &path, None).await;
         }
+        // All are out of service in the process as soon as the last job is stopped.
+        let stopped = Instant::now();
         wait_for_seated(&rig, 0).await;
+        eprintln!("purged: {purge}; all out {} ms after the last job was stopped", stopped.elapsed().as_millis());
         wait_for_held(&controller, 0).await;
         assert!(!controller.log().contains("the guard holds"), "{}", controller.log());
         submit_fleet(&nomad).await;

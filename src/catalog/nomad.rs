@@ -16,11 +16,12 @@ use crate::plan::guard::Fate;
 
 use super::hints::Hints;
 use super::ledger::{self, Answer, Cause, Todo, is_readable};
+use super::zombies::Zombies;
 use super::{Catalog, Fetched, Registration, Unread, fate};
 
 /// Parallel calls. Nomad closes the 101st connection from one address (429); at 16, 1000 services of 5 take 0.2 s
 /// (seen).
-pub(super) const CONCURRENCY: usize = 16;
+pub(crate) const CONCURRENCY: usize = 16;
 /// For all services together: one slow service must not delay the others. 1000 take 0.2 s.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one blocking query waits. It ends as soon as anything changes, so this only bounds how long a dead
@@ -28,7 +29,7 @@ const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 const WAIT: Duration = Duration::from_secs(60);
 /// Event streams at the most, each a connection for as long as the controller runs. For more namespaces than this there
 /// is one stream of all.
-const STREAMS: usize = 16;
+pub(crate) const STREAMS: usize = 16;
 
 /// Reads the catalog of the watched namespaces.
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub struct NomadCatalog {
     max_stale: Option<Duration>,
     /// Shared by its clones: one of them watches, another one reads.
     hints: Arc<Hints>,
+    /// Likewise.
+    zombies: Arc<Zombies>,
 }
 
 #[derive(Deserialize)]
@@ -60,7 +63,7 @@ impl NomadCatalog {
     /// Watches these namespaces (`*`: all) for services with tags of this prefix.
     pub fn new(nomad: Nomad, namespaces: Vec<String>, prefix: String) -> Self {
         let hints = Arc::new(Hints::new(namespaces.clone()));
-        Self { nomad, namespaces, prefix, max_stale: None, hints }
+        Self { nomad, namespaces, prefix, max_stale: None, hints, zombies: Arc::default() }
     }
 
     /// Takes answers of any server that has heard from the leader within this time; of the leader alone, by default.
@@ -82,8 +85,17 @@ impl NomadCatalog {
         if self.watches("*") || self.namespaces.len() > STREAMS { all() } else { self.namespaces.clone() }
     }
 
-    /// Reads what is to be read: everything, or the services that events named.
+    /// Reads what is to be read: everything, or the services that events named. Registrations whose allocation is known
+    /// to have ended are left out.
     pub async fn read_next(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
+        let Fetched { catalog, is_full } = self.read_what_is_due(served, is_resync).await?;
+        if is_full {
+            self.zombies.look(&self.nomad, &catalog).await;
+        }
+        Ok(Fetched { catalog: self.zombies.without(catalog), is_full })
+    }
+
+    async fn read_what_is_due(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
         let (ticket, todo) = self.hints.ask(|ledger| ledger.todo(is_resync));
         let cause = match todo {
             Todo::Nothing(catalog) => return Ok(Fetched { catalog, is_full: false }),

@@ -1,7 +1,6 @@
 //! One HAProxy: reachable, new enough, its file readable, valid and writable, its process open to changes.
 
 use crate::config::{PlaneSettings, TargetConfig};
-use crate::errors::chain;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
 use crate::observed::Observed;
@@ -16,7 +15,7 @@ pub async fn haproxy(target: &TargetConfig) -> Vec<Finding> {
     // It only reads; what it has validated is the text that is there.
     let plane = match target.connect(&Lease::ALWAYS) {
         Ok(plane) => plane,
-        Err(error) => return vec![Finding::failed(PART, chain(&error))],
+        Err(error) => return vec![Finding::of(PART, &error)],
     };
     let info = plane.info().await;
     let mut findings = vec![match &info {
@@ -36,7 +35,7 @@ pub async fn haproxy(target: &TargetConfig) -> Vec<Finding> {
     let observed = match plane.observe().await {
         Ok(observed) => observed,
         Err(error) => {
-            findings.push(Finding::failed("configuration", chain(&error)));
+            findings.push(Finding::of("configuration", &error));
             return findings;
         }
     };
@@ -52,7 +51,7 @@ pub async fn haproxy(target: &TargetConfig) -> Vec<Finding> {
     }
     findings.push(run_time(plane.as_ref(), &info, target).await);
     if let Err(error) = plane.runtime(&observed).await {
-        findings.push(Finding::failed("servers", chain(&error)));
+        findings.push(Finding::of("servers", &error));
     }
     findings
 }
@@ -66,7 +65,7 @@ fn way(target: &TargetConfig) -> String {
 }
 
 fn unanswered(target: &TargetConfig, error: &AccessError) -> Finding {
-    let finding = Finding::failed("haproxy", chain(error));
+    let finding = Finding::of("haproxy", error);
     let is_silent = matches!(error, AccessError::Unavailable { .. } | AccessError::NotRunning { .. });
     match &target.plane {
         _ if !is_silent => finding,
@@ -100,7 +99,7 @@ async fn validation(plane: &dyn Plane, observed: &Observed) -> Finding {
             Finding::failed(PART, format!("HAProxy refuses its configuration as it is: {verdict}"))
                 .or_hint("correct these lines: until then no change can be written, nor HAProxy be reloaded")
         }
-        Err(error) => Finding::failed(PART, chain(&error)),
+        Err(error) => Finding::of(PART, &error),
     }
 }
 
@@ -119,7 +118,7 @@ async fn rendering(plane: &dyn Plane, observed: &Observed) -> Option<Finding> {
             )
             .or_hint("move them to lines of their own, or let the controller write the file (`haproxy.config_file`)"),
         ),
-        Err(error) => Some(Finding::failed(PART, chain(&error))),
+        Err(error) => Some(Finding::of(PART, &error)),
     }
 }
 
@@ -131,16 +130,16 @@ async fn master(plane: &dyn Plane) -> Finding {
             Finding::ok(PART, "the master socket has the level admin, and its HAProxy was started with this file")
         }
         Ok(Some(doubt)) => Finding::warning(PART, doubt),
-        Err(error) => Finding::failed(PART, chain(&error)),
+        Err(error) => Finding::of(PART, &error),
     }
 }
 
 /// What takes no reload.
 async fn run_time(plane: &dyn Plane, info: &HaproxyInfo, target: &TargetConfig) -> Finding {
-    const PART: &str = "run time";
+    const PART: &str = "run-time";
     let found = match plane.capabilities(info).await {
         Ok(found) => found,
-        Err(error) => return Finding::failed(PART, chain(&error)),
+        Err(error) => return Finding::of(PART, &error),
     };
     let newer = "HAProxy 3.4 makes backends without a reload, too";
     match found {

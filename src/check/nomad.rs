@@ -6,14 +6,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use reqwest::StatusCode;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::catalog::nomad::{CONCURRENCY, STREAMS};
 use crate::config::Config;
 use crate::desired::encode;
-use crate::errors::chain;
 use crate::nomad::lock::{LockConfig, LockError, VariableLock};
 use crate::nomad::{Nomad, NomadError, Read};
 
@@ -51,7 +51,7 @@ struct Named {
 pub async fn nomad(config: &Config) -> Vec<Finding> {
     let nomad = match Nomad::new(config.nomad.clone()) {
         Ok(nomad) => nomad,
-        Err(error) => return vec![Finding::failed("nomad", chain(&error))],
+        Err(error) => return vec![Finding::of("nomad", &error)],
     };
     let reached = reach(&nomad, config).await;
     let is_reached = reached.is_ok();
@@ -81,9 +81,9 @@ async fn reach(nomad: &Nomad, config: &Config) -> Result<Vec<Finding>, Vec<Findi
     let (status, body) = said.map_err(|error| {
         let hint = match &error {
             NomadError::Unreachable { .. } => "check nomad.address (NOMAD_ADDR), and that a Nomad agent listens there",
-            _ => return vec![Finding::failed(PART, chain(&error))],
+            _ => return vec![Finding::of(PART, &error)],
         };
-        vec![Finding::failed(PART, chain(&error)).or_hint(hint)]
+        vec![Finding::of(PART, &error).or_hint(hint)]
     })?;
     let leader: Option<String> = serde_json::from_str(&body).ok();
     let failed = |text: String, hint: &str| Err(vec![Finding::failed(PART, text).or_hint(hint)]);
@@ -138,7 +138,7 @@ async fn token(nomad: &Nomad) -> (bool, Finding) {
     let hint = "give a token that is valid with nomad.token_file or nomad.token (NOMAD_TOKEN)";
     let (status, body) = match nomad.ask("/v1/acl/token/self", &[]).await {
         Ok(answer) => answer,
-        Err(error) => return (false, Finding::failed(PART, chain(&error))),
+        Err(error) => return (false, Finding::of(PART, &error)),
     };
     let own: Option<OwnToken> = serde_json::from_str(&body).ok();
     match (status, own) {
@@ -171,21 +171,16 @@ async fn token(nomad: &Nomad) -> (bool, Finding) {
 async fn namespaces(nomad: &Nomad, config: &Config) -> Vec<Finding> {
     let watched: BTreeSet<String> = config.namespaces.iter().cloned().collect();
     let is_all = watched.contains("*");
+    let streams = if is_all || watched.len() > STREAMS { ["*".to_owned()].into() } else { watched.clone() };
     // Nomad shortens a list without a word, so each namespace is asked for. `default` is always there.
     let mut names = match is_all {
-        true => known_namespaces(nomad).await,
+        true => known_namespaces(nomad).await.into_iter().chain(["default".to_owned()]).collect(),
         false => watched,
     };
     names.extend(config.targets.services.iter().map(|service| service.service.namespace.clone()));
-    if is_all {
-        names.insert("default".to_owned());
-    }
-    let streams: Vec<&str> = if is_all { vec!["*"] } else { names.iter().map(String::as_str).collect() };
-    let (services, events, allocations) = futures_util::join!(
-        join_all(names.iter().map(|namespace| services(nomad, namespace))),
-        join_all(streams.iter().map(|namespace| events(nomad, namespace))),
-        join_all(names.iter().map(|namespace| allocations(nomad, namespace))),
-    );
+    let services = for_each(&names, async |namespace| services(nomad, namespace).await).await;
+    let events = for_each(&streams, async |namespace| events(nomad, namespace).await).await;
+    let allocations = for_each(&names, async |namespace| allocations(nomad, namespace).await).await;
     let all = |results: Vec<Result<(), Finding>>, part: &'static str, proved: &str| {
         let mut faults: Vec<Finding> = results.into_iter().filter_map(Result::err).collect();
         if faults.is_empty() {
@@ -199,6 +194,14 @@ async fn namespaces(nomad: &Nomad, config: &Config) -> Vec<Finding> {
     findings.extend(all(events, "events", "the token may follow the events"));
     findings.extend(all(allocations, "allocations", "the token may read the allocations"));
     findings
+}
+
+/// Asks about each, a bounded number at a time.
+async fn for_each(
+    names: &BTreeSet<String>,
+    ask: impl AsyncFn(&str) -> Result<(), Finding>,
+) -> Vec<Result<(), Finding>> {
+    stream::iter(names).map(|name| ask(name)).buffered(CONCURRENCY).collect().await
 }
 
 /// The namespaces that the token may see.
@@ -275,7 +278,7 @@ fn denied(part: &'static str, error: NomadError, namespace: &str, what: &str) ->
             Finding::failed(part, format!("the token may not {what} of the namespace {namespace:?}"))
                 .or_hint(line(namespace))
         }
-        error => Finding::failed(part, chain(&error)),
+        error => Finding::of(part, &error),
     }
 }
 
@@ -298,12 +301,12 @@ async fn leader_lock(lock: VariableLock) -> Finding {
     let seen = match lock.look(0, Duration::ZERO).await {
         Ok(seen) => seen,
         Err(LockError::Denied { .. }) => return missing("read"),
-        Err(error) => return Finding::failed(PART, chain(&error)),
+        Err(error) => return Finding::of(PART, &error),
     };
     match lock.may_write().await {
         Ok(()) => {}
         Err(LockError::Denied { .. }) => return missing("write"),
-        Err(error) => return Finding::failed(PART, chain(&error)),
+        Err(error) => return Finding::of(PART, &error),
     }
     let holder = seen.holder.map(|holder| format!(", which {holder} has or had last")).unwrap_or_default();
     Finding::ok(PART, format!("the token may lock the variable {path} of the namespace {namespace:?}{holder}"))

@@ -130,6 +130,7 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
         built.notes.push(Note { severity: Severity::Error, service: service.clone(), code: Code::Unreadable, text });
     }
     built.notes.extend(catalog.unwatched.iter().map(|service| unwatched(service, options)));
+    built.notes.extend(catalog.zombies.iter().map(zombies));
     built.declined = declined(catalog, options);
     for (namespace, unread) in &catalog.namespaces {
         if matches!(unread, Unread::Failed(_)) {
@@ -167,6 +168,17 @@ fn declined(catalog: &Catalog, options: &Options) -> BTreeSet<InstanceId> {
     };
     let registrations = catalog.services.values().flatten();
     registrations.filter(says_no).map(|registration| InstanceId::new(&registration.id)).collect()
+}
+
+fn zombies((service, count): (&ServiceKey, &usize)) -> Note {
+    let (instances, are) =
+        if *count == 1 { ("1 instance".to_owned(), "is") } else { (format!("{count} instances"), "are") };
+    let text = format!(
+        "{instances} {are} registered although the allocation has ended, and not routed: the Nomad client there has not \
+         deregistered it; if it never will, `nomad service delete {} ID` does",
+        service.name.escape_debug()
+    );
+    Note { severity: Severity::Warning, service: service.clone(), code: Code::Zombie, text }
 }
 
 enum Wanted {

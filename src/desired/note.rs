@@ -97,6 +97,8 @@ pub enum Code {
     MissingNamespace,
     /// The service has an enabling tag, and its namespace is not watched.
     UnwatchedNamespace,
+    /// Instances are registered although their allocation has ended.
+    Zombie,
 }
 
 /// What a person should know about one service.

@@ -46,6 +46,23 @@ pub async fn run(env: &Env, arguments: &[&str]) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
+/// Runs a command as another user, who is nobody else, in this group. `None`: this user may not become another one, or
+/// that one may not run the controller.
+pub fn run_as(user: u32, group: u32, env: &Env, arguments: &[&str]) -> Option<Output> {
+    let run = |arguments: &[&str]| {
+        let inner = command(env, arguments);
+        let mut outer = Command::new("setpriv");
+        outer.args([format!("--reuid={user}"), format!("--regid={user}"), format!("--groups={group}")]);
+        outer.args(["--no-new-privs", "--bounding-set=-all"]).arg(inner.get_program()).args(inner.get_args());
+        outer.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).output().unwrap()
+    };
+    if !nix::unistd::geteuid().is_root() || !run(&["--version"]).status.success() {
+        eprintln!("skipped: another user may not run {}", binary().display());
+        return None;
+    }
+    Some(run(arguments))
+}
+
 pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

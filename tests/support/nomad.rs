@@ -35,7 +35,17 @@ enum Kind {
     Dev { acl: bool, tls: Option<Tls> },
     /// Only a server, with its state on disk, which soon notices that a client is lost.
     Server,
+    /// The same, which gives a client Nomad's own time: 20 s at least.
+    PatientServer,
 }
+
+impl Kind {
+    fn is_server(self) -> bool {
+        matches!(self, Self::Server | Self::PatientServer)
+    }
+}
+
+const IMPATIENT: &str = " heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n";
 
 /// How its API is secured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +84,11 @@ impl Nomad {
         Self::start_with(Kind::Server).await
     }
 
+    /// A server that does not miss a client for 20 s.
+    pub async fn start_patient_server() -> Self {
+        Self::start_with(Kind::PatientServer).await
+    }
+
     async fn start_with(kind: Kind) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = [free_port(), free_port(), free_port()];
@@ -88,7 +103,7 @@ impl Nomad {
         let client = client.build().unwrap();
         let mut nomad = Self { group: None, folder, ports, address, kind, token: None, client };
         nomad.launch().await;
-        if kind == Kind::Server {
+        if kind.is_server() {
             return nomad;
         }
         if matches!(kind, Kind::Dev { acl: true, .. }) {
@@ -112,13 +127,13 @@ impl Nomad {
                 let tls = tls.map(|tls| self.tls(tls)).unwrap_or_default();
                 format!("{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}{tls}")
             }
-            Kind::Server => format!(
-                "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n \
-                 heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n}}\n",
-                self.folder.path().join("server").display()
+            Kind::Server | Kind::PatientServer => format!(
+                "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n{}}}\n",
+                self.folder.path().join("server").display(),
+                if self.kind == Kind::Server { IMPATIENT } else { "" }
             ),
         };
-        self.group = Some(self.agent("agent", &config, self.kind != Kind::Server));
+        self.group = Some(self.agent("agent", &config, !self.kind.is_server()));
         wait_for("Nomad to have a leader", Duration::from_secs(60), async || {
             let leader = self.client.get(format!("{}/v1/status/leader", self.address)).send().await.ok()?;
             leader.text().await.ok()?.contains(':').then_some(())
