@@ -4,18 +4,12 @@
 
 mod support;
 
-use std::path::Path;
-
-use nomad_haproxy::apply::{Controller, Moment, PassStatus};
-use nomad_haproxy::catalog::Source;
-use nomad_haproxy::catalog::shared::SharedCatalog;
-use nomad_haproxy::config::{Config, Settings};
-use nomad_haproxy::leader::Lease;
-use nomad_haproxy::target;
-use serde_json::{Value, json};
-use support::api::{Rig, Way};
-use support::controller::{Env, apply, registration, run, stdout, write_catalog};
-use support::haproxy::{Haproxy, has_backend};
+use nomad_haproxy::apply::Moment;
+use serde_json::json;
+use support::api::Rig;
+use support::controller::{run, stdout, write_catalog};
+use support::haproxy::has_backend;
+use support::routes::{ask, controller, converge, env, is_done, maps_agree, maps_on_disk, notes, pass, rig, service};
 use support::servers::Server;
 
 /// A test that runs a case on every series of HAProxy, on both planes, with [`frontend`].
@@ -31,95 +25,6 @@ macro_rules! on_each {
             }
         }
     };
-}
-
-/// A frontend of a person, with rules of all kinds, and a default backend that answers `default`.
-fn frontend(folder: &Path, port: u16) -> String {
-    format!(
-        "# by hand\nglobal\n    stats socket {sock} mode 600 level admin\n    maxconn   500\n\n\
-         defaults base\n    mode http\n    timeout connect 1s\n    timeout client  30s\n    timeout server  30s\n\n\
-         frontend web from base\n    bind 127.0.0.1:{port}\n    # the old shop\n    acl is_shop   path_beg /shop  # odd\n\
-         \x20   acl is_shop   hdr(host) -i shop.example.com\n    acl internal src 10.0.0.0/8\n\
-         \x20   http-request deny deny_status 403 if {{ path /denied }}\n\
-         \x20   http-request set-header X-Seen yes unless internal\n\
-         \x20   use_backend shop if is_shop !internal\n    use_backend shop unless {{ method GET }}\n\
-         \x20   default_backend fallback\n    # last words\n\n\
-         backend shop from base\n    http-request return status 200 content-type text/plain string shop\n\n\
-         backend fallback from base\n    http-request return status 200 content-type text/plain string default\n\n# the end\n",
-        sock = folder.join("stats.sock").display(),
-    )
-}
-
-/// The answer to a request, or its status if it is not 200.
-async fn ask(rig: &Rig, host: &str, path: &str) -> String {
-    let url = format!("http://127.0.0.1:{}{path}", rig.haproxy.port);
-    let request = reqwest::Client::new().get(url).header("Host", host);
-    let response = request.send().await.unwrap();
-    match response.status().as_u16() {
-        200 => response.text().await.unwrap(),
-        status => status.to_string(),
-    }
-}
-
-async fn rig(way: Way, series: &str) -> Rig {
-    Rig::with(way, series, Haproxy::start_with(series, frontend).await).await
-}
-
-fn env(rig: &Rig) -> Env {
-    rig.env_with(&[("HAPROXY_FRONTEND", "web")])
-}
-
-/// A service with one instance.
-fn service(name: &str, server: &Server, created: u64, tags: &[&str]) -> Value {
-    let tags: Vec<&str> = [&["enable=true", "check.disabled"], tags].concat();
-    registration(name, name, created, server.port(), &tags)
-}
-
-async fn converge(rig: &Rig, env: &Env, services: &[Value]) -> String {
-    write_catalog(&rig.catalog(), services);
-    apply(env, &rig.catalog()).await
-}
-
-/// What a pass that has nothing to do says.
-async fn is_done(rig: &Rig, env: &Env) {
-    let plan = run(env, &["plan", "--detailed-exitcode", "--catalog", rig.catalog().to_str().unwrap()]).await;
-    assert_eq!(plan.status.code(), Some(0), "{}", stdout(&plan));
-}
-
-/// Where HAProxy keeps the maps.
-fn maps_folder(rig: &Rig) -> std::path::PathBuf {
-    match rig.api {
-        None => rig.haproxy.folder().to_owned(),
-        Some(_) => rig.haproxy.folder().join("maps"),
-    }
-}
-
-/// The map files of ours, by name, with their lines.
-fn maps_on_disk(rig: &Rig) -> Vec<(String, Vec<String>)> {
-    let names = std::fs::read_dir(maps_folder(rig)).unwrap().map(|entry| entry.unwrap());
-    let ours = names.filter(|entry| entry.file_name().to_str().unwrap().starts_with("nomad-haproxy__"));
-    let read = |entry: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(entry.path()).unwrap();
-        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
-        (entry.path().to_str().unwrap().to_owned(), lines.collect())
-    };
-    let mut all: Vec<_> = ours.map(read).collect();
-    all.sort();
-    all
-}
-
-/// Every map file is in the process as it is on disk.
-async fn maps_agree(rig: &Rig) {
-    for (path, mut disk) in maps_on_disk(rig) {
-        let answer = rig.haproxy.try_command(&format!("@1 show map {path}")).await.unwrap();
-        let mut process: Vec<String> =
-            answer.lines().filter_map(|line| line.split_once(' ')).map(|(_, entry)| entry.to_owned()).collect();
-        if !path.contains("__suffix") && !path.contains("__regex") {
-            disk.sort();
-            process.sort();
-        }
-        assert_eq!(process, disk, "{path}");
-    }
 }
 
 async fn each_kind(rig: Rig) {
@@ -182,38 +87,6 @@ async fn each_kind(rig: Rig) {
     assert_eq!((ask(&rig, "app.example.com", "/").await, maps_on_disk(&rig)), ("default".into(), vec![]));
 }
 on_each!(a_request_goes_by_its_host_and_then_by_the_longest_path, each_kind);
-
-/// A controller in this process, with these settings beside those of HAProxy.
-fn controller(rig: &Rig, more: &Value) -> Controller {
-    let mut haproxy = match &rig.api {
-        Some(api) => json!({"address": api.url, "password": "secret"}),
-        None => json!({
-            "config_file": rig.haproxy.config(), "master_socket": rig.haproxy.master(), "binary": rig.haproxy.binary,
-        }),
-    };
-    haproxy["frontend"] = json!("web");
-    let mut settings = json!({"haproxy": haproxy, "backend": {"linger": "0s"}, "guard": {"share": "100%"}, "reload": {"min_interval": "0s"}});
-    for (key, value) in more.as_object().unwrap() {
-        settings[key] = value.clone();
-    }
-    let settings: Settings = serde_json::from_value(settings).unwrap();
-    let config = Config::try_from(settings).unwrap();
-    let catalog = SharedCatalog::new(Source::File(rig.catalog()));
-    let names = tokio::sync::watch::Sender::default().subscribe();
-    target::controller(&config, &config.targets.fixed[0], &catalog, names, &Lease::ALWAYS).unwrap()
-}
-
-async fn pass(rig: &Rig, controller: &mut Controller, services: &[Value]) -> PassStatus {
-    write_catalog(&rig.catalog(), services);
-    let status = controller.pass(Moment::now(false), None).await;
-    assert!(status.error.is_none(), "{:?}", status.error);
-    status
-}
-
-/// The notes of a pass.
-fn notes(status: &PassStatus) -> String {
-    status.notes.iter().map(|note| format!("{note}\n")).collect()
-}
 
 /// A thousand where it is quickest.
 fn many(rig: &Rig) -> usize {
@@ -315,7 +188,7 @@ async fn lingering(rig: Rig) {
     );
     let reloads = rig.haproxy.reloads().await;
     // Gone, as while it is restarted: its host answers for itself, and nobody takes it.
-    let status = pass(&rig, &mut controller, &[b.clone()]).await;
+    let status = pass(&rig, &mut controller, std::slice::from_ref(&b)).await;
     assert_eq!((ask(&rig, "a.com", "/").await, ask(&rig, "b.com", "/").await), ("503".into(), "other".into()));
     assert!(notes(&status).contains("until `backend.linger` is over"), "{}", notes(&status));
     pass(&rig, &mut controller, &[a, b.clone()]).await;
