@@ -13,9 +13,7 @@ use support::api::{Rig, WAYS, Way};
 use support::controller::{command, run, stdout, write_catalog};
 use support::haproxy::{Haproxy, deaf_master, matrix};
 use support::process::Group;
-use support::routes::{
-    ask, controller, converge, env, frontend, is_done, maps_agree, maps_on_disk, notes, pass, rig, service,
-};
+use support::routes::{ask, controller, converge, env, is_done, maps_agree, maps_on_disk, notes, pass, rig, service};
 use support::servers::{Plain, Server};
 use support::wait_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -106,16 +104,17 @@ async fn a_namespace_claims_only_the_hosts_that_the_settings_list() {
 
 /// A person's frontend in TCP mode that waits for a TLS handshake, and two that do not.
 fn tcp(folder: &Path, port: u16) -> String {
-    let all = frontend(folder, port).replace("mode http", "mode tcp");
-    let (head, rest) = all.split_once("frontend web from base").unwrap();
-    let (_, backends) = rest.split_once("backend fallback").unwrap();
-    let plain = |name: &str| format!("frontend {name} from base\n    bind unix@{}\n", folder.join(name).display());
+    let plain = |name: &str, more: &str| {
+        format!("frontend {name} from base\n    bind unix@{}\n{more}\n", folder.join(name).display())
+    };
     format!(
-        "{head}frontend web from base\n    bind 127.0.0.1:{port}\n    tcp-request inspect-delay 5s\n    \
-         tcp-request content accept if {{ req.ssl_hello_type 1 }}\n\n{}\n{}    default_backend fallback\n\nbackend fallback{}",
-        plain("pg"),
-        plain("mine"),
-        backends.replace("http-request return status 200 content-type text/plain string default", "mode tcp")
+        "global\n    stats socket {} mode 600 level admin\n\ndefaults base\n    mode tcp\n    timeout connect 1s\n    \
+         timeout client 30s\n    timeout server 30s\n\nfrontend web from base\n    bind 127.0.0.1:{port}\n    \
+         tcp-request inspect-delay 5s\n    tcp-request content accept if {{ req.ssl_hello_type 1 }}\n    \
+         default_backend fallback\n\n{}{}backend fallback from base\n    balance roundrobin\n",
+        folder.join("stats.sock").display(),
+        plain("pg", ""),
+        plain("mine", "    default_backend fallback\n"),
     )
 }
 
@@ -201,7 +200,7 @@ async fn what_an_interruption_leaves_is_repaired_by_the_next_pass() {
         converge(&rig, &env(&rig), std::slice::from_ref(&a)).await;
         assert_eq!(ask(&rig, "a.com", "/").await, "api");
         // A new host on disk, and not in the process.
-        cut_short(&rig, std::slice::from_ref(&with_b), "show map", || has("b.com/ api")).await;
+        cut_short(&rig, std::slice::from_ref(&with_b), "add map", || has("b.com/ api")).await;
         assert_eq!(ask(&rig, "b.com", "/").await, "default");
         converge(&rig, &env(&rig), std::slice::from_ref(&with_b)).await;
         assert_eq!(ask(&rig, "b.com", "/").await, "api");
@@ -214,7 +213,7 @@ async fn what_an_interruption_leaves_is_repaired_by_the_next_pass() {
         assert_eq!(ask(&rig, "o.com", "/").await, "other");
         // The other way round: its host leaves the process before its backend does.
         cut_short(&rig, std::slice::from_ref(&with_b), "del map", || !has("o.com/ other")).await;
-        assert_eq!(ask(&rig, "o.com", "/").await, "other");
+        assert_eq!(ask(&rig, "o.com", "/").await, "503", "its instance is out already");
         converge(&rig, &env(&rig), std::slice::from_ref(&with_b)).await;
         assert_eq!((ask(&rig, "o.com", "/").await, ask(&rig, "a.com", "/").await), ("default".into(), "api".into()));
         maps_agree(&rig).await;
