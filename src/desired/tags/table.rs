@@ -261,7 +261,7 @@ pub const TABLE: &[Tag] = &[
     },
     Tag {
         name: "check.disabled",
-        level: Level::Check,
+        level: Level::Service,
         values: "bare or `true`: no check; `false`",
         default: "`false`",
         take: |intent, value| flag(value).map(|disabled| intent.check.disabled = disabled),
