@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::path::Path;
-
-use serde_json::Value;
-use support::api::{Rig, Way};
-use support::controller::{Env, apply, registration, run, stdout, write_catalog};
-use support::haproxy::Haproxy;
+use nomad_haproxy::apply::Moment;
+use serde_json::json;
+use support::api::Rig;
+use support::controller::{run, stdout, write_catalog};
+use support::haproxy::has_backend;
+use support::routes::{ask, controller, converge, env, is_done, maps_agree, maps_on_disk, notes, pass, rig, service};
 use support::servers::Server;
 
 /// A test that runs a case on every series of HAProxy, on both planes, with [`frontend`].
@@ -25,95 +25,6 @@ macro_rules! on_each {
             }
         }
     };
-}
-
-/// A frontend of a person, with rules of all kinds, and a default backend that answers `default`.
-fn frontend(folder: &Path, port: u16) -> String {
-    format!(
-        "# by hand\nglobal\n    stats socket {sock} mode 600 level admin\n    maxconn   500\n\n\
-         defaults base\n    mode http\n    timeout connect 1s\n    timeout client  30s\n    timeout server  30s\n\n\
-         frontend web from base\n    bind 127.0.0.1:{port}\n    # the old shop\n    acl is_shop   path_beg /shop  # odd\n\
-         \x20   acl is_shop   hdr(host) -i shop.example.com\n    acl internal src 10.0.0.0/8\n\
-         \x20   http-request deny deny_status 403 if {{ path /denied }}\n\
-         \x20   http-request set-header X-Seen yes unless internal\n\
-         \x20   use_backend shop if is_shop !internal\n    use_backend shop unless {{ method GET }}\n\
-         \x20   default_backend fallback\n    # last words\n\n\
-         backend shop from base\n    http-request return status 200 content-type text/plain string shop\n\n\
-         backend fallback from base\n    http-request return status 200 content-type text/plain string default\n\n# the end\n",
-        sock = folder.join("stats.sock").display(),
-    )
-}
-
-/// The answer to a request, or its status if it is not 200.
-async fn ask(rig: &Rig, host: &str, path: &str) -> String {
-    let url = format!("http://127.0.0.1:{}{path}", rig.haproxy.port);
-    let request = reqwest::Client::new().get(url).header("Host", host);
-    let response = request.send().await.unwrap();
-    match response.status().as_u16() {
-        200 => response.text().await.unwrap(),
-        status => status.to_string(),
-    }
-}
-
-async fn rig(way: Way, series: &str) -> Rig {
-    Rig::with(way, series, Haproxy::start_with(series, frontend).await).await
-}
-
-fn env(rig: &Rig) -> Env {
-    rig.env_with(&[("HAPROXY_FRONTEND", "web")])
-}
-
-/// A service with one instance.
-fn service(name: &str, server: &Server, created: u64, tags: &[&str]) -> Value {
-    let tags: Vec<&str> = [&["enable=true", "check.disabled"], tags].concat();
-    registration(name, name, created, server.port(), &tags)
-}
-
-async fn converge(rig: &Rig, env: &Env, services: &[Value]) -> String {
-    write_catalog(&rig.catalog(), services);
-    apply(env, &rig.catalog()).await
-}
-
-/// What a pass that has nothing to do says.
-async fn is_done(rig: &Rig, env: &Env) {
-    let plan = run(env, &["plan", "--detailed-exitcode", "--catalog", rig.catalog().to_str().unwrap()]).await;
-    assert_eq!(plan.status.code(), Some(0), "{}", stdout(&plan));
-}
-
-/// Where HAProxy keeps the maps.
-fn maps_folder(rig: &Rig) -> std::path::PathBuf {
-    match rig.api {
-        None => rig.haproxy.folder().to_owned(),
-        Some(_) => rig.haproxy.folder().join("maps"),
-    }
-}
-
-/// The map files of ours, by name, with their lines.
-fn maps_on_disk(rig: &Rig) -> Vec<(String, Vec<String>)> {
-    let names = std::fs::read_dir(maps_folder(rig)).unwrap().map(|entry| entry.unwrap());
-    let ours = names.filter(|entry| entry.file_name().to_str().unwrap().starts_with("nomad-haproxy__"));
-    let read = |entry: std::fs::DirEntry| {
-        let text = std::fs::read_to_string(entry.path()).unwrap();
-        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned);
-        (entry.path().to_str().unwrap().to_owned(), lines.collect())
-    };
-    let mut all: Vec<_> = ours.map(read).collect();
-    all.sort();
-    all
-}
-
-/// Every map file is in the process as it is on disk.
-async fn maps_agree(rig: &Rig) {
-    for (path, mut disk) in maps_on_disk(rig) {
-        let answer = rig.haproxy.command(&format!("@1 show map {path}")).await;
-        let mut process: Vec<String> =
-            answer.lines().filter_map(|line| line.split_once(' ')).map(|(_, entry)| entry.to_owned()).collect();
-        if !path.contains("__suffix") && !path.contains("__regex") {
-            disk.sort();
-            process.sort();
-        }
-        assert_eq!(process, disk, "{path}");
-    }
 }
 
 async fn each_kind(rig: Rig) {
@@ -176,3 +87,132 @@ async fn each_kind(rig: Rig) {
     assert_eq!((ask(&rig, "app.example.com", "/").await, maps_on_disk(&rig)), ("default".into(), vec![]));
 }
 on_each!(a_request_goes_by_its_host_and_then_by_the_longest_path, each_kind);
+
+/// A thousand where it is quickest.
+fn many(rig: &Rig) -> usize {
+    if rig.api.is_none() && rig.series == "3.2" { 1000 } else { 40 }
+}
+
+async fn one_by_one(rig: Rig) {
+    let server = Server::start("api").await;
+    let mut controller = controller(&rig, &json!({}));
+    let hosts = |hosts: std::ops::Range<usize>| {
+        let hosts: Vec<String> = hosts.map(|n| format!("h{n}.example.com")).collect();
+        let domains: Vec<String> = hosts.chunks(50).map(|chunk| format!("domain={}", chunk.join(","))).collect();
+        let tags: Vec<&str> =
+            ["domain=first.example.com"].into_iter().chain(domains.iter().map(String::as_str)).collect();
+        [service("api", &server, 1, &tags)]
+    };
+    pass(&rig, &mut controller, &hosts(0..0)).await;
+    let (reloads, text, many) = (rig.haproxy.reloads().await, rig.haproxy.text(), many(&rig));
+    for (low, high) in (1..=many).map(|n| (0, n)).chain((1..=many).map(|n| (n, many))) {
+        // HAProxy is reloaded by a person while this goes on.
+        let is_reloaded = high % 333 == 17 || low % 333 == 17;
+        let reload = async {
+            if is_reloaded {
+                let _ = rig.haproxy.try_command("reload").await;
+            }
+        };
+        let services = hosts(low..high);
+        write_catalog(&rig.catalog(), &services);
+        // The master does not answer while it replaces itself.
+        let (status, ()) = tokio::join!(controller.pass(Moment::now(false), None), reload);
+        assert_eq!((status.reloads, is_reloaded || status.error.is_none()), (0, true), "{:?}", status.error);
+        if is_reloaded {
+            // Another process may have loaded the file as it was.
+            rig.haproxy.worker().await;
+            pass(&rig, &mut controller, &services).await;
+        }
+        if is_reloaded || high % 100 == 1 || low % 100 == 1 || rig.api.is_some() {
+            maps_agree(&rig).await;
+            let lines = maps_on_disk(&rig).iter().map(|(_, lines)| lines.len()).sum::<usize>();
+            assert_eq!(lines, 1 + high - low);
+        }
+    }
+    assert_eq!(rig.haproxy.text(), text, "a host is an entry of a map, and nothing else");
+    let by_hand = (1..=many).filter(|n| n % 333 == 17).count();
+    assert!(rig.haproxy.reloads().await <= reloads + 2 * by_hand as u64 + 1);
+    assert_eq!(ask(&rig, "first.example.com", "/").await, "api");
+}
+on_each!(hosts_come_and_go_one_by_one_without_a_reload, one_by_one);
+
+async fn withdrawn(rig: Rig) {
+    let (api, other) = tokio::join!(Server::start("api"), Server::start("other"));
+    let mut controller = controller(&rig, &json!({}));
+    let keep = service("other", &other, 2, &["domain=other.com"]);
+    let with = |tags: &[&str]| [service("api", &api, 1, tags), keep.clone()];
+    let hosts = ["a.com", "b.com", "x.c.com", "pre-1.net", "r1.org"];
+    for (tags, expected) in [
+        (&["domain=a.com"][..], ["api", "default", "default", "default", "default"]),
+        (&["domain=b.com"], ["default", "api", "default", "default", "default"]),
+        (&["domain=a.com,b.com,*.c.com"], ["api", "api", "api", "default", "default"]),
+        (&["domain=pre-", "domain.type=prefix"], ["default", "default", "default", "api", "default"]),
+        (&["domain=^r[0-9]", "domain.type=regex"], ["default", "default", "default", "default", "api"]),
+        (&["domain=a.com", "path=/only"], ["default"; 5]),
+        (&["domain=a.com", "mode=tcp"], ["default"; 5]),
+        (&["domain=a.com", "frontend=nosuch"], ["default"; 5]),
+        (&["domain=a.com"], ["api", "default", "default", "default", "default"]),
+        (&[], ["default"; 5]),
+    ] {
+        let status = pass(&rig, &mut controller, &with(tags)).await;
+        for (host, answer) in hosts.iter().zip(expected) {
+            assert_eq!(ask(&rig, host, "/").await, answer, "{host} {tags:?}\n{}", notes(&status));
+        }
+        maps_agree(&rig).await;
+        is_done(&rig, &env(&rig)).await;
+        assert_eq!(ask(&rig, "other.com", "/").await, "other");
+    }
+    // A request for a path that is routed is not one for the rest of the host.
+    pass(&rig, &mut controller, &with(&["domain=a.com", "path=/only"])).await;
+    assert_eq!((ask(&rig, "a.com", "/only/x").await, ask(&rig, "a.com", "/").await), ("api".into(), "default".into()));
+    // Not enabled any more: nothing of it is left.
+    let mut off = service("api", &api, 1, &["domain=a.com"]);
+    off["Tags"] = json!(["haproxy.enable=false", "haproxy.domain=a.com"]);
+    pass(&rig, &mut controller, &[off, keep]).await;
+    assert_eq!((ask(&rig, "a.com", "/").await, has_backend(&rig.haproxy.text(), "api")), ("default".into(), false));
+    pass(&rig, &mut controller, &[]).await;
+    assert_eq!((maps_on_disk(&rig), rig.haproxy.text().contains("nomad-haproxy__")), (vec![], false));
+    rig.has_none();
+}
+on_each!(a_change_of_tags_leaves_nothing_of_the_old_routes, withdrawn);
+
+async fn lingering(rig: Rig) {
+    let (api, other) = tokio::join!(Server::start("api"), Server::start("other"));
+    let mut controller = controller(&rig, &json!({"backend": {"linger": "10m"}}));
+    let (a, b) = (service("api", &api, 1, &["domain=a.com"]), service("other", &other, 2, &["domain=b.com,a.com"]));
+    let status = pass(&rig, &mut controller, &[a.clone(), b.clone()]).await;
+    assert!(
+        notes(&status).contains("error: service other: no route for a.com: it belongs to service api"),
+        "{}",
+        notes(&status)
+    );
+    let reloads = rig.haproxy.reloads().await;
+    // Gone, as while it is restarted: its host answers for itself, and nobody takes it.
+    let status = pass(&rig, &mut controller, std::slice::from_ref(&b)).await;
+    assert_eq!((ask(&rig, "a.com", "/").await, ask(&rig, "b.com", "/").await), ("503".into(), "other".into()));
+    assert!(notes(&status).contains("until `backend.linger` is over"), "{}", notes(&status));
+    pass(&rig, &mut controller, &[a, b.clone()]).await;
+    assert_eq!(ask(&rig, "a.com", "/").await, "api");
+    assert_eq!(rig.haproxy.reloads().await, reloads);
+    // Still registered, and not enabled: it does not want its host any more.
+    let mut off = service("api", &api, 1, &[]);
+    off["Tags"] = json!(["haproxy.enable=false"]);
+    pass(&rig, &mut controller, &[off, b]).await;
+    let status = controller.pass(Moment::now(false), None).await;
+    assert_eq!(ask(&rig, "a.com", "/").await, "other", "{}", notes(&status));
+    maps_agree(&rig).await;
+}
+on_each!(a_service_that_is_gone_keeps_its_hosts_for_a_while, lingering);
+
+async fn without_a_frontend(rig: Rig) {
+    let server = Server::start("api").await;
+    let before = rig.haproxy.text();
+    let rules = |text: &str| text.split("backend shop").next().unwrap().matches("use_backend").count();
+    let said = converge(&rig, &rig.env(), &[service("api", &server, 1, &["domain=a.com"])]).await;
+    assert!(said.contains("warning: service api: no route for a.com: no frontend is named"), "{said}");
+    assert_eq!((maps_on_disk(&rig), rules(&rig.haproxy.text())), (vec![], rules(&before)));
+    // A tag names it.
+    converge(&rig, &rig.env(), &[service("api", &server, 1, &["domain=a.com", "frontend=web"])]).await;
+    assert_eq!(ask(&rig, "a.com", "/").await, "api");
+}
+on_each!(nothing_is_written_into_a_frontend_that_nobody_names, without_a_frontend);

@@ -40,6 +40,7 @@ pub mod nomad;
 pub mod playground;
 pub mod process;
 pub mod prometheus;
+pub mod routes;
 pub mod servers;
 pub mod soak;
 pub mod tls;
