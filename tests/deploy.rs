@@ -277,7 +277,8 @@ async fn the_local_plane_needs_no_root() {
     for weight in ["weight=1", "weight=2"] {
         write_catalog(&rig.catalog(), &[registration("api", "1", 1, 2001, &["enable=true", weight])]);
         own(&rig.catalog(), 0o600);
-        let arguments = ["apply", "--catalog", rig.catalog().to_str().unwrap()];
+        let catalog = rig.catalog().display().to_string();
+        let arguments = ["apply", "--catalog", &catalog];
         let Some(output) = support::controller::run_as(USER, GROUP, &env, &arguments) else { return };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         rig.agrees().await;
