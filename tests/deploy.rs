@@ -123,7 +123,7 @@ fn the_example_has_every_setting() {
     let sections: Vec<(&String, &Value)> =
         example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
     let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
-    assert_eq!(entry, ["backends", "join"]);
+    assert_eq!(entry, ["backends", "domains", "join"]);
     // The names of the fields, as in the program's debug output, under the names of their sections.
     let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
     let printed = format!("{without:#?}");

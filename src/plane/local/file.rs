@@ -40,9 +40,9 @@ pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<NamedTempFile, A
 }
 
 /// A new file in a folder, with the owner and mode of another file, synced to disk. It is removed when it is dropped.
-pub(super) fn write_like(path: &Path, folder: &Path, bytes: &[u8]) -> Result<NamedTempFile, AccessError> {
+pub(super) fn write_like(path: &Path, into: &Path, bytes: &[u8]) -> Result<NamedTempFile, AccessError> {
     let write = || {
-        let mut file = tempfile::Builder::new().prefix(".nomad-haproxy.").suffix(".cfg").tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().prefix(".nomad-haproxy.").suffix(".cfg").tempfile_in(into)?;
         let old = fs::metadata(path)?;
         let new = file.as_file().metadata()?;
         if (old.uid(), old.gid()) != (new.uid(), new.gid()) {
@@ -53,7 +53,10 @@ pub(super) fn write_like(path: &Path, folder: &Path, bytes: &[u8]) -> Result<Nam
         file.as_file().sync_all()?;
         Ok(file)
     };
-    write().map_err(|source| unchanged("write a new file in", folder, source))
+    write().map_err(|source| match into == folder(path) {
+        true => unchanged("write a new file beside", path, source),
+        false => unchanged("write a new file in", into, source),
+    })
 }
 
 /// Renames a new file to the name of another, or to a free name.
