@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod build;
+mod checks;
 mod grants;
 mod held;
 mod name;
