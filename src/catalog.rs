@@ -4,6 +4,7 @@ mod events;
 pub mod fate;
 pub mod file;
 mod hints;
+mod job;
 pub mod ledger;
 pub mod nomad;
 pub mod shared;
@@ -21,6 +22,7 @@ use crate::desired::{InstanceId, ServiceKey};
 use crate::plan::guard::Fate;
 
 pub use hints::Reads;
+pub use job::JobCheck;
 
 /// One registration, field for field as `GET /v1/service/NAME` answers it. Nothing in it can be trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
@@ -78,6 +80,9 @@ pub struct Catalog {
     pub index: u64,
     /// The registrations by service. A service without any has just lost its last one.
     pub services: BTreeMap<ServiceKey, Vec<Registration>>,
+    /// What the jobs say of the checks of services, or why it is not known. A service whose tags ask for no check, or
+    /// whose job has none for it, is not in it.
+    pub checks: BTreeMap<ServiceKey, Result<JobCheck, String>>,
     /// Services that Nomad lists but that could not be read, and why: what HAProxy has of them stays.
     pub unreadable: BTreeMap<ServiceKey, String>,
     /// Namespaces that could not be read.

@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod build;
+mod checks;
 mod claims;
 mod grants;
 mod held;

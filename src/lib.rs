@@ -29,10 +29,11 @@
 //! In reading order:
 //!
 //! - [`desired`]: the types in which desired and observed state are expressed; [`desired::tags`] parses
-//!   tags, [`desired::build`] builds the desired state from a catalog.
+//!   tags (one table of them), [`desired::build`] builds the desired state from a catalog; `desired/checks.rs` chooses
+//!   the check: tags, the job's, the default.
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
 //!   for all HAProxys, [`catalog::watch`] wakes them, [`catalog::ledger`] says how much is to be read, `catalog/zombies.rs`
-//!   leaves out what has ended; [`nomad`] is the HTTP client.
+//!   leaves out what has ended, `catalog/job.rs` reads what jobs say of checks; [`nomad`] is the HTTP client.
 //! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked, [`observed::Profiles`] what HAProxy 3.4 makes backends from at run time.

@@ -187,6 +187,7 @@ impl Reporter {
             match severity {
                 Severity::Error => tracing::error!(%service, code, %note, "problem with a service"),
                 Severity::Warning => tracing::warn!(%service, code, %note, "problem with a service"),
+                Severity::Info => tracing::info!(%service, code, %note, "note about a service"),
             }
         }
         for Note { severity: _, service, code, text } in gone.iter().take(PROBLEMS) {

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::desired::ServiceKey;
 use crate::nomad::{Lines, NomadError};
 
+use super::job::JobKey;
 use super::ledger::Line;
 
 /// A stream that is open begins with a line at once. One that is denied has none, and may stay open (seen).
@@ -36,6 +37,25 @@ struct Event {
 struct Payload {
     #[serde(default)]
     service: Option<Named>,
+    #[serde(default)]
+    job: Option<NamedJob>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NamedJob {
+    #[serde(rename = "ID")]
+    id: String,
+    namespace: String,
+}
+
+/// What a line says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    /// Of services, if it does.
+    pub(super) services: Option<Line>,
+    /// The jobs that were registered or deregistered.
+    pub(super) jobs: Vec<JobKey>,
 }
 
 /// Nothing else of a registration is taken from an event.
@@ -61,14 +81,14 @@ impl Events {
     }
 
     /// The next line that is no heartbeat.
-    pub(super) async fn next(&mut self) -> Result<Line, NomadError> {
+    pub(super) async fn next(&mut self) -> Result<Said, NomadError> {
         loop {
             let line = match self.first.take() {
                 Some(line) => line,
                 None => self.lines.next(SILENCE).await?,
             };
             match parse(&line) {
-                Ok(Some(line)) => return Ok(line),
+                Ok(Some(said)) => return Ok(said),
                 Ok(None) => {}
                 Err(source) => return Err(NomadError::Form { path: "/v1/event/stream".to_owned(), source }),
             }
@@ -76,18 +96,23 @@ impl Events {
     }
 }
 
-/// `None`: a heartbeat, or nothing about services. The type of an event does not tell what it is about: that of a
+/// `None`: a heartbeat, or nothing about services and jobs. The type of an event does not tell what it is about: that of a
 /// deregistration is `PlanResult` if its node is down (seen).
-fn parse(line: &[u8]) -> Result<Option<Line>, serde_json::Error> {
+fn parse(line: &[u8]) -> Result<Option<Said>, serde_json::Error> {
     let Document { index, events } = serde_json::from_slice(line)?;
-    let of_services = events.into_iter().filter(|event| event.topic == "Service");
+    let (of_services, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event.topic == "Service");
+    let of_jobs = others.into_iter().filter(|event| event.topic == "Job");
+    let named = of_jobs.filter_map(|event| event.payload?.job);
+    let jobs: Vec<JobKey> = named.map(|NamedJob { id, namespace }| (namespace, id)).collect();
     let services: Vec<Option<ServiceKey>> = of_services
+        .into_iter()
         .map(|event| {
             let Named { service_name, namespace } = event.payload?.service?;
             Some(ServiceKey { namespace, name: service_name })
         })
         .collect();
-    Ok((!services.is_empty()).then_some(Line { index, services }))
+    let services = (!services.is_empty()).then_some(Line { index, services });
+    Ok((services.is_some() || !jobs.is_empty()).then_some(Said { services, jobs }))
 }
 
 #[cfg(test)]
@@ -95,7 +120,14 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Option<Line> {
-        parse(line.as_bytes()).expect("a line")
+        parse(line.as_bytes()).expect("a line").and_then(|said| said.services)
+    }
+
+    #[test]
+    fn a_job_that_was_registered_is_named() {
+        let line = r#"{"Index": 7, "Events": [{"Topic": "Job", "Type": "JobRegistered", "Payload": {"Job": {"ID": "web/a", "Namespace": "team-a"}}}]}"#;
+        let said = parse(line.as_bytes()).expect("a line").expect("no heartbeat");
+        assert_eq!(said, Said { services: None, jobs: vec![("team-a".into(), "web/a".into())] });
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::desired::ServiceKey;
 
-use super::{Catalog, Registration};
+use super::{Catalog, JobCheck, Registration};
 
 /// Fewer services than this are always read one by one. From here on the whole catalog is read if more services changed
 /// than it has: most of them are none of ours, and the list says so in one call.
@@ -382,6 +382,17 @@ impl Ledger {
         }
         self.highest = self.highest.max(catalog.index);
         Ok(known.catalog.clone())
+    }
+
+    /// What jobs say of the checks of the services that are known; the catalog with it.
+    pub fn has_checks(&mut self, checks: BTreeMap<ServiceKey, Result<JobCheck, String>>) -> Arc<Catalog> {
+        match &mut self.known {
+            Some(known) => {
+                Arc::make_mut(&mut known.catalog).checks = checks;
+                known.catalog.clone()
+            }
+            None => Arc::new(Catalog { checks, ..Catalog::default() }),
+        }
     }
 
     fn starts_over(&mut self) {

@@ -15,7 +15,8 @@ use crate::nomad::{Consistency, Lines, Nomad, NomadError, Read};
 use crate::plan::guard::Fate;
 
 use super::hints::Hints;
-use super::ledger::{self, Answer, Cause, Todo, is_readable};
+use super::job::Jobs;
+use super::ledger::{self, Answer, Cause, Ledger, Todo, is_readable};
 use super::zombies::Zombies;
 use super::{Catalog, Fetched, Registration, Unread, fate};
 
@@ -23,7 +24,7 @@ use super::{Catalog, Fetched, Registration, Unread, fate};
 /// (seen).
 pub(crate) const CONCURRENCY: usize = 16;
 /// For all services together: one slow service must not delay the others. 1000 take 0.2 s.
-const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const TOTAL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long one blocking query waits. It ends as soon as anything changes, so this only bounds how long a dead
 /// connection goes unnoticed.
 const WAIT: Duration = Duration::from_secs(60);
@@ -40,8 +41,9 @@ pub struct NomadCatalog {
     max_stale: Option<Duration>,
     /// Shared by its clones: one of them watches, another one reads.
     hints: Arc<Hints>,
-    /// Likewise.
+    /// Likewise, as all of these.
     zombies: Arc<Zombies>,
+    jobs: Arc<Jobs>,
 }
 
 #[derive(Deserialize)]
@@ -63,7 +65,8 @@ impl NomadCatalog {
     /// Watches these namespaces (`*`: all) for services with tags of this prefix.
     pub fn new(nomad: Nomad, namespaces: Vec<String>, prefix: String) -> Self {
         let hints = Arc::new(Hints::new(namespaces.clone()));
-        Self { nomad, namespaces, prefix, max_stale: None, hints, zombies: Arc::default() }
+        let (zombies, jobs) = (Arc::default(), Arc::default());
+        Self { nomad, namespaces, prefix, max_stale: None, hints, zombies, jobs }
     }
 
     /// Takes answers of any server that has heard from the leader within this time; of the leader alone, by default.
@@ -79,23 +82,35 @@ impl NomadCatalog {
         &self.hints
     }
 
+    /// What jobs say of checks.
+    pub(super) fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
     /// The namespaces of the event streams.
     pub(super) fn streams(&self) -> Vec<String> {
         let all = || vec!["*".to_owned()];
         if self.watches("*") || self.namespaces.len() > STREAMS { all() } else { self.namespaces.clone() }
     }
 
-    /// Reads what is to be read: everything, or the services that events named. Registrations whose allocation is known
-    /// to have ended are left out.
+    /// Reads what is to be read: everything, or the services and the jobs that events named. Registrations whose
+    /// allocation is known to have ended are left out.
     pub async fn read_next(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
-        let Fetched { catalog, is_full } = self.read_what_is_due(served, is_resync).await?;
+        let Fetched { mut catalog, is_full } = self.read_services_next(served, is_resync).await?;
         if is_full {
             self.zombies.look(&self.nomad, &catalog).await;
+        }
+        let has_streams = self.hints.ask(Ledger::has_streams);
+        let checks = self.jobs.checks(&self.nomad, &catalog, &self.prefix, has_streams).await;
+        if catalog.checks != checks {
+            // Otherwise it would be copied, as somebody else has it, too.
+            drop(catalog);
+            catalog = self.hints.change(|ledger| ledger.has_checks(checks));
         }
         Ok(Fetched { catalog: self.zombies.without(catalog), is_full })
     }
 
-    async fn read_what_is_due(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
+    async fn read_services_next(&self, served: &BTreeSet<String>, is_resync: bool) -> Result<Fetched, NomadError> {
         let (ticket, todo) = self.hints.ask(|ledger| ledger.todo(is_resync));
         let cause = match todo {
             Todo::Nothing(catalog) => return Ok(Fetched { catalog, is_full: false }),
@@ -115,6 +130,9 @@ impl NomadCatalog {
             Todo::Everything(cause) => cause,
         };
         tracing::debug!(cause = cause.as_str(), "reading the whole catalog");
+        if matches!(cause, Cause::Resync | Cause::Stream | Cause::IndexWentBack) {
+            self.jobs.forget();
+        }
         let catalog = Arc::new(self.read(served).await?);
         self.hints.change(|ledger| ledger.read_all(ticket, catalog.clone()));
         self.hints.has_read(cause);
@@ -261,10 +279,10 @@ impl NomadCatalog {
         }
     }
 
-    /// The stream of what happens to services in a namespace, from this index on.
+    /// The stream of what happens to services and jobs in a namespace, from this index on.
     pub(super) async fn events(&self, namespace: &str, index: u64) -> Result<Lines, NomadError> {
         let index = index.to_string();
-        let query = [("topic", "Service"), ("namespace", namespace), ("index", index.as_str())];
+        let query = [("topic", "Service"), ("topic", "Job"), ("namespace", namespace), ("index", index.as_str())];
         self.nomad.lines("/v1/event/stream", &query).await
     }
 

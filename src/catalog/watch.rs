@@ -18,7 +18,7 @@ use crate::report::{Failure, Outage};
 use crate::status::Board;
 
 use super::Source;
-use super::events::Events;
+use super::events::{Events, Said};
 use super::ledger::Woken;
 use super::nomad::NomadCatalog;
 
@@ -237,8 +237,9 @@ impl Watch {
         }
         loop {
             match events.next().await {
-                Ok(line) => {
-                    if hints.change(|ledger| ledger.heard(namespace, line)) {
+                Ok(Said { services, jobs }) => {
+                    let reads = services.is_some_and(|line| hints.change(|ledger| ledger.heard(namespace, line)));
+                    if self.nomad.jobs().changed(&jobs) || reads {
                         self.wake(Wake::Event);
                     }
                 }

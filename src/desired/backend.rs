@@ -132,6 +132,8 @@ pub struct HttpCheck {
     pub path: String,
     /// The Host header; with it the check speaks HTTP/1.1, without it HTTP/1.0.
     pub host: Option<String>,
+    /// The other headers; a name may come several times.
+    pub headers: Vec<(String, String)>,
     /// The statuses that pass (`200`, `200-299`); without it 2xx and 3xx do.
     pub status: Option<String>,
 }

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, Registration, Unread};
+use crate::catalog::{Catalog, JobCheck, Registration, Unread};
 
+use super::checks::{self, Chosen};
 use super::claims::{self, Asked};
 use super::settle::{self, Candidate};
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent, Routing, ServerTags};
 use super::{
     Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, FrontendName, Grants, Held,
-    HttpCheck, Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity,
-    SlotPolicy, Sni, Tls,
+    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity, SlotPolicy,
+    Sni, Tls,
 };
 
 /// The settings for building.
@@ -107,7 +108,8 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     let mut built = Built::default();
     let (mut candidates, mut asked) = (Vec::new(), Vec::new());
     for (service, registrations) in &catalog.services {
-        let mut builder = Builder { service, present, options, held: BTreeSet::new(), notes: Vec::new() };
+        let job = catalog.checks.get(service);
+        let mut builder = Builder { service, job, present, options, held: BTreeSet::new(), notes: Vec::new() };
         match builder.service(registrations) {
             Wanted::Nothing => {}
             Wanted::Withdrawn => {
@@ -192,6 +194,8 @@ enum Wanted {
 
 struct Builder<'a> {
     service: &'a ServiceKey,
+    /// What its job says of its check, or why that is not known.
+    job: Option<&'a Result<JobCheck, String>>,
     present: &'a Present,
     options: &'a Options,
     held: BTreeSet<InstanceId>,
@@ -359,11 +363,18 @@ impl Builder<'_> {
         let instances =
             read.iter().filter_map(|(registration, intent)| self.instance(registration, intent, mode)).collect();
         let gated = self.options.init_state && intent.check.gated.unwrap_or(true) && !intent.check.disabled;
+        let is_tls = intent.server.ssl;
+        let check = match self.job {
+            Some(Err(why)) if !intent.check.disabled && kind == BackendKind::Dynamic => {
+                self.present_check(&name, why).unwrap_or_else(|| self.check(&intent.check, is_tls))
+            }
+            _ => self.check(&intent.check, is_tls),
+        };
         let settings = BackendSettings {
             description: String::new(),
             mode,
             balance,
-            check: self.check(&intent.check),
+            check,
             cookie,
             timeouts: intent.timeouts.clone(),
         };
@@ -477,39 +488,33 @@ impl Builder<'_> {
         ServerOptions { weight, maxconn, backup, proxy, tls }
     }
 
-    fn check(&mut self, tags: &CheckTags) -> Check {
-        let CheckTags { kind, path, method, host, status, timing, gated, disabled } = tags;
-        if *disabled {
-            return Check::Disabled;
-        }
-        let timing = timing.clone();
-        if *gated == Some(true) && !self.options.init_state {
-            let prefix = &self.options.prefix;
+    /// The check, from the tags and the job's.
+    fn check(&mut self, tags: &CheckTags, is_tls: bool) -> Check {
+        let prefix = &self.options.prefix;
+        if tags.gated == Some(true) && !self.options.init_state && !tags.disabled {
             let text = format!("{prefix}check.init=down needs HAProxy 3.1 or newer; a server that is added starts up");
             self.note(Severity::Warning, Code::UnsupportedByHaproxy, text);
+        } else if tags.kind == Some(CheckType::Tcp) && checks::asks_for_request(tags) && !tags.disabled {
+            let text = format!("{prefix}check.path, method, host and status are ignored: {prefix}check.type is tcp");
+            self.note(Severity::Warning, Code::IgnoredTag, text);
         }
-        let http_asked = path.is_some() || method.is_some() || host.is_some() || status.is_some();
-        match kind {
-            Some(CheckType::Tcp) if http_asked => {
-                let text = format!(
-                    "{p}check.path, method, host and status are ignored: {p}check.type is tcp",
-                    p = self.options.prefix
-                );
-                self.note(Severity::Warning, Code::IgnoredTag, text);
-                Check::Tcp(timing)
-            }
-            Some(CheckType::Tcp) => Check::Tcp(timing),
-            None if !http_asked => Check::Tcp(timing),
-            Some(CheckType::Http) | None => Check::Http(
-                HttpCheck {
-                    method: method.clone().unwrap_or_else(|| "GET".to_owned()),
-                    path: path.clone().unwrap_or_else(|| "/".to_owned()),
-                    host: host.clone(),
-                    status: status.clone(),
-                },
-                timing,
-            ),
+        let job = match self.job {
+            Some(Ok(check)) => Some(check),
+            Some(Err(_)) | None => None,
+        };
+        let Chosen { check, ignored } = checks::choose(tags, job, is_tls);
+        for text in ignored {
+            self.note(Severity::Info, Code::JobCheck, text);
         }
+        check
+    }
+
+    /// The check where the job could not be read: the one that HAProxy has.
+    fn present_check(&mut self, name: &BackendName, why: &str) -> Option<Check> {
+        let text = format!("the check of its job cannot be read: {why}; the check that HAProxy has stays");
+        self.note(Severity::Info, Code::JobCheck, text);
+        let place = self.present.backends.get(name)?;
+        place.settings.as_ref().filter(|_| place.holders.contains(self.service)).map(|settings| settings.check.clone())
     }
 }
 

@@ -11,6 +11,8 @@ use crate::catalog::Unread;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
+    /// Worth knowing; the service is routed as its tags ask.
+    Info,
     /// Something was ignored; the service is routed.
     Warning,
     /// The service, or an instance of it, is not routed as asked.
@@ -21,6 +23,7 @@ impl Severity {
     /// For people and for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Info => "info",
             Self::Warning => "warning",
             Self::Error => "error",
         }
@@ -57,6 +60,8 @@ pub enum Code {
     RouteConflict,
     /// It shares a backend, and its tags differ from those of the service that holds it first.
     OtherSettings,
+    /// What the job says of the service's check cannot be read, or not be used.
+    JobCheck,
     /// The backend is shared by as many services as its description can list.
     TooManyServices,
     /// It must not be changed any more (`backend=static`), and HAProxy has something of it.

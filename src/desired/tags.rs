@@ -15,6 +15,7 @@ use super::{Balance, CookieName, Mode, ProxyProtocol, Sni, Timeouts, Timing, Ver
 pub use routing::Routing;
 pub use table::{Level, TABLE, Tag};
 pub(crate) use value::MAX_DURATION;
+pub(super) use value::{header, method, path, whole};
 
 /// The value of `haproxy.enable`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -185,6 +185,29 @@ pub fn is_a_controllers(directive: &Directive) -> bool {
     }
 }
 
+/// What `http-check send` says.
+struct Send {
+    method: String,
+    uri: String,
+    host: Option<String>,
+    headers: Vec<(String, String)>,
+}
+
+impl Send {
+    /// From what follows the URI: `hdr NAME VALUE`, any number of times; the Host is the first one, if it is there.
+    fn new(method: &str, uri: &str, headers: &[&str]) -> Option<Self> {
+        let mut send = Self { method: method.to_owned(), uri: uri.to_owned(), host: None, headers: Vec::new() };
+        for (at, header) in headers.chunks(3).enumerate() {
+            match header {
+                ["hdr", "Host", host] if at == 0 => send.host = Some((*host).to_owned()),
+                ["hdr", name, value] => send.headers.push(((*name).to_owned(), (*value).to_owned())),
+                _ => return None,
+            }
+        }
+        (!headers.is_empty()).then_some(send)
+    }
+}
+
 #[derive(Default)]
 struct Reading {
     description: Option<String>,
@@ -196,7 +219,7 @@ struct Reading {
     tcp_check: bool,
     timing: Timing,
     option: Option<(String, String, bool)>,
-    send: Option<(String, String, String)>,
+    send: Option<Send>,
     status: Option<String>,
     cookie: Option<CookieName>,
     timeouts: Timeouts,
@@ -223,8 +246,8 @@ impl Reading {
             ["option", "httpchk", method, uri, "HTTP/1.1"] => {
                 self.option = Some(((*method).into(), (*uri).into(), true));
             }
-            ["http-check", "send", "meth", method, "uri", uri, "hdr", "Host", host] => {
-                self.send = Some(((*method).into(), (*uri).into(), (*host).into()));
+            ["http-check", "send", "meth", method, "uri", uri, headers @ ..] => {
+                self.send = Some(Send::new(method, uri, headers)?);
             }
             ["http-check", "expect", "status", status] => self.status = Some((*status).into()),
             ["timeout", "check", value] => self.timing.timeout = Some(time(value)?),
@@ -281,12 +304,15 @@ impl Reading {
         let check = match (check, option) {
             (true, None) if tcp_check && send.is_none() && status.is_none() => Check::Tcp(timing),
             (true, Some((method, path, with_host))) => {
-                let host = match send {
-                    Some((m, p, host)) if m == method && p == path && with_host => Some(host),
-                    None if !with_host => None,
-                    _ => return None,
+                let (host, headers) = match send {
+                    Some(send) if send.method == method && send.uri == path => (send.host, send.headers),
+                    None => (None, Vec::new()),
+                    Some(_) => return None,
                 };
-                Check::Http(HttpCheck { method, path, host, status }, timing)
+                if host.is_some() != with_host {
+                    return None;
+                }
+                Check::Http(HttpCheck { method, path, host, headers, status }, timing)
             }
             (false, None) if timing == Timing::default() && send.is_none() && status.is_none() => Check::Disabled,
             _ => return None,
@@ -429,8 +455,15 @@ mod tests {
             "/[a-z0-9/?=&%]{0,20}",
             prop::option::of("[a-z][a-z0-9.-]{0,20}"),
             prop::option::of("[1-5][0-9]{2}(-[1-5][0-9]{2})?"),
+            prop::collection::vec(("X-[a-z]{1,5}", "[a-z0-9/=]{1,9}"), 0..3),
         )
-            .prop_map(|(method, path, host, status)| HttpCheck { method, path, host, status });
+            .prop_map(|(method, path, host, status, headers)| HttpCheck {
+                method,
+                path,
+                host,
+                headers,
+                status,
+            });
         prop_oneof![
             Just(Check::Disabled),
             timings().prop_map(Check::Tcp),

@@ -62,14 +62,15 @@ pub fn settings(settings: &BackendSettings) -> Vec<String> {
 }
 
 fn http_check(check: &HttpCheck) -> Vec<String> {
-    let HttpCheck { method, path, host, status } = check;
-    let mut lines = match host {
-        None => vec![format!("  option httpchk {method} {path}\n")],
-        Some(host) => vec![
-            format!("  option httpchk {method} {path} HTTP/1.1\n"),
-            format!("  http-check send meth {method} uri {path} hdr Host {host}\n"),
-        ],
-    };
+    let HttpCheck { method, path, host, headers, status } = check;
+    let version = if host.is_some() { " HTTP/1.1" } else { "" };
+    let mut lines = vec![format!("  option httpchk {method} {path}{version}\n")];
+    let host = host.iter().map(|host| ("Host", host));
+    let headers = host.chain(headers.iter().map(|(name, value)| (name.as_str(), value)));
+    let headers: Vec<String> = headers.map(|(name, value)| format!(" hdr {name} {value}")).collect();
+    if !headers.is_empty() {
+        lines.push(format!("  http-check send meth {method} uri {path}{}\n", headers.concat()));
+    }
     lines.extend(status.as_ref().map(|status| format!("  http-check expect status {status}\n")));
     lines
 }

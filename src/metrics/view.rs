@@ -75,7 +75,7 @@ fn haproxys(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), 
 /// What is wrong with services and namespaces.
 fn services(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> Result<(), Error> {
     let notes = status.targets.iter().flat_map(|(haproxy, target)| {
-        [Severity::Warning, Severity::Error].map(|severity| {
+        [Severity::Info, Severity::Warning, Severity::Error].map(|severity| {
             let notes = target.notes.iter().filter(|note| note.severity == severity).count();
             ([("haproxy", haproxy.as_str()), ("severity", severity.as_str())], notes)
         })

@@ -209,7 +209,7 @@ pub const TABLE: &[Tag] = &[
         name: "check.type",
         level: Level::Check,
         values: "`http`, `tcp`",
-        default: "`http` as soon as any of the next four is given, else `tcp`",
+        default: "`http` as soon as any of the next four is given, else the job's, else `tcp`",
         take: |intent, value| {
             intent.check.kind = Some(match needed(value)? {
                 "http" => CheckType::Http,
@@ -223,21 +223,21 @@ pub const TABLE: &[Tag] = &[
         name: "check.path",
         level: Level::Check,
         values: "a path, with its query",
-        default: "`/`",
+        default: "the job's, else `/`",
         take: |intent, value| path(needed(value)?).map(|path| intent.check.path = Some(path)),
     },
     Tag {
         name: "check.method",
         level: Level::Check,
         values: "`GET`, `HEAD`, `OPTIONS`, `POST`, `PUT`",
-        default: "`GET`",
+        default: "the job's, else `GET`",
         take: |intent, value| method(needed(value)?).map(|method| intent.check.method = Some(method)),
     },
     Tag {
         name: "check.host",
         level: Level::Check,
         values: "a host name, with a port if need be; with it the check speaks HTTP/1.1",
-        default: "none: HTTP/1.0",
+        default: "that of the job's header, else none: HTTP/1.0",
         take: |intent, value| host(needed(value)?).map(|host| intent.check.host = Some(host)),
     },
     Tag {
@@ -251,21 +251,21 @@ pub const TABLE: &[Tag] = &[
         name: "check.port",
         level: Level::Check,
         values: "a port",
-        default: "the server's own",
+        default: "the job's if it is static, else the server's own",
         take: |intent, value| number(value, 1, u16::MAX).map(|port| intent.check.timing.port = Some(port)),
     },
     Tag {
         name: "check.interval",
         level: Level::Check,
         values: "a time between two checks, from 1ms to 24h",
-        default: "2s (HAProxy's)",
+        default: "the job's, else 2s (HAProxy's)",
         take: |intent, value| duration(value).map(|interval| intent.check.timing.interval = Some(interval)),
     },
     Tag {
         name: "check.timeout",
         level: Level::Check,
         values: "a time for the answer",
-        default: "the interval (HAProxy's)",
+        default: "the job's, else the interval (HAProxy's)",
         take: |intent, value| duration(value).map(|timeout| intent.check.timing.timeout = Some(timeout)),
     },
     Tag {

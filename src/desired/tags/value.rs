@@ -44,9 +44,27 @@ pub(super) fn number<T: FromStr + PartialOrd + std::fmt::Display + Copy>(
 }
 
 pub(super) fn duration(value: Option<&str>) -> Result<Duration, String> {
-    match humantime::parse_duration(needed(value)?) {
-        Ok(time) if time <= MAX_DURATION && time.as_millis() > 0 && time.subsec_nanos() % 1_000_000 == 0 => Ok(time),
-        _ => Err("a time from 1ms to 24h, such as 500ms, 2s or 1m".to_owned()),
+    let time = humantime::parse_duration(needed(value)?).ok().and_then(whole);
+    match time {
+        Some(time) => Ok(time),
+        None => Err("a time from 1ms to 24h, such as 500ms, 2s or 1m".to_owned()),
+    }
+}
+
+/// A time that HAProxy can take: in whole milliseconds, and within its range.
+pub(in crate::desired) fn whole(time: Duration) -> Option<Duration> {
+    let is_whole = time <= MAX_DURATION && time.as_millis() > 0 && time.subsec_nanos().is_multiple_of(1_000_000);
+    is_whole.then_some(time)
+}
+
+/// A header of a request, whose value HAProxy takes as a format: so no `%` either.
+pub(in crate::desired) fn header(name: &str, value: &str) -> Result<(), String> {
+    let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    let is_value = !value.is_empty() && plain(value, b":[]/?=&@!*+,;()");
+    if is_name && is_value {
+        Ok(())
+    } else {
+        Err("it needs a name, and a value without space, quote, %, # or $".to_owned())
     }
 }
 
@@ -56,14 +74,14 @@ pub(super) fn plain(value: &str, extra: &[u8]) -> bool {
         && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~".contains(&b) || extra.contains(&b))
 }
 
-pub(super) fn path(value: &str) -> Result<String, String> {
+pub(in crate::desired) fn path(value: &str) -> Result<String, String> {
     if value.starts_with('/') && plain(value, b"/?=&%:@!*+,;()") {
         return Ok(value.to_owned());
     }
     Err("a path that starts with / and has no space, quote, # or $".to_owned())
 }
 
-pub(super) fn method(value: &str) -> Result<String, String> {
+pub(in crate::desired) fn method(value: &str) -> Result<String, String> {
     let value = value.to_ascii_uppercase();
     match value.as_str() {
         "GET" | "HEAD" | "OPTIONS" | "POST" | "PUT" => Ok(value),

@@ -63,13 +63,17 @@ fn balance_of(balance: &crate::desired::Balance) -> Value {
 }
 
 fn http_check(body: &mut Value, check: &HttpCheck) {
-    let HttpCheck { method, path, host, status } = check;
+    let HttpCheck { method, path, host, headers, status } = check;
     body["adv_check"] = json!("httpchk");
     body["httpchk_params"] = json!({"method": method, "uri": path});
     let mut rules = Vec::new();
-    if let Some(host) = host {
+    if host.is_some() {
         body["httpchk_params"]["version"] = json!("HTTP/1.1");
-        let headers = [json!({"name": "Host", "fmt": host})];
+    }
+    let host = host.iter().map(|host| ("Host", host));
+    let headers = host.chain(headers.iter().map(|(name, value)| (name.as_str(), value)));
+    let headers: Vec<Value> = headers.map(|(name, value)| json!({"name": name, "fmt": value})).collect();
+    if !headers.is_empty() {
         rules.push(json!({"type": "send", "method": method, "uri": path, "headers": headers}));
     }
     if let Some(status) = status {

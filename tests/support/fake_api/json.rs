@@ -236,10 +236,10 @@ fn backend_json(section: &Section) -> Value {
                 backend["httpchk_params"] =
                     keys.map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<Map<_, _>>().into();
             }
-            ["http-check", "send", "meth", method, "uri", uri, "hdr", name, fmt] => {
-                rules.push(
-                    json!({"type": "send", "method": method, "uri": uri, "headers": [{"name": name, "fmt": fmt}]}),
-                );
+            ["http-check", "send", "meth", method, "uri", uri, headers @ ..] => {
+                let headers: Vec<Value> =
+                    headers.chunks(3).map(|header| json!({"name": header[1], "fmt": header[2]})).collect();
+                rules.push(json!({"type": "send", "method": method, "uri": uri, "headers": headers}));
             }
             ["http-check", "expect", kind, pattern] => {
                 rules.push(json!({"type": "expect", "match": kind, "pattern": pattern}));

@@ -76,7 +76,8 @@ function haproxyProblems(target, whose) {
 function judgeHaproxy(target, isOnly) {
   const whose = isOnly ? 'HAProxy' : shown(target.name);
   const notesOf = new Map();
-  for (const { severity, service, code, text } of target.notes) {
+  // What is only worth knowing is no problem.
+  for (const { severity, service, code, text } of target.notes.filter((note) => note.severity !== 'info')) {
     const name = serviceName(service);
     notesOf.set(name, [...(notesOf.get(name) ?? []), { level: severity, code, text: shown(text, 1000) }]);
   }
