@@ -1,4 +1,7 @@
-//! Instances that leave while a pass runs do not wait for its end.
+//! Instances that leave do not wait for a pass.
+//!
+//! A pass looks at all of HAProxy, which takes it many times as long as Nomad takes to say who is left of one service. So
+//! who has left since the last pass is out before that, by what the last pass knew of HAProxy.
 //!
 //! A pass that validates a large file or waits for a reload takes seconds, and the catalog that it works from was read
 //! when it began. So while it runs, the catalog is read after each change, and servers whose instances are gone are taken
@@ -15,13 +18,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::catalog::Catalog;
-use crate::catalog::shared::SharedCatalog;
+use crate::catalog::shared::{Reading, SharedCatalog};
 use crate::catalog::watch::Change;
 use crate::desired::build;
 use crate::desired::{BackendName, InstanceId, Occupant, Present, Server, ServerName, State};
 use crate::errors::chain;
 use crate::leader::Lease;
-use crate::plan::guard::{self, Missing, Past};
+use crate::plan::guard::{self, Missing, Past, Policy};
 use crate::plane::{Plane, StateChange};
 
 use super::{CONCURRENCY, Controller, Moment, PassStatus, Seats};
@@ -59,7 +62,11 @@ struct Leaving {
 impl Controller {
     /// Runs one pass, and takes out of the process who leaves meanwhile; `changed` is when the catalog changes.
     pub async fn pass_while(&mut self, moment: Moment, changed: watch::Receiver<Change>) -> PassStatus {
-        self.found.send_replace(None);
+        let known = self.found.send_replace(None).filter(|_| self.memory.is_clean() && self.lease.leads());
+        let first = match known {
+            Some(known) => self.take_out_first(known, moment).await,
+            None => BTreeSet::new(),
+        };
         let out = Arc::<Mutex<Out>>::default();
         let leaving = Leaving {
             plane: self.plane.clone(),
@@ -73,6 +80,11 @@ impl Controller {
             status = self.pass(moment, None) => status,
             never = leaving.follow(changed) => match never {},
         };
+        let stays = |occupant: &Occupant| occupant.id().is_some_and(|id| first.contains(id));
+        if !first.is_empty() && status.seats.occupants().any(stays) {
+            // The pass knew better, and has not looked at the process.
+            self.memory.forget_process();
+        }
         let out = std::mem::take(&mut *out.lock().unwrap_or_else(PoisonError::into_inner));
         if !out.is_empty() {
             tracing::info!(servers = out.len(), "instances left while the pass ran: their servers are out");
@@ -86,6 +98,35 @@ impl Controller {
             }
         }
         status
+    }
+}
+
+impl Controller {
+    /// Takes out of the process who has left since the last pass, and returns them. The pass has the same catalog, so it
+    /// does this once more, and writes it.
+    async fn take_out_first(&self, known: Found, moment: Moment) -> BTreeSet<InstanceId> {
+        // Those after the last write.
+        let known = Found { seats: self.seated.seats.clone(), ..known };
+        let Moment { catalog_since, catalog_full_since, .. } = moment;
+        let read = self.source.read(&known.seats.namespaces(), catalog_since, catalog_full_since).await;
+        // Why it cannot be read the pass says.
+        let Ok(Reading { catalog, .. }) = read else { return BTreeSet::new() };
+        let gone = gone_of_few(&known, &catalog, &self.guard.options());
+        let out: Vec<StateChange> = changes(servers(&known.seats, &gone).collect()).collect();
+        set(self.plane.as_ref(), &out).await;
+        gone
+    }
+}
+
+/// Sets states. One that is not set the next pass sets.
+async fn set(plane: &dyn Plane, out: &[StateChange]) {
+    let asked: Vec<_> = out.iter().map(|change| plane.set_state(change)).collect();
+    let answers: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
+    for (StateChange { backend, server, .. }, answer) in out.iter().zip(answers) {
+        if let Err(error) = answer {
+            // As while HAProxy reloads.
+            tracing::debug!(%backend, %server, error = %chain(&error), "an instance that left is not out yet");
+        }
     }
 }
 
@@ -117,14 +158,7 @@ impl Leaving {
             new
         };
         let new: Vec<StateChange> = changes(new).collect();
-        let asked: Vec<_> = new.iter().map(|change| self.plane.set_state(change)).collect();
-        let answers: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
-        for (StateChange { backend, server, .. }, answer) in new.iter().zip(answers) {
-            if let Err(error) = answer {
-                // As while HAProxy reloads; the next pass has it to do.
-                tracing::debug!(%backend, %server, error = %chain(&error), "an instance that left is not out yet");
-            }
-        }
+        set(self.plane.as_ref(), &new).await;
     }
 }
 
@@ -140,6 +174,31 @@ fn gone(found: &Found, catalog: &Catalog, options: &guard::Options) -> BTreeSet<
         [] => missing.vanished().iter().map(|one| one.id.clone()).collect(),
         _ => BTreeSet::new(),
     }
+}
+
+/// The same, of so few that they never need proof, without building the desired state of all services.
+fn gone_of_few(known: &Found, catalog: &Catalog, options: &guard::Options) -> BTreeSet<InstanceId> {
+    let Catalog { index, services, unreadable, namespaces, .. } = catalog;
+    let is_whole = *index >= known.index && unreadable.is_empty() && namespaces.is_empty();
+    if !is_whole || options.policy != Policy::Sync {
+        return BTreeSet::new();
+    }
+    let registered: BTreeSet<InstanceId> = services.values().flatten().map(|one| InstanceId::new(&one.id)).collect();
+    let seated = known.seats.occupants().filter(|occupant| occupant.id().is_some());
+    let (stay, left): (Vec<&Occupant>, Vec<&Occupant>) =
+        seated.partition(|occupant| occupant.id().is_some_and(|id| registered.contains(id)));
+    // All of them need proof.
+    if left.is_empty() || left.len() >= options.min || stay.is_empty() {
+        return BTreeSet::new();
+    }
+    // Whether their services are held.
+    let concerned = left.iter().filter_map(|occupant| occupant.service());
+    let concerned = concerned.filter_map(|service| Some((service.clone(), services.get(service)?.clone()))).collect();
+    let few = Catalog { index: *index, services: concerned, ..Catalog::default() };
+    let held = build::build(&few, &known.present, &known.build).held;
+    // A line of before 0.2 may not name its service.
+    let is_free = |occupant: &&Occupant| occupant.service().is_some() && !held.keeps(occupant);
+    left.into_iter().filter(is_free).filter_map(Occupant::id).cloned().collect()
 }
 
 /// The servers of those who are gone, and how they leave. In a backend of ours that has no one else they stay: requests
@@ -174,7 +233,7 @@ mod tests {
     use crate::desired::{Grants, Owner, SlotPolicy};
     use crate::haproxy::text::ConfigText;
     use crate::observed::Observed;
-    use crate::plan::guard::{Policy, Share};
+    use crate::plan::guard::Share;
 
     const GUARD: guard::Options = guard::Options { share: Share::DEFAULT, min: 5, policy: Policy::Sync };
 
@@ -195,7 +254,9 @@ mod tests {
         let owner: Owner = "nomad".parse().expect("an owner");
         let server = |(slot, id): (usize, &&str)| {
             let drain = if *id == "d" { r#","drain":"1s""# } else { "" };
-            format!("  server api_{slot} 10.0.0.1:1 weight 1 # {{\"id\":\"{id}\",\"owner\":\"nomad\"{drain}}}\n")
+            format!(
+                "  server api_{slot} 10.0.0.1:1 weight 1 # {{\"id\":\"{id}\",\"owner\":\"nomad\",\"service\":\"default/api\"{drain}}}\n"
+            )
         };
         let servers: String = (1..).zip(ids).map(server).collect();
         let text = format!("backend api\n  description nomad-haproxy:nomad api default/api\n{servers}");
@@ -231,6 +292,29 @@ mod tests {
         assert_eq!(out(&many, &catalog(6, &["1", "2", "3"])), Vec::<String>::new(), "5 of 8 are above the limits");
         assert_eq!(out(&many, &catalog(4, &["1", "2", "3", "4", "5", "6", "7"])), Vec::<String>::new(), "index 4");
         assert_eq!(out(&many, &catalog(6, &["1", "2", "3", "4", "5", "6", "7"])), ["api_8 maint"]);
+    }
+
+    #[test]
+    fn few_of_many_are_out_before_the_pass() {
+        let found = found(&["a", "b", "c", "d"]);
+        let out = |catalog: &Catalog, options: &guard::Options| -> Vec<String> {
+            let gone = gone_of_few(&found, catalog, options);
+            servers(&found.seats, &gone).map(|((_, server), state)| format!("{server} {}", state.as_str())).collect()
+        };
+        let none = Vec::<String>::new();
+        assert_eq!(out(&catalog(6, &["b", "c"]), &GUARD), ["api_1 maint", "api_4 drain"]);
+        assert_eq!(out(&catalog(6, &["a", "b", "c", "d", "e"]), &GUARD), none);
+        assert_eq!(out(&catalog(6, &["e"]), &GUARD), none, "all of them");
+        assert_eq!(out(&catalog(4, &["b", "c"]), &GUARD), none, "an older index");
+        assert_eq!(out(&catalog(6, &["b", "c"]), &guard::Options { min: 2, ..GUARD }), none, "as many as need proof");
+        let upsert = guard::Options { policy: Policy::UpsertOnly, ..GUARD };
+        assert_eq!(out(&catalog(6, &["b", "c"]), &upsert), none);
+        let mut unread = catalog(6, &["b", "c"]);
+        unread.namespaces.insert("default".into(), crate::catalog::Unread::Missing);
+        assert_eq!(out(&unread, &GUARD), none, "something was not read");
+        let mut unclear = catalog(6, &["b", "c"]);
+        unclear.services.values_mut().flatten().for_each(|one| one.tags = vec!["haproxy.enable=perhaps".into()]);
+        assert_eq!(out(&unclear, &GUARD), none, "its service is held");
     }
 
     #[test]
