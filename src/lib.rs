@@ -30,18 +30,21 @@
 //!
 //! - [`desired`]: the types in which desired and observed state are expressed; [`desired::tags`] parses
 //!   tags (one table of them), [`desired::build`] builds the desired state from a catalog; `desired/checks.rs` chooses
-//!   the check: tags, the job's, the default.
+//!   the check: tags, the job's, the default. [`desired::routes`]: which requests go where, and the maps that say so;
+//!   `desired/claims.rs` decides who gets a route.
 //! - [`catalog`]: what Nomad reports, from [`catalog::nomad`] or [`catalog::file`]; [`catalog::shared`] reads it once
 //!   for all HAProxys, [`catalog::watch`] wakes them, [`catalog::ledger`] says how much is to be read, `catalog/zombies.rs`
 //!   leaves out what has ended, `catalog/job.rs` reads what jobs say of checks; [`nomad`] is the HTTP client.
-//! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics.
+//! - [`haproxy`]: the configuration text, lossless; our own lines rendered and read back; sockets; statistics;
+//!   [`haproxy::maps`], the map files of ours and the rules that read them.
 //! - [`observed`]: that text in the types of [`desired`], and the meaning of what is not ours; [`observed::Others`] is
 //!   what other owners marked, [`observed::Profiles`] what HAProxy 3.4 makes backends from at run time.
 //! - [`plan::guard`]: what stays although the catalog lacks it; [`catalog::fate`] asks Nomad for the proof.
 //! - [`plan`]: the difference, sorted by what needs a reload (`plan/live.rs`, the only place that decides it, by
 //!   [`plane::Capabilities`]); [`plan::slots`] assigns slots to instances, [`plan::text`] is the plan as an edit
 //!   of the text, [`plan::Changes`] as changes of the process, [`plan::display`] as a summary, [`plan::review`] as
-//!   a file for review, [`plan::Kept`] as what `uninstall` leaves.
+//!   a file for review, [`plan::Kept`] as what `uninstall` leaves. [`plan::RouteEdits`] are the maps and rules that change,
+//!   and the order in which they do.
 //! - [`plane`]: the connection to HAProxy, by [`plane::dataplane`] or [`plane::local`].
 //! - [`leader`]: of several controllers one writes, the one that holds a lock in Nomad ([`nomad::lock`]); every write asks
 //!   for it.
