@@ -54,7 +54,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/api/openapi.json", get(openapi))
 }
 
-/// The description of the API for programs. `tests/openapi.rs` holds the running server to it.
+/// The description of the API for programs. `tests/e2e/openapi.rs` holds the running server to it.
 async fn openapi() -> Response {
     json(StatusCode::OK, include_str!("openapi.json"))
 }

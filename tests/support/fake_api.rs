@@ -1,5 +1,5 @@
 //! A fake Data Plane API on a real HAProxy, for machines without the real one: the parts of version 3 that the
-//! controller uses, compared with fixtures/dataplane by tests/contract.rs.
+//! controller uses, compared with fixtures/dataplane by tests/e2e/contract.rs.
 //!
 //! It keeps the configuration in its memory, as the real one does, and writes the file from that. A reload without
 //! waiting is made at once, where the real one waits for up to its `reload_delay`.

@@ -1,0 +1,312 @@
+//! The files of deploy/ and the README, checked by the programs that read them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::api::{Rig, Way};
+use crate::support::controller::{registration, write_catalog};
+use crate::support::haproxy::{Haproxy, hand_written};
+use crate::support::nomad::{self, Nomad, job};
+use crate::support::{root, wait_for};
+use serde_json::{Value, json};
+
+fn validate(arguments: &[&str]) {
+    let output = Command::new(nomad::binary().expect("run `make tools`"))
+        .args(["job", "validate"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("validation successful"), "{said}");
+}
+
+const VARIABLES: [&str; 4] =
+    ["-var", "haproxy_address=http://127.0.0.1:5555", "-var", "haproxy_password_file=/tmp/password"];
+
+/// Validates the job as Nomad does without an agent.
+#[test]
+fn the_jobs_are_valid() {
+    let file = root().join("deploy/nomad-haproxy.nomad.hcl");
+    validate(&[&VARIABLES[..], &[file.to_str().unwrap()]].concat());
+    for file in ["deploy/haproxy.nomad.hcl", "deploy/compose/hello.nomad.hcl"] {
+        validate(&[root().join(file).to_str().unwrap()]);
+    }
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let jobs: Vec<&str> = readme
+        .split("```hcl\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .filter(|b| b.starts_with("job "))
+        .collect();
+    assert!(!jobs.is_empty(), "the README shows a job");
+    for text in jobs {
+        let file = tempfile::Builder::new().suffix(".nomad.hcl").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        validate(&[file.path().to_str().unwrap()]);
+    }
+}
+
+/// Waits until this version of the controllers' job is deployed: one leads, and one stands by.
+async fn wait_until_deployed(nomad: &Nomad, version: u64) {
+    wait_for(&format!("the deployment of version {version}"), Duration::from_secs(120), async || {
+        let all = nomad.try_call(reqwest::Method::GET, "/v1/job/nomad-haproxy/deployments", None).await?;
+        let mut all = all.as_array()?.clone().into_iter();
+        let deployment = all.find(|one| one["JobVersion"] == version)?;
+        assert_ne!(deployment["Status"], "failed", "{deployment}");
+        (deployment["Status"] == "successful").then_some(())
+    })
+    .await;
+    wait_for("one that leads and one that stands by", Duration::from_secs(60), async || {
+        let mut answers = Vec::new();
+        for one in nomad.service("nomad-haproxy").await {
+            let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", one["Port"].as_u64()?)).await.ok()?;
+            answers.push((answer.status().as_u16(), answer.text().await.ok()?));
+        }
+        answers.sort();
+        (answers == [(200, "ok\n".to_owned()), (200, "standby\n".to_owned())]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
+    let nomad = Nomad::start_with_acl().await;
+    let rig = Rig::start(Way::Api, "3.2").await;
+    let policy = std::fs::read_to_string(root().join("deploy/policy.hcl")).unwrap();
+    let bound =
+        json!({"Name": "nomad-haproxy", "Rules": policy, "JobACL": {"Namespace": "default", "JobID": "nomad-haproxy"}});
+    nomad.call(reqwest::Method::POST, "/v1/acl/policy/nomad-haproxy", Some(bound)).await;
+    nomad.submit(job("web", 2, &["enable=true"], None)).await;
+
+    let password = rig.haproxy.folder().join("password");
+    std::fs::write(&password, "secret\n").unwrap();
+    let run = async |more: &[&str]| {
+        let mut run = Command::new(nomad::binary().unwrap());
+        run.args(["job", "run", "-detach", "-var"])
+            .arg(format!("binary={}", crate::support::controller::binary().display()));
+        run.arg("-var").arg(format!("haproxy_address={}", rig.api.as_ref().unwrap().url));
+        run.arg("-var").arg(format!("haproxy_password_file={}", password.display())).args(more);
+        run.arg(root().join("deploy/nomad-haproxy.nomad.hcl"));
+        run.env("NOMAD_ADDR", &nomad.address).env("NOMAD_TOKEN", nomad.token.as_ref().unwrap());
+        tokio::task::spawn_blocking(move || crate::support::haproxy::output(&mut run)).await.unwrap();
+    };
+    run(&[]).await;
+    wait_for("two seats", Duration::from_secs(60), async || {
+        (rig.haproxy.text().matches("\"id\":").count() == 2).then_some(())
+    })
+    .await;
+    wait_until_deployed(&nomad, 0).await;
+    // One after the other is replaced; a standby is as healthy as a leader.
+    run(&["-var", "datacenters=[\"dc1\"]"]).await;
+    wait_until_deployed(&nomad, 1).await;
+    nomad.scale("web", 3).await;
+    wait_for("three seats", Duration::from_secs(60), async || {
+        (rig.haproxy.text().matches("\"id\":").count() == 3).then_some(())
+    })
+    .await;
+    nomad.stop_job("nomad-haproxy").await;
+}
+
+/// Every key that the program knows is in the example, and no other.
+#[test]
+fn the_example_has_every_setting() {
+    let text = std::fs::read_to_string(root().join("deploy/config.example.json")).unwrap();
+    let example: Value = serde_json::from_str(&text).unwrap();
+    let settings: nomad_haproxy::config::Settings = serde_json::from_str(&text).unwrap();
+    // `namespaces` is by name, and has its own types.
+    let sections: Vec<(&String, &Value)> =
+        example.as_object().unwrap().iter().filter(|(section, _)| *section != "namespaces").collect();
+    let entry: Vec<&String> = example["namespaces"]["team-*"].as_object().unwrap().keys().collect();
+    assert_eq!(entry, ["backends", "domains", "join"]);
+    // The names of the fields, as in the program's debug output, under the names of their sections.
+    let without = nomad_haproxy::config::Settings { namespaces: BTreeMap::new(), ..settings.clone() };
+    let printed = format!("{without:#?}");
+    let mut section = "";
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    for line in printed.lines().filter(|line| !line.starts_with("            ")) {
+        let Some((key, _)) = line.trim().split_once(": ") else { continue };
+        if line.starts_with("        ") {
+            known.insert(format!("{section}.{key}"));
+        } else {
+            section = key;
+        }
+    }
+    let shown: BTreeSet<String> = sections
+        .iter()
+        .filter_map(|(section, keys)| Some((section, keys.as_object()?)))
+        .flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}.{key}")))
+        .collect();
+    assert_eq!(known, shown);
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(readme.contains("`namespaces.NAME.backends`") && readme.contains("`namespaces.NAME.join`"));
+    for (section, keys) in sections {
+        let names = match keys.as_object() {
+            Some(keys) => keys.keys().map(|key| format!("{section}.{key}")).collect(),
+            None => vec![section.clone()],
+        };
+        for name in names {
+            assert!(readme.contains(&format!("`{name}`")), "the README does not mention {name}");
+        }
+    }
+}
+
+/// The examples pass validation as they are shipped: the files that they name are only read when they are needed.
+#[test]
+fn the_examples_start_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (catalog, config) = (folder.path().join("catalog.json"), folder.path().join("haproxy.cfg"));
+    write_catalog(&catalog, &[registration("api", "1", 1, 80, &["enable=true"])]);
+    std::fs::write(&config, "defaults\n  mode http\n").unwrap();
+    let plan = |example: &str, arguments: &[&str]| {
+        let mut command = Command::new(crate::support::controller::binary());
+        command.env_clear().args(["plan", "--config"]).arg(root().join("deploy").join(example));
+        command.arg("--catalog").arg(&catalog).args(arguments).output().unwrap()
+    };
+    let said = |example: &str, more: &[&str]| String::from_utf8(plan(example, more).stderr).unwrap();
+    for example in ["config.example.json", "config.local.example.json"] {
+        let output = plan(example, &["--haproxy-config", config.to_str().unwrap()]);
+        assert!(output.status.success(), "{example}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let api = said("config.example.json", &["--haproxy-address", "http://127.0.0.1:1"]);
+    assert!(api.contains("the Data Plane API at http://127.0.0.1:1 does not answer"), "{api}");
+    let socket = folder.path().join("no.sock");
+    let local = said("config.local.example.json", &["--haproxy-master-socket", socket.to_str().unwrap()]);
+    assert!(local.contains("HAProxy does not answer"), "{local}");
+}
+
+/// The image is built from exactly the files that the Dockerfile copies.
+#[test]
+fn the_dockerfile_copies_all_that_the_build_needs() {
+    let dockerfile = std::fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let ignored = std::fs::read_to_string(root().join(".dockerignore")).unwrap();
+    // Always the same folder, so that cargo rebuilds only what has changed.
+    let folder = root().join("target/image");
+    let _ = std::fs::remove_dir_all(&folder);
+    let copies: Vec<Vec<&str>> = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("COPY "))
+        .filter(|arguments| !arguments.starts_with("--from"))
+        .map(|arguments| arguments.split_whitespace().collect())
+        .collect();
+    assert!(copies.len() > 1, "{copies:?}");
+    for arguments in copies {
+        let (to, from) = arguments.split_last().unwrap();
+        for name in from {
+            assert!(!ignored.lines().any(|line| line == *name), ".dockerignore leaves {name} out");
+            let to = if from.len() > 1 || *to == "./" { folder.join(to).join(name) } else { folder.join(to) };
+            copy(&root().join(name), &to);
+        }
+    }
+    let build = dockerfile.lines().find_map(|line| line.strip_prefix("RUN cargo build --release ")).unwrap();
+    // With the bench, so that the dependencies have the same features as with `cargo clippy --all-targets`.
+    let mut check = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    check.args(["check", "--quiet", "--offline", "--benches"]).args(build.split_whitespace()).current_dir(&folder);
+    let output = check.env("CARGO_TARGET_DIR", root().join("target")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy(&from.join(&name), &to.join(&name));
+        }
+        return;
+    }
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    std::fs::copy(from, to).unwrap();
+    let changed = std::fs::metadata(from).unwrap().modified().unwrap();
+    std::fs::File::options().write(true).open(to).unwrap().set_modified(changed).unwrap();
+}
+
+#[test]
+fn the_unit_is_in_form_and_needs_no_root() {
+    let unit = std::fs::read_to_string(root().join("deploy/nomad-haproxy.service")).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap_or("");
+    assert!(!["", "root", "0"].contains(&value("User")), "it has a user of its own");
+    assert_eq!(value("SupplementaryGroups"), "haproxy");
+    let paths: Vec<&str> = value("ReadWritePaths").split(' ').collect();
+    let text = std::fs::read_to_string(root().join("deploy/config.local.example.json")).unwrap();
+    let example: Value = serde_json::from_str(&text).unwrap();
+    let folder = |key: &str| Path::new(example["haproxy"][key].as_str().unwrap()).parent().unwrap().to_owned();
+    assert_eq!(paths[0], folder("config_file").to_str().unwrap());
+    // The unit may start before HAProxy has created the folder of its socket.
+    assert_eq!(paths[1].strip_prefix('-').unwrap(), folder("master_socket").to_str().unwrap());
+
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no systemd-analyze here");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nomad-haproxy.service");
+    let here = crate::support::controller::binary().display().to_string();
+    std::fs::write(&file, unit.replace("/usr/local/bin/nomad-haproxy", &here)).unwrap();
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("nomad-haproxy.service"), "{said}");
+}
+
+/// As the unit and its README describe it: a separate user that owns the folder of the configuration, and whose group
+/// may use HAProxy's master socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_plane_needs_no_root() {
+    // IDs that no account has.
+    const USER: u32 = 61_001;
+    const GROUP: u32 = 61_002;
+    let mut haproxy = Haproxy::prepare(crate::support::haproxy::binary("3.2").unwrap());
+    haproxy.socket_options = format!("mode,660,gid,{GROUP}");
+    std::fs::write(haproxy.config(), hand_written(haproxy.folder(), haproxy.port)).unwrap();
+    haproxy.launch().await;
+    let rig = Rig::with(Way::Local, "3.2", haproxy).await;
+    let own = |path: &Path, mode: u32| {
+        std::os::unix::fs::chown(path, Some(USER), Some(GROUP)).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    own(rig.haproxy.folder(), 0o755);
+    own(&rig.haproxy.config(), 0o644);
+    let mut env = rig.env();
+    env.push(("HAPROXY_WORKING_DIRECTORY".to_owned(), "/".to_owned()));
+    env.push(("HAPROXY_FILES".to_owned(), rig.haproxy.config().display().to_string()));
+    // A reload, then a live change.
+    for weight in ["weight=1", "weight=2"] {
+        write_catalog(&rig.catalog(), &[registration("api", "1", 1, 2001, &["enable=true", weight])]);
+        own(&rig.catalog(), 0o600);
+        let catalog = rig.catalog().display().to_string();
+        let arguments = ["apply", "--catalog", &catalog];
+        let Some(output) = crate::support::controller::run_as(USER, GROUP, &env, &arguments) else { return };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        rig.agrees().await;
+    }
+    assert_eq!(std::fs::metadata(rig.haproxy.config()).unwrap().uid(), USER);
+}
+
+#[test]
+fn the_compose_file_is_in_form_and_names_files_that_exist() {
+    let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
+    let compose = &yaml_rust2::YamlLoader::load_from_str(&text).unwrap()[0];
+    let services = compose["services"].as_hash().unwrap();
+    let names: Vec<&str> = services.keys().filter_map(yaml_rust2::Yaml::as_str).collect();
+    assert_eq!(names, ["nomad", "haproxy", "nomad-haproxy", "job"]);
+    for (name, service) in services {
+        assert!(!service["image"].is_badvalue() || !service["build"].is_badvalue(), "{name:?}");
+        for volume in service["volumes"].as_vec().into_iter().flatten() {
+            let source = volume.as_str().unwrap().split(':').next().unwrap();
+            assert!(!source.starts_with("./") || root().join(source).exists(), "{source}");
+        }
+        for needed in service["depends_on"].as_hash().into_iter().flat_map(|h| h.keys()) {
+            let health = &compose["services"][needed.as_str().unwrap()]["healthcheck"];
+            assert!(!health.is_badvalue(), "{needed:?} is waited for, and does not say when it is healthy");
+        }
+    }
+    assert!(root().join(compose["services"]["nomad-haproxy"]["build"]["dockerfile"].as_str().unwrap()).exists());
+    let config = root().join("deploy/compose/dataplaneapi.yml");
+    yaml_rust2::YamlLoader::load_from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
+    // HAProxy itself reads the configuration, if it still knows the `program` section (until 3.3).
+    let config = root().join("deploy/compose/haproxy.cfg");
+    let output =
+        Command::new(crate::support::haproxy::binary("3.2").unwrap()).args(["-c", "-f"]).arg(config).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,52 @@
+//! The end-to-end tests, on real parts. One executable: what they share is compiled and linked once.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, clippy::similar_names, unreachable_pub, reason = "tests")]
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod apply;
+mod backends;
+mod bad_tags;
+mod breaker;
+mod check;
+mod checks;
+mod claims;
+mod cli;
+mod contract;
+mod crash;
+mod day;
+mod demo;
+mod deploy;
+mod deployments;
+mod discovery;
+mod events;
+mod file;
+mod fleet;
+mod guard;
+mod health;
+mod http;
+mod identity;
+mod isolation;
+mod leader;
+mod live;
+mod local;
+mod mariadb;
+mod nomad;
+mod observe;
+mod openapi;
+mod out;
+mod page;
+mod prometheus;
+mod reloads;
+mod review;
+mod routes;
+mod runtime;
+mod settings;
+mod soak;
+mod tags;
+mod tenant;
+mod uninstall;
+mod validation;
+mod writers;
