@@ -97,8 +97,8 @@ mod cases {
             };
             let text = in_backend(text, "plain", "retries 3", "retries 3\n  http-request deny if FALSE");
             let text = in_backend(text, "guest", "server guest_1 ", "server by_hand 127.0.0.1:5\n  server guest_1 ");
-            let text = in_backend(text, "lines", "127.0.0.1:2011", "127.0.0.1:2011 send-proxy");
-            in_backend(text, "shop", "127.0.0.1:2004", "127.0.0.1:2004 send-proxy")
+            let text = in_backend(text, "lines", "127.0.0.1:2011", "127.0.0.1:2011 on-marked-down shutdown-sessions");
+            in_backend(text, "shop", "127.0.0.1:2004", "127.0.0.1:2004 on-marked-down shutdown-sessions")
         })
         .await;
         let foreign = rig.foreign();
