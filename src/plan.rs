@@ -305,7 +305,14 @@ impl Plan {
         let (mut live, mut rest) = (Self::default(), BTreeMap::new());
         for (name, edit) in self.edits {
             let part = |edits: Vec<ServerEdit>| -> (Vec<_>, Vec<_>) {
-                let (now, then): (Vec<_>, Vec<_>) = edits.into_iter().partition(ServerEdit::is_live);
+                // A spare server that came alone would be filled by the instance that waits for its own.
+                let is_spare =
+                    |edit: &ServerEdit| matches!(edit, ServerEdit::Add { server, .. } if !server.is_enabled());
+                let an_instance_waits = edits
+                    .iter()
+                    .any(|edit| matches!(edit, ServerEdit::Add { server, is_live: false } if server.is_enabled()));
+                let comes_now = |edit: &ServerEdit| edit.is_live() && !(an_instance_waits && is_spare(edit));
+                let (now, then): (Vec<_>, Vec<_>) = edits.into_iter().partition(comes_now);
                 (now, then.into_iter().map(ServerEdit::waiting).collect())
             };
             let (now, then) = match edit {
