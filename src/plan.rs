@@ -304,29 +304,18 @@ impl Plan {
     pub fn split(self, gone: Self) -> (Self, Waiting) {
         let (mut live, mut rest) = (Self::default(), BTreeMap::new());
         for (name, edit) in self.edits {
-            let part = |edits: Vec<ServerEdit>| -> (Vec<_>, Vec<_>) {
-                // A spare server that came alone would be filled by the instance that waits for its own.
-                let is_spare =
-                    |edit: &ServerEdit| matches!(edit, ServerEdit::Add { server, .. } if !server.is_enabled());
-                let an_instance_waits = edits
-                    .iter()
-                    .any(|edit| matches!(edit, ServerEdit::Add { server, is_live: false } if server.is_enabled()));
-                let comes_now = |edit: &ServerEdit| edit.is_live() && !(an_instance_waits && is_spare(edit));
-                let (now, then): (Vec<_>, Vec<_>) = edits.into_iter().partition(comes_now);
-                (now, then.into_iter().map(ServerEdit::waiting).collect())
-            };
             let (now, then) = match edit {
                 whole @ (Edit::Change { .. } | Edit::Create { .. } | Edit::Delete { .. }) if whole.is_live() => {
                     live.edits.insert(name, whole);
                     continue;
                 }
                 Edit::Change { settings, rewrite, servers: _, edits } => {
-                    let (now, edits) = part(edits);
+                    let (now, edits) = split_servers(edits);
                     let left = rewrite != Rewrite::Nothing || !edits.is_empty();
                     (now, left.then_some(Edit::Change { settings, rewrite, servers: Vec::new(), edits }))
                 }
                 Edit::Servers(edits) => {
-                    let (now, then) = part(edits);
+                    let (now, then) = split_servers(edits);
                     (now, (!then.is_empty()).then_some(Edit::Servers(then)))
                 }
                 whole @ (Edit::Create { .. } | Edit::Delete { .. }) => (Vec::new(), Some(whole)),
@@ -396,6 +385,16 @@ impl Edit {
             Self::Delete { .. } => 1,
         }
     }
+}
+
+/// The servers of a backend that come, change and go now, and those that wait for a reload. A spare server waits with an
+/// instance that comes: alone, it would be taken by that instance at the next look.
+fn split_servers(edits: Vec<ServerEdit>) -> (Vec<ServerEdit>, Vec<ServerEdit>) {
+    let adds = |edit: &ServerEdit, instance: bool| matches!(edit, ServerEdit::Add { server, is_live: _ } if server.is_enabled() == instance);
+    let an_instance_waits = edits.iter().any(|edit| adds(edit, true) && !edit.is_live());
+    let comes_now = |edit: &ServerEdit| edit.is_live() && !(an_instance_waits && adds(edit, false));
+    let (now, then): (Vec<_>, Vec<_>) = edits.into_iter().partition(comes_now);
+    (now, then.into_iter().map(ServerEdit::waiting).collect())
 }
 
 /// The part of a plan that needs a reload, when none may be made now. It lacks the servers of its backends that change

@@ -13,7 +13,6 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
@@ -27,7 +26,8 @@ use crate::leader::Lease;
 use crate::plan::guard::{self, Missing, Past, Policy};
 use crate::plane::{Plane, StateChange};
 
-use super::{CONCURRENCY, Controller, Moment, PassStatus, Seats};
+use super::write::set_each;
+use super::{Controller, Moment, PassStatus, Seats};
 
 /// Between two looks at the catalog.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -99,9 +99,7 @@ impl Controller {
         }
         status
     }
-}
 
-impl Controller {
     /// Takes out of the process who has left since the last pass, and returns them. The pass has the same catalog, so it
     /// does this once more, and writes it.
     async fn take_out_first(&self, known: Found, moment: Moment) -> BTreeSet<InstanceId> {
@@ -120,9 +118,8 @@ impl Controller {
 
 /// Sets states. One that is not set the next pass sets.
 async fn set(plane: &dyn Plane, out: &[StateChange]) {
-    let asked: Vec<_> = out.iter().map(|change| plane.set_state(change)).collect();
-    let answers: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
-    for (StateChange { backend, server, .. }, answer) in out.iter().zip(answers) {
+    let results = set_each(plane, out).await;
+    for (StateChange { backend, server, .. }, answer) in out.iter().zip(results) {
         if let Err(error) = answer {
             // As while HAProxy reloads.
             tracing::debug!(%backend, %server, error = %chain(&error), "an instance that left is not out yet");

@@ -6,17 +6,22 @@ use crate::desired::BackendName;
 use crate::errors::chain;
 use crate::observed::Observed;
 use crate::plan::Changes;
-use crate::plane::{AccessError, StateChange, Survey, WriteError};
+use crate::plane::{AccessError, Plane, StateChange, Survey, WriteError};
 
 use super::{CONCURRENCY, Controller, Draft, PassError, PassStatus, Seen, repair};
+
+/// Sets states in the process, some at a time; the results are in the same order.
+pub(super) async fn set_each(plane: &dyn Plane, changes: &[StateChange]) -> Vec<Result<(), AccessError>> {
+    // Collected, as the compiler cannot prove that a lazy one may move between threads.
+    let asked: Vec<_> = changes.iter().map(|change| plane.set_state(change)).collect();
+    stream::iter(asked).buffered(CONCURRENCY).collect().await
+}
 
 impl Controller {
     /// Sets states in the process, independently of any write. Instances that are gone are taken out before the file is
     /// written: they get no more requests, even if the write fails. Returns whether all of it succeeded.
     pub(super) async fn set_states(&self, changes: &[StateChange], status: &mut PassStatus) -> bool {
-        // Collected, as the compiler cannot prove that a lazy one may move between threads.
-        let asked: Vec<_> = changes.iter().map(|change| self.plane.set_state(change)).collect();
-        let results: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).collect().await;
+        let results = set_each(self.plane.as_ref(), changes).await;
         let mut all = true;
         for (StateChange { backend, server, state }, result) in changes.iter().zip(results) {
             match result {

@@ -64,7 +64,12 @@ fn decode(word: &str) -> Option<String> {
 pub fn to_text(entries: &[Entry], frontend: &FrontendName) -> String {
     let head =
         format!("# Routes of the frontend {frontend}. nomad-haproxy writes this file: changes by hand are lost.\n");
-    entries.iter().fold(head, |mut text, (key, value)| {
+    head + &to_lines(entries)
+}
+
+/// A line for each entry, as a map file and `add map` have them.
+pub fn to_lines(entries: &[Entry]) -> String {
+    entries.iter().fold(String::new(), |mut text, (key, value)| {
         let _ = writeln!(text, "{key} {value}");
         text
     })

@@ -101,8 +101,8 @@ impl Worker {
     }
 
     async fn add_entries(&self, path: &str, version: &str, entries: &[Entry]) -> Result<(), WriteError> {
-        for payload in payloads(entries, MAX_PAYLOAD) {
-            self.order(&format!("add map {version}{path} <<\n{payload}"), &[""]).await?;
+        for part in parts(entries, MAX_PAYLOAD) {
+            self.order(&format!("add map {version}{path} <<\n{}", maps::to_lines(part)), &[""]).await?;
         }
         Ok(())
     }
@@ -117,17 +117,19 @@ impl Worker {
     }
 }
 
-/// The entries as lines, in parts of this many bytes at the most.
-fn payloads(entries: &[Entry], longest: usize) -> Vec<String> {
-    let mut payloads: Vec<String> = Vec::new();
-    for (key, value) in entries {
-        let line = format!("{key} {value}\n");
-        match payloads.last_mut() {
-            Some(last) if last.len() + line.len() <= longest => last.push_str(&line),
-            _ => payloads.push(line),
+/// The entries in parts of this many bytes at the most, as lines `KEY VALUE`; a longer one is a part of its own.
+pub(super) fn parts(entries: &[Entry], longest: usize) -> Vec<&[Entry]> {
+    let length = |(key, value): &Entry| key.len() + value.len() + 2;
+    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (at, entry) in entries.iter().enumerate() {
+        if at > start && sum + length(entry) > longest {
+            parts.push(&entries[start..at]);
+            (start, sum) = (at, 0);
         }
+        sum += length(entry);
     }
-    payloads
+    parts.extend((start < entries.len()).then(|| &entries[start..]));
+    parts
 }
 
 #[cfg(test)]
@@ -152,8 +154,8 @@ mod tests {
     #[test]
     fn many_entries_take_several_commands() {
         let all = entries(&[("a", "1"), ("b", "2"), ("c", "3")]);
-        assert_eq!(payloads(&all, 8), ["a 1\nb 2\n", "c 3\n"]);
-        assert_eq!(payloads(&all, 1).len(), 3);
-        assert!(payloads(&[], 8).is_empty());
+        assert_eq!(parts(&all, 8), [&all[..2], &all[2..]]);
+        assert_eq!(parts(&all, 1).len(), 3);
+        assert!(parts(&[], 8).is_empty());
     }
 }

@@ -3,22 +3,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::support::api::{Api, Rig, Way};
 use crate::support::controller::{apply, registration, run, stderr, stdout, write_catalog};
 use crate::support::disk::FullDisk;
 use crate::support::haproxy::{Haproxy, conditional, hand_written, has_backend, matrix};
 use crate::support::load::Load;
+use crate::support::passes::{controller, dataplane, pass};
 use crate::support::servers::Server;
-use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
-use nomad_haproxy::catalog::Source;
-use nomad_haproxy::catalog::shared::SharedCatalog;
-use nomad_haproxy::desired::SlotPolicy;
-use nomad_haproxy::desired::build;
+use nomad_haproxy::apply::Moment;
 use nomad_haproxy::haproxy::text::ConfigText;
-use nomad_haproxy::plan::{self, Strategy};
-use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
 
 fn api(ports: &[u16]) -> Vec<serde_json::Value> {
     ports.iter().map(|port| registration("api", &port.to_string(), 1, *port, &["enable=true"])).collect()
@@ -328,52 +322,6 @@ async fn a_redirect_is_not_followed_with_credentials() {
     assert_eq!(other.requests.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
-/// A controller in this process, whose passes run at the time that the test sets.
-fn controller(rig: &Rig) -> Controller {
-    let owner: nomad_haproxy::desired::Owner = "nomad".parse().unwrap();
-    let url = &rig.api.as_ref().unwrap().url;
-    let config = DataplaneConfig::new(url, "admin", "secret".to_owned().into());
-    let plane = Dataplane::new(config, owner.clone(), Write::Auto).unwrap();
-    let options = Options {
-        build: build::Options {
-            prefix: "haproxy.".into(),
-            owner: owner.clone(),
-            slots: SlotPolicy { min_free: 2, max: 16 },
-            init_state: true,
-            lingers: false,
-            grants: nomad_haproxy::desired::Grants::default(),
-            targets: nomad_haproxy::desired::build::TargetNames::default(),
-            frontend: None,
-        },
-        plan: plan::Options {
-            owner,
-            strategy: Strategy::UseExisting,
-            linger: Duration::ZERO,
-            now: Duration::ZERO,
-            uninstall: false,
-            capabilities: nomad_haproxy::plane::Capabilities::default(),
-            taken: std::collections::BTreeSet::new(),
-        },
-        guard: plan::guard::Options::OFF,
-        reload_min_interval: Duration::ZERO,
-    };
-    Controller::new(Arc::new(plane), SharedCatalog::new(Source::File(rig.catalog())), options)
-}
-
-/// Runs a pass this many seconds after the start.
-async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
-    controller
-        .pass(
-            Moment {
-                instant: start.instant + Duration::from_secs(seconds),
-                catalog_since: tokio::time::Instant::now(),
-                ..start
-            },
-            None,
-        )
-        .await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_not_be_loaded_is_tried_again_at_growing_intervals() {
     for series in matrix() {
@@ -385,7 +333,7 @@ async fn what_could_not_be_loaded_is_tried_again_at_growing_intervals() {
         let mut both = api(&[2001]);
         both.push(registration("new", "n", 1, 2009, &["enable=true"]));
         write_catalog(&rig.catalog(), &both);
-        let (mut controller, start) = (controller(&rig), Moment::now(true));
+        let (mut controller, start) = (controller(&rig, Arc::new(dataplane(&rig))), Moment::now(true));
         // At once, after 30 s, and 60 s after that; not in between.
         let mut failed = Vec::new();
         for seconds in [0, 1, 29, 31, 60, 89, 92] {
@@ -415,7 +363,7 @@ async fn what_was_refused_is_not_searched_again_at_each_resync() {
     let mut bad = registration("bad", "1", 1, 80, &["enable=true"]);
     bad["Address"] = "no..name.invalid".into();
     write_catalog(&rig.catalog(), &[bad, registration("good", "2", 2, 2001, &["enable=true"])]);
-    let (mut controller, start) = (controller(&rig), Moment::now(true));
+    let (mut controller, start) = (controller(&rig, Arc::new(dataplane(&rig))), Moment::now(true));
     let mut validations = Vec::new();
     for seconds in [0, 1, 29, 31, 32] {
         gate.hold(None);

@@ -7,21 +7,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::support::api::{Rig, WAYS, Way};
 use crate::support::controller::{apply, apply_failing, registration, write_catalog};
 use crate::support::haproxy::{Haproxy, binary, hand_written, has_backend, matrix};
 use crate::support::load;
+use crate::support::passes::{self, controller, dataplane, owner};
 use crate::support::servers::Server;
-use nomad_haproxy::apply::{Controller, Moment, Options, PassStatus};
-use nomad_haproxy::catalog::Source;
-use nomad_haproxy::catalog::shared::SharedCatalog;
-use nomad_haproxy::desired::build;
-use nomad_haproxy::desired::{Code, Owner, SlotPolicy};
-use nomad_haproxy::plan::{self, Strategy};
+use nomad_haproxy::apply::{Controller, Moment, PassStatus};
+use nomad_haproxy::desired::Code;
 use nomad_haproxy::plane::Plane;
-use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
 use nomad_haproxy::plane::local::{Local, LocalConfig};
 use serde_json::Value;
 
@@ -299,38 +294,6 @@ async fn what_a_refusal_does_not_name_is_found_by_halving() {
     }
 }
 
-/// A controller in this process, whose passes run at the time that the test sets.
-fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> (Controller, Moment) {
-    let options = Options {
-        build: build::Options {
-            prefix: "haproxy.".into(),
-            owner: owner(),
-            slots: SlotPolicy { min_free: 2, max: 16 },
-            init_state: true,
-            lingers: false,
-            grants: nomad_haproxy::desired::Grants::default(),
-            targets: nomad_haproxy::desired::build::TargetNames::default(),
-            frontend: None,
-        },
-        plan: plan::Options {
-            owner: owner(),
-            strategy: Strategy::UseExisting,
-            linger: Duration::ZERO,
-            uninstall: false,
-            capabilities: nomad_haproxy::plane::Capabilities::default(),
-            taken: std::collections::BTreeSet::new(),
-            now: Duration::ZERO,
-        },
-        reload_min_interval: Duration::ZERO,
-        guard: plan::guard::Options::OFF,
-    };
-    (Controller::new(plane, SharedCatalog::new(Source::File(rig.catalog())), options), Moment::now(true))
-}
-
-fn owner() -> Owner {
-    "nomad".parse().unwrap()
-}
-
 fn local(rig: &Rig) -> Local {
     let settings = LocalConfig {
         config_file: rig.haproxy.config(),
@@ -344,24 +307,9 @@ fn local(rig: &Rig) -> Local {
     Local::new(settings, owner())
 }
 
-fn dataplane(rig: &Rig) -> Dataplane {
-    let url = rig.api.as_ref().unwrap().url.as_str();
-    let settings = DataplaneConfig::new(url, "admin", "secret".to_owned().into());
-    Dataplane::new(settings, owner(), Write::Auto).unwrap()
-}
-
-/// Runs a pass this many seconds after the start.
+/// One that fails in nothing.
 async fn pass(controller: &mut Controller, start: Moment, seconds: u64) -> PassStatus {
-    let status = controller
-        .pass(
-            Moment {
-                instant: start.instant + Duration::from_secs(seconds),
-                catalog_since: tokio::time::Instant::now(),
-                ..start
-            },
-            None,
-        )
-        .await;
+    let status = passes::pass(controller, start, seconds).await;
     assert!(status.error.is_none(), "{:?}", status.error);
     status
 }
@@ -393,7 +341,7 @@ async fn comes_back(rig: &Rig, plane: Arc<dyn Plane>) {
     let answer = async || load::get(&reqwest::Client::new(), rig.haproxy.port, "named.test").await.unwrap().0;
     let named = || at("back.test", instance("named", server.port(), &[]));
     let is_noted = |status: &PassStatus| status.notes.iter().any(|note| note.code == Code::Unresolved);
-    let (mut controller, start) = controller(rig, plane);
+    let (mut controller, start) = (controller(rig, plane), Moment::now(true));
     hosts("127.0.0.1 back.test\n");
     write_catalog(&rig.catalog(), &[named(), instance("api", 2001, &[])]);
     assert!(!is_noted(&pass(&mut controller, start, 0).await));
@@ -439,7 +387,7 @@ async fn what_cannot_be_loaded_is_left_out_alone() {
 }
 
 async fn left_out(rig: &Rig, plane: Arc<dyn Plane>) {
-    let (mut controller, start) = controller(rig, plane);
+    let (mut controller, start) = (controller(rig, plane), Moment::now(true));
     let checked =
         |service: &str, port: u16| registration(service, &port.to_string(), port.into(), port, &["enable=true"]);
     let one = |port| instance("api", port, &[]);

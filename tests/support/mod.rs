@@ -37,6 +37,7 @@ pub mod haproxy;
 pub mod load;
 pub mod mariadb;
 pub mod nomad;
+pub mod passes;
 pub mod playground;
 pub mod process;
 pub mod prometheus;

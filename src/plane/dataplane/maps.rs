@@ -9,7 +9,7 @@ use crate::desired::{Entry, MapKind};
 use crate::haproxy::maps::{self, MapFile};
 use crate::observed::{Maps, Observed};
 
-use super::super::maps::MapChange;
+use super::super::maps::{MapChange, parts};
 use super::super::{AccessError, WriteError};
 use super::client::{Body, refused, unavailable};
 use super::{Dataplane, RuntimeSocket};
@@ -145,8 +145,8 @@ impl Dataplane {
     /// Adds in few requests, then changes and removes one by one: the API has no request for several.
     async fn change_map(&self, name: &str, change: MapChange) -> Result<(), WriteError> {
         let MapChange { add, set, remove } = change;
-        for part in parts(&add) {
-            let body = Body { json: Some(part), ..Body::default() };
+        for part in parts(&add, MAX_PAYLOAD) {
+            let body = Body { json: Some(to_json(part)), ..Body::default() };
             let answer = self.client.send(Method::PUT, &format!("{RUNTIME}/{name}"), &[], body).await?;
             if !answer.status.is_success() {
                 return Err(half("new entries of a map", &answer.message()));
@@ -185,19 +185,9 @@ fn half(what: &str, message: &str) -> WriteError {
     WriteError::HalfLive { message: format!("{what}: {message}") }
 }
 
-/// The entries as JSON, in parts that the API adds.
-fn parts(entries: &[Entry]) -> Vec<Value> {
-    let (mut parts, mut length) = (Vec::<Vec<Value>>::new(), MAX_PAYLOAD);
-    for (key, value) in entries {
-        length += key.len() + value.len() + 2;
-        if length > MAX_PAYLOAD {
-            parts.push(Vec::new());
-            length = key.len() + value.len() + 2;
-        }
-        let entry = json!({ "key": key, "value": value });
-        parts.last_mut().expect("one is pushed before the first entry").push(entry);
-    }
-    parts.into_iter().map(Value::Array).collect()
+/// The entries as the API takes them.
+fn to_json(entries: &[Entry]) -> Value {
+    entries.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect()
 }
 
 #[cfg(test)]
@@ -225,9 +215,9 @@ mod tests {
     #[test]
     fn entries_are_sent_in_parts_that_are_added() {
         let many: Vec<Entry> = (0..500).map(|n| (format!("h{n:04}.example.com/"), "backend".to_owned())).collect();
-        let sent = parts(&many);
+        let sent: Vec<Value> = parts(&many, MAX_PAYLOAD).into_iter().map(to_json).collect();
         assert_eq!(sent.iter().map(|part| part.as_array().expect("a list").len()).sum::<usize>(), 500);
         assert_eq!(sent.len(), 3);
-        assert!(parts(&[]).is_empty());
+        assert!(parts(&[], MAX_PAYLOAD).is_empty());
     }
 }
