@@ -13,7 +13,8 @@
 //!
 //! What a lock cannot do: HAProxy does not know it, so a process that is stopped between the question and the system call
 //! that follows it makes that one call when it wakes. A write of the file names the version that it was computed from, so
-//! it is refused then; a state of a server in the process is set once, and the leader's next look sets it right.
+//! it is refused then; a state of a server in the process is asked for again until it is sent ([`Lease::run`]), is set
+//! once, and the leader's next look sets it right.
 //!
 //! **Two clocks.** A lease is as old as the clock says that claims more. The monotonic one goes on while the process is
 //! stopped, but not while the machine is suspended; the wall clock goes on in both, but may be set. A wall clock that
@@ -25,7 +26,10 @@
 
 mod elector;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use thiserror::Error;
@@ -125,6 +129,19 @@ impl Lease {
         }
     }
 
+    /// Runs a write that nothing but the lease keeps from undoing what another leader did since: the lease is asked right
+    /// before it, and again each time it goes on, as the process may have been stopped while it connected. Only for
+    /// writes that may be cut short.
+    pub async fn run<T>(&self, write: impl Future<Output = T>) -> Result<T, NotLeading> {
+        self.check().await?;
+        let mut write = pin!(write);
+        poll_fn(|context| match self.0.as_ref().is_none_or(|shared| shared.is_good()) {
+            true => write.as_mut().poll(context).map(Ok),
+            false => Poll::Ready(Err(NotLeading::Nameless)),
+        })
+        .await
+    }
+
     /// Whether this controller leads, now and whenever that changes; `None`: there is no election.
     pub fn subscribe(&self) -> Option<watch::Receiver<Leadership>> {
         self.0.as_ref().map(|shared| shared.subscribe())
@@ -216,6 +233,8 @@ mod tests {
 
     #[tokio::test]
     async fn without_an_election_it_leads() {
-        assert!(Lease::ALWAYS.leads() && Lease::ALWAYS.check().await.is_ok() && Lease::ALWAYS.subscribe().is_none());
+        assert!(
+            Lease::ALWAYS.leads() && Lease::ALWAYS.run(async {}).await.is_ok() && Lease::ALWAYS.subscribe().is_none()
+        );
     }
 }

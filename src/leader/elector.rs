@@ -72,6 +72,11 @@ impl Shared {
         }
     }
 
+    /// Whether the lease is good, as far as this process knows without a question.
+    pub(super) fn is_good(&self) -> bool {
+        self.age().is_some_and(|age| age < self.lock.config().ttl)
+    }
+
     fn held(&self) -> Option<Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

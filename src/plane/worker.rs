@@ -60,11 +60,10 @@ impl Worker {
 
     /// Sends one command and reads the whole answer. [`AccessError::NotLeading`] if it is more than a read.
     pub(super) async fn command(&self, command: &str) -> Result<String, AccessError> {
-        if !is_read(command) {
-            self.lease.check().await?;
-        }
-        let command = format!("{}{command}", self.prefix);
-        self.socket.command(&command, COMMAND_TIMEOUT).await.map_err(|source| unanswered(&command, source))
+        let line = format!("{}{command}", self.prefix);
+        let answer = self.socket.command(&line, COMMAND_TIMEOUT);
+        let answer = if is_read(command) { answer.await } else { self.lease.run(answer).await? };
+        answer.map_err(|source| unanswered(&line, source))
     }
 
     /// The backends of the process, and the servers of those that are managed, or not published.
