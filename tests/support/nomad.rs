@@ -257,6 +257,12 @@ impl Nomad {
         .await;
     }
 
+    /// Has the client remove what is left of allocations that have ended. It does so by itself much later, their folders
+    /// are mounts, and each mount slows the next one down.
+    pub async fn collect_garbage(&self) {
+        self.call(reqwest::Method::PUT, "/v1/client/gc", None).await;
+    }
+
     /// The registrations of a service.
     pub async fn service(&self, name: &str) -> Vec<Value> {
         self.call(reqwest::Method::GET, &format!("/v1/service/{name}"), None)

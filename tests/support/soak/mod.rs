@@ -41,6 +41,8 @@ const PEAK: u32 = 20;
 const GROWING: usize = 4;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
+/// Between two times that Nomad is to remove what is left of ended allocations.
+const COLLECT_EVERY: Duration = Duration::from_secs(20);
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const UNROUTED_AFTER: Duration = Duration::from_secs(60);
 const LATE_AFTER: Duration = Duration::from_secs(120);
@@ -284,6 +286,14 @@ fn database_job(port: u16) -> Value {
 }
 
 impl Soak<'_> {
+    /// For ever.
+    async fn collect_garbage(&self) {
+        loop {
+            sleep(COLLECT_EVERY).await;
+            self.nomad.collect_garbage().await;
+        }
+    }
+
     /// All phases, while it is measured.
     async fn watch(&self, connection: &Client, show: impl Fn(&Sample)) -> Report {
         let haproxy = &self.target.rig.haproxy;
@@ -332,7 +342,11 @@ impl Soak<'_> {
                 sample().await;
             }
         };
-        let reloads_of_growth = tokio::select! { of_growth = work => of_growth, () = sampling => unreachable!() };
+        let reloads_of_growth = tokio::select! {
+            of_growth = work => of_growth,
+            () = sampling => unreachable!(),
+            () = self.collect_garbage() => unreachable!(),
+        };
         self.phase("end");
         let difference = self.settled().await;
         sample().await;
