@@ -285,6 +285,15 @@ impl Controller {
         status
     }
 
+    /// Reads and plans as a standby does, and writes nothing.
+    pub async fn look_on(&mut self, moment: Moment) -> PassStatus {
+        let mut status = PassStatus::default();
+        status.enter(Stage::Observe);
+        status.error = self.stand_by(moment, &mut status).await.err();
+        status.leave();
+        status
+    }
+
     async fn rounds(
         &mut self,
         moment: Moment,
@@ -373,6 +382,7 @@ impl Controller {
         status.saw(&observed, &self.seated);
         let known = self.memory.process(observed.version);
         let (observed, maps_error) = self.look_at_maps(observed, known == Process::Unknown).await;
+        status.saw_routes(&observed.maps);
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
             Process::Loaded { .. } => Runtime::loaded(&observed),

@@ -2,6 +2,7 @@
 
 mod apply;
 mod check;
+mod explain;
 mod plan;
 mod print;
 mod serve;
@@ -19,7 +20,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::catalog;
 use crate::config::{Config, Settings};
-use crate::desired::Owner;
+use crate::desired::{Owner, ServiceKey};
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
 use crate::plan::guard;
@@ -33,10 +34,10 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
-    /// JSON file with settings; flags and environment go over it
+    /// Settings file (JSON); flags and variables win
     #[arg(long, short, global = true, env = "NOMAD_HAPROXY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Only this one of several HAProxys (plan, apply, check, uninstall)
+    /// Only this one of several HAProxys (plan, apply, check, explain, uninstall)
     #[arg(long = "haproxy", global = true, value_name = "NAME")]
     pub haproxy: Option<String>,
     /// Settings
@@ -143,6 +144,19 @@ pub enum Command {
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Say why a service is, or is not, routed
+    Explain {
+        /// The service; in another namespace than `default`: NAMESPACE/NAME
+        // `service` is the setting haproxy.service.
+        #[arg(id = "explained", value_name = "SERVICE")]
+        service: ServiceKey,
+        /// Read the catalog from a file instead of Nomad
+        #[arg(long, value_name = "FILE")]
+        catalog: Option<PathBuf>,
+        /// How to print it
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
 }
@@ -185,6 +199,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let missing: Vec<String> = read.gaps().collect();
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Explain { service, catalog, output } => {
+            explain::run(&config, haproxy.as_deref(), catalog, &service, output).await
         }
         Command::Check { output } => check::check(&config, haproxy.as_deref(), output).await,
         Command::Uninstall { yes, no_lock } => {

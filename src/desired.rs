@@ -23,6 +23,7 @@ pub use backend::{
     Backend, BackendKind, BackendSettings, Balance, Check, CookieName, Desired, HttpCheck, Mode, SlotPolicy, Timeouts,
     Timing,
 };
+pub use checks::of_job;
 pub use grants::{BadGlob, Grant, Grants};
 pub use held::Held;
 pub use name::{Address, BackendName, FrontendName, Invalid, ServerName, ServiceKey};

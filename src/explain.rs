@@ -3,14 +3,20 @@
 //! Pure: it reads the [`Status`] that the loops publish, and neither HAProxy nor Nomad. So it is as old as the last pass
 //! of each HAProxy.
 
+mod settings;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use crate::apply::Outcome;
 use crate::catalog::Registration;
 use crate::desired::tags::{self, BackendTag, Enable};
 use crate::desired::{BackendName, Code, InstanceId, NamespaceNote, Note, Occupant, Server, ServiceKey, Severity};
+use crate::sample::ServerSample;
 use crate::status::{Status, TargetStatus};
+use settings::settings;
+pub use settings::{Setting, Source};
 
 /// Namespaces that an answer names.
 const NAMED: usize = 5;
@@ -43,6 +49,12 @@ pub struct OnTarget<'a> {
     pub backends: Vec<InBackend<'a>>,
     /// Registrations of the catalog that no server stands for.
     pub unseated: Vec<Unseated<'a>>,
+    /// Its routes, as the map files have them.
+    pub routes: Vec<InFrontend<'a>>,
+    /// How to route to it by hand: where it has a server, and no frontend sends it requests.
+    pub by_hand: Option<String>,
+    /// Its settings, each with where it comes from.
+    pub settings: Vec<Setting<'a>>,
     /// The notes about it.
     pub notes: Vec<&'a Note>,
     /// The notes about its namespace.
@@ -114,6 +126,17 @@ pub struct InBackend<'a> {
     pub servers: Vec<Seat<'a>>,
 }
 
+/// A route, or a rule of a person.
+#[derive(Debug, Serialize)]
+pub struct InFrontend<'a> {
+    /// The frontend.
+    pub frontend: &'a str,
+    /// The host and the path; `null`: a rule that is not ours, or the default of the frontend.
+    pub route: Option<String>,
+    /// The backend.
+    pub backend: &'a BackendName,
+}
+
 /// One server, and the instance in it.
 #[derive(Debug, Serialize)]
 pub struct Seat<'a> {
@@ -121,6 +144,10 @@ pub struct Seat<'a> {
     pub server: &'a str,
     /// `ready`, `drain` or `maint`.
     pub state: &'static str,
+    /// What HAProxy said of it in the last sample: `UP`, `DOWN`, `no check`, …; `null`: nothing yet.
+    pub status: Option<&'a str>,
+    /// What its last check found: `L4CON: Connection refused`.
+    pub check: Option<String>,
     /// Where it sends traffic.
     pub address: String,
     /// The same.
@@ -230,6 +257,7 @@ impl<'a> Question<'a, '_> {
         let backends = self.backends(target, &by_id);
         let seated: BTreeSet<&str> = backends.iter().flat_map(|backend| &backend.servers).map(|seat| seat.id).collect();
         let asks = |registration: &Registration| Asks::new(registration, self.prefix, name, self.status);
+        let wanted: Vec<&Registration> = by_id.values().filter(|one| asks(one) == Asks::Server).copied().collect();
         let (mut missing, mut unseated) = (0, Vec::new());
         for (_, registration) in by_id.iter().filter(|(id, _)| !seated.contains(id.as_str())) {
             let asks = asks(registration);
@@ -242,14 +270,23 @@ impl<'a> Question<'a, '_> {
         let most = self.registrations.iter().map(asks).min();
         let facts = Facts { target, notes: &notes, namespaces: &namespaces, asks: most, missing };
         let obstacle = self.obstacle(&facts);
-        let (routed, answer) = sentence(&backends, seated.len(), missing, obstacle.as_ref());
+        let (extent, answer) = sentence(&backends, seated.len(), missing, obstacle.as_ref());
+        let routes = routes(target, &backends);
+        let by_hand = by_hand(target, &backends, &routes, self.prefix).filter(|_| !seated.is_empty());
+        let settings = match &self.status.catalog.newest {
+            Some(catalog) => settings(self.service, &wanted, catalog, self.prefix),
+            None => Vec::new(),
+        };
         OnTarget {
             name,
             answer,
-            routed,
+            routed: extent,
             reason: obstacle.map(|(reason, _)| reason),
             backends,
             unseated,
+            routes,
+            by_hand,
+            settings,
             notes,
             namespaces,
         }
@@ -259,7 +296,9 @@ impl<'a> Question<'a, '_> {
     fn backends(&self, target: &'a TargetStatus, by_id: &BTreeMap<InstanceId, &'a Registration>) -> Vec<InBackend<'a>> {
         let mut backends = Vec::new();
         for (name, seats) in &target.seats.backends {
-            let servers: Vec<Seat> = seats.servers.iter().filter_map(|server| self.seat(server, by_id)).collect();
+            let sampled = |server: &Server| target.sample.as_ref()?.server(name.as_str(), server.name.as_str());
+            let seat = |server: &'a Server| self.seat(server, by_id, sampled(server));
+            let servers: Vec<Seat> = seats.servers.iter().filter_map(seat).collect();
             if !servers.is_empty() || seats.services.contains(self.service) {
                 backends.push(InBackend { name, is_ours: seats.is_ours, free: seats.slots().free, servers });
             }
@@ -267,7 +306,12 @@ impl<'a> Question<'a, '_> {
         backends
     }
 
-    fn seat(&self, server: &'a Server, by_id: &BTreeMap<InstanceId, &'a Registration>) -> Option<Seat<'a>> {
+    fn seat(
+        &self,
+        server: &'a Server,
+        by_id: &BTreeMap<InstanceId, &'a Registration>,
+        sample: Option<&'a ServerSample>,
+    ) -> Option<Seat<'a>> {
         let Occupant::Instance { id, alloc, service, drain: _ } = &server.occupant else { return None };
         let registration = by_id.get(id).copied();
         // A line of 0.1 does not name its service.
@@ -275,6 +319,8 @@ impl<'a> Question<'a, '_> {
         is_its.then(|| Seat {
             server: server.name.as_str(),
             state: server.state().as_str(),
+            status: sample.map(|sample| sample.status.as_str()),
+            check: sample.and_then(ServerSample::checked),
             address: server.address.to_string(),
             port: server.port,
             allocation: alloc,
@@ -292,6 +338,10 @@ impl<'a> Question<'a, '_> {
     fn outside(&self, facts: &Facts) -> Option<(Reason, String)> {
         let Self { status, service, prefix, registrations } = self;
         let Some(catalog) = status.catalog.newest.as_deref() else {
+            // HAProxy is asked first.
+            if let Some(failed) = facts.failed().filter(|_| status.catalog.error.is_none()) {
+                return Some(failed);
+            }
             let why = status.catalog.error.as_deref().unwrap_or("no pass has read it");
             return Some((Reason::CatalogUnread, format!("the catalog has not been read yet: {why}")));
         };
@@ -340,6 +390,17 @@ impl Facts<'_> {
         self.notes.iter().find(|note| note.code == code).map(|note| note.text.as_str())
     }
 
+    /// Why the last pass failed, if it did.
+    fn failed(&self) -> Option<(Reason, String)> {
+        let last = self.target.last.as_ref()?;
+        let error = last.error.as_ref()?;
+        let (reason, what) = match self.target.answers {
+            Some(false) => (Reason::NoAnswer, "HAProxy gives no answer"),
+            _ => (Reason::PassFailed, "the last pass failed"),
+        };
+        Some((reason, format!("{what}: {}: {error}", last.stage)))
+    }
+
     /// The first note that says what is not done.
     fn refused(&self) -> Option<(Reason, String)> {
         let mut errors = self.notes.iter().filter(|note| note.severity == Severity::Error);
@@ -352,17 +413,17 @@ impl Facts<'_> {
         let Some(last) = &target.last else {
             return Some((Reason::NoPass, "no pass over this HAProxy has ended yet".to_owned()));
         };
-        if let Some(error) = &last.error {
-            let (reason, what) = match target.answers {
-                Some(false) => (Reason::NoAnswer, "HAProxy gives no answer"),
-                _ => (Reason::PassFailed, "the last pass failed"),
-            };
-            return Some((reason, format!("{what}: {}: {error}", last.stage)));
-        }
-        if *missing == 0 {
-            return None;
+        if last.error.is_some() || *missing == 0 {
+            return self.failed();
         }
         match &target.pending {
+            pending if last.outcome == Outcome::Standby => {
+                let with = if pending.as_ref().is_some_and(|pending| !pending.live) { ", with a reload" } else { "" };
+                Some((
+                    Reason::NextPass,
+                    format!("HAProxy does not have it yet, and the next pass that writes adds it{with}"),
+                ))
+            }
             Some(pending) if !pending.live => Some((
                 Reason::WaitsForReload,
                 "the change needs a reload, which waits until `reload.min_interval` after the last one".to_owned(),
@@ -370,6 +431,45 @@ impl Facts<'_> {
             _ => Some((Reason::NextPass, "it was registered after the last pass, and the next one adds it".to_owned())),
         }
     }
+}
+
+/// The routes to these backends, and the rules of a person.
+fn routes<'a>(target: &'a TargetStatus, backends: &[InBackend<'a>]) -> Vec<InFrontend<'a>> {
+    let mut all = Vec::new();
+    for backend in backends {
+        for (frontend, routes) in &*target.routes {
+            let its = routes.iter().filter(|(_, name)| *name == backend.name);
+            all.extend(its.map(|(route, name)| InFrontend {
+                frontend: frontend.as_str(),
+                route: Some(route.to_string()),
+                backend: name,
+            }));
+        }
+        let frontends = target.seats.by_hand.get(backend.name.as_str()).into_iter().flatten();
+        all.extend(frontends.map(|frontend| InFrontend { frontend, route: None, backend: backend.name }));
+    }
+    all
+}
+
+/// What to write into a frontend, if none is known to send requests to any of these backends. A rule with an expression
+/// may.
+fn by_hand(target: &TargetStatus, backends: &[InBackend], routes: &[InFrontend], prefix: &str) -> Option<String> {
+    let may = |name: &String| name.contains("%[");
+    if !routes.is_empty() || target.seats.by_hand.keys().any(may) {
+        return None;
+    }
+    let backend = backends.iter().find(|backend| !backend.servers.is_empty())?.name;
+    let is_http = target.seats.backends.get(backend).is_none_or(|seats| seats.mode == "http");
+    Some(match is_http {
+        true => format!(
+            "no frontend sends requests to `{backend}`: give the service the tags `{prefix}domain` and `{prefix}frontend`, or write \
+             `use_backend {backend} if {{ req.hdr(host) -i app.example.com }}` into a frontend of yours"
+        ),
+        false => format!(
+            "no frontend sends connections to `{backend}`: give the service the tag `{prefix}frontend`, or write \
+             `default_backend {backend}` into a frontend of yours"
+        ),
+    })
 }
 
 fn sentence(

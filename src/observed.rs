@@ -137,6 +137,7 @@ pub struct Observed {
 struct Inherited {
     mode: Option<String>,
     balance: Option<String>,
+    default_backend: Option<String>,
     weight: Option<u16>,
     agent_check: bool,
     servers: Option<ServerDefaults>,
@@ -164,6 +165,10 @@ impl Observed {
                 let effective = inherit(above.clone().unwrap_or_else(|| last.clone()), &directives);
                 let mode = effective.mode.as_deref();
                 let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], mode, owner);
+                frontend.by_hand.extend(effective.default_backend);
+                if section.kind == "listen" {
+                    frontend.by_hand.insert(section.name.clone());
+                }
                 if unclear {
                     frontend.door.trouble = Some("it is unclear whether what follows it is part of it");
                 }
@@ -254,6 +259,17 @@ impl Observed {
     /// Whether a line (from 0) is a rule of ours in a frontend.
     pub fn is_our_rule(&self, line: usize) -> bool {
         self.frontends.values().any(|frontend| frontend.rules.contains_key(&line))
+    }
+
+    /// What rules of a person send requests to, each with the frontends.
+    pub fn by_hand(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (frontend, Frontend { by_hand, .. }) in &self.frontends {
+            for backend in by_hand {
+                all.entry(backend.clone()).or_default().insert(frontend.clone());
+            }
+        }
+        all
     }
 
     /// A frontend by its name.
@@ -473,6 +489,7 @@ fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
     directives.iter().fold(above, |mut inherited, directive| {
         match directive.keyword() {
             "mode" => inherited.mode = directive.words.get(1).cloned(),
+            "default_backend" => inherited.default_backend = directive.words.get(1).cloned(),
             "balance" => inherited.balance = Some(directive.words[1..].join(" ")),
             // What is in a conditional block may or may not be in effect.
             keyword if keyword.starts_with('.') => inherited.servers = None,

@@ -123,6 +123,13 @@ impl ServerSample {
         }
     }
 
+    /// The result of its last check in a few words.
+    pub fn checked(&self) -> Option<String> {
+        let check = self.check.as_ref()?;
+        let more = self.answer.as_ref().or(self.description.as_ref()).filter(|text| !text.is_empty());
+        Some(more.map_or_else(|| check.clone(), |more| format!("{check}: {more}")))
+    }
+
     /// Whether it takes traffic.
     pub fn is_up(&self) -> bool {
         self.status.starts_with("UP") || self.status == "no check"
@@ -182,11 +189,7 @@ impl Sampler {
             if !is_closed(&board, &name) {
                 return started + EVERY;
             }
-            match timeout(TIMEOUT, plane.stats(Fields::Checks)).await {
-                Ok(Ok(stats)) => sampled(&board, &name, &stats),
-                Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no sample of HAProxy's statistics"),
-                Err(_) => tracing::debug!("no sample of HAProxy's statistics within {TIMEOUT:?}"),
-            }
+            take(&*plane, &board, &name).await;
             Instant::now() + EVERY.max(started.elapsed() * SHARE)
         })));
     }
@@ -196,6 +199,15 @@ impl Sampler {
 fn is_closed(board: &Board, name: &str) -> bool {
     let breaker = board.read().targets.get(name).and_then(|target| target.breaker);
     breaker.is_some_and(|breaker| breaker.state == State::Closed)
+}
+
+/// Takes one now, for the status of a single look.
+pub async fn take(plane: &dyn Plane, board: &Board, name: &str) {
+    match timeout(TIMEOUT, plane.stats(Fields::Checks)).await {
+        Ok(Ok(stats)) => sampled(board, name, &stats),
+        Ok(Err(error)) => tracing::debug!(error = %chain(&error), "no sample of HAProxy's statistics"),
+        Err(_) => tracing::debug!("no sample of HAProxy's statistics within {TIMEOUT:?}"),
+    }
 }
 
 /// Publishes what concerns the backends of ours.

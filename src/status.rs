@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::{Outcome, PassError, PassStatus, Seats, Stage};
 use crate::breaker;
 use crate::catalog::{Catalog, Reads, SourceError};
-use crate::desired::{NamespaceNote, Note};
+use crate::desired::{NamespaceNote, Note, Routes};
 use crate::errors::one_line;
 use crate::health;
 use crate::leader::{Leadership, NotLeading};
@@ -76,6 +76,8 @@ pub struct TargetStatus {
     pub version: u64,
     /// Who sits where.
     pub seats: Arc<Seats>,
+    /// The routes of ours.
+    pub routes: Arc<Routes>,
     /// Notes about services.
     pub notes: Arc<Vec<Note>>,
     /// Notes about whole namespaces.
@@ -254,7 +256,7 @@ impl TargetStatus {
             self.verdict = Some(FileVerdict { file, is_valid });
         }
         if status.has_observed() {
-            (self.version, self.seats) = (status.version, status.seats.clone());
+            (self.version, self.seats, self.routes) = (status.version, status.seats.clone(), status.routes.clone());
         }
         if status.notes_are_complete() {
             self.notes = Arc::new(status.notes.clone());

@@ -2,7 +2,7 @@
 
 use crate::errors::chain;
 use crate::observed::{Maps, Observed};
-use crate::plan::{Lines, MapEdit, RouteEdits};
+use crate::plan::{Lines, MapEdit};
 use crate::plane::WriteError;
 
 use super::{Controller, Draft, PassError, PassStatus, Round, Seen};
@@ -37,10 +37,10 @@ impl Controller {
         when: When,
         status: &mut PassStatus,
     ) -> Result<(), WriteError> {
-        let RouteEdits { rules: _, maps } = &draft.plan.routes;
+        let edits = &draft.plan.routes;
         let folder = &seen.observed.maps.folder;
         let mut result = Ok(());
-        for (file, edit) in maps {
+        for (file, edit) in &edits.maps {
             let done = match step(edit, when) {
                 Step::Nothing => continue,
                 Step::Write(lines) => self.plane.put_map(folder, file, lines).await,
@@ -53,6 +53,9 @@ impl Controller {
                     result = result.and(Err(error));
                 }
             }
+        }
+        if when == When::Last && result.is_ok() {
+            status.saw_routes(&edits.after(&seen.observed.maps));
         }
         result
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 use crate::catalog::{Catalog, SourceError};
-use crate::desired::{BackendName, NamespaceNote, Note, Occupant, Server, ServiceKey};
+use crate::desired::{BackendName, NamespaceNote, Note, Occupant, Routes, Server, ServiceKey};
 use crate::errors::chain;
-use crate::observed::{Observed, ObservedBackend, Ownership};
+use crate::observed::{Maps, Observed, ObservedBackend, Ownership};
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::Difference;
@@ -183,6 +183,9 @@ impl BackendSeats {
 pub struct Seats {
     /// By name.
     pub backends: BTreeMap<BackendName, BackendSeats>,
+    /// The backends that rules of a person send requests to, each with the frontends; an expression stands for those
+    /// that it may give.
+    pub by_hand: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Seats {
@@ -193,7 +196,10 @@ impl Seats {
             mode: backend.mode.clone(),
             servers: backend.servers.clone(),
         };
-        Self { backends: observed.managed().map(|(name, backend)| (name, seats(backend))).collect() }
+        Self {
+            backends: observed.managed().map(|(name, backend)| (name, seats(backend))).collect(),
+            by_hand: observed.by_hand(),
+        }
     }
 
     /// The occupants of all servers.
@@ -288,6 +294,8 @@ pub struct PassStatus {
     pub version: u64,
     /// What HAProxy has of ours.
     pub seats: Arc<Seats>,
+    /// The routes of ours.
+    pub routes: Arc<Routes>,
     /// The text of the configuration when it was last read ([`fingerprint`](crate::haproxy::text::ConfigText::fingerprint)); `None`: it was not.
     pub file: Option<u64>,
     /// How long HAProxy took to say which it is; `None`: it did not.
@@ -384,6 +392,13 @@ impl PassStatus {
             self.seats = Arc::new(Seats::new(observed));
         }
         (self.version, self.file) = (observed.version, file);
+    }
+
+    /// The map files were read.
+    pub(super) fn saw_routes(&mut self, maps: &Maps) {
+        if !maps.is_unknown {
+            self.routes = Arc::new(maps.routes());
+        }
     }
 
     /// What HAProxy said of the file as it is now: it has validated what was written last, or refused the file as it

@@ -518,8 +518,8 @@ impl Builder<'_> {
     }
 }
 
-/// A total order of registrations: the same catalog gives the same result, in any order.
-fn age(registration: &Registration) -> impl Ord {
+/// A total order of registrations, by age: the same catalog gives the same result, in any order.
+pub fn age(registration: &Registration) -> impl Ord {
     let Registration { id, create_index, modify_index, address, port, alloc_id, tags, .. } = registration;
     (*create_index, id, *modify_index, address, *port, alloc_id, tags)
 }

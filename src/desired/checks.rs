@@ -62,6 +62,32 @@ pub(super) fn choose(tags: &CheckTags, job: Option<&JobCheck>, is_tls: bool) -> 
     Chosen { check, ignored }
 }
 
+/// What of a check comes from the job: the names of the tags that would set it otherwise, and the values.
+pub fn of_job(tags: &CheckTags, job: &JobCheck, is_tls: bool) -> Vec<(&'static str, String)> {
+    let (with, without) = (choose(tags, Some(job), is_tls).check, choose(tags, None, is_tls).check);
+    let without = stated(&without);
+    stated(&with).into_iter().filter(|setting| !without.contains(setting)).collect()
+}
+
+/// The settings of a check by the names of their tags, as far as it has them.
+fn stated(check: &Check) -> Vec<(&'static str, String)> {
+    let (kind, timing) = match check {
+        Check::Disabled => return Vec::new(),
+        Check::Tcp(timing) => ("tcp", timing),
+        Check::Http(_, timing) => ("http", timing),
+    };
+    let mut all = vec![("check.type", kind.to_owned())];
+    if let Check::Http(HttpCheck { method, path, host, headers: _, status: _ }, _) = check {
+        all.extend([("check.method", method.clone()), ("check.path", path.clone())]);
+        all.extend(host.clone().map(|host| ("check.host", host)));
+    }
+    let Timing { interval, timeout, port, rise: _, fall: _ } = timing;
+    let time = |name, time: &Option<Duration>| time.map(|time| (name, format!("{time:?}")));
+    all.extend([time("check.interval", interval), time("check.timeout", timeout)].into_iter().flatten());
+    all.extend(port.map(|port| ("check.port", port.to_string())));
+    all
+}
+
 /// What a job says, as far as it can be used.
 #[derive(Default)]
 struct Stated {

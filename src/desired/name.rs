@@ -118,6 +118,14 @@ impl ServiceKey {
     }
 }
 
+impl From<&str> for ServiceKey {
+    /// From what a person gives: `namespace/name`, or `name` in `default`.
+    fn from(text: &str) -> Self {
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
 impl fmt::Display for ServiceKey {
     /// `name`, or `namespace/name` outside of `default`; escaped and shortened, as it is untrusted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

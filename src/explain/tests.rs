@@ -49,7 +49,7 @@ fn seats(instances: &[&str]) -> Arc<Seats> {
     };
     let servers = instances.iter().enumerate().map(server).collect();
     let api = BackendSeats { is_ours: true, services: vec![key("default/api")], mode: "http".to_owned(), servers };
-    Arc::new(Seats { backends: BTreeMap::from([("nomad_api".parse().expect("a name"), api)]) })
+    Arc::new(Seats { backends: BTreeMap::from([("nomad_api".parse().expect("a name"), api)]), ..Seats::default() })
 }
 
 /// A pass over this catalog that had no trouble.

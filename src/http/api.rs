@@ -141,10 +141,9 @@ async fn service(
     Path(name): Path<String>,
     Query(AskedService { haproxy, namespace }): Query<AskedService>,
 ) -> Result<Response, Problem> {
-    let service = match (namespace, name.split_once('/')) {
-        (Some(namespace), _) => ServiceKey { namespace, name },
-        (None, Some((namespace, name))) => ServiceKey { namespace: namespace.to_owned(), name: name.to_owned() },
-        (None, None) => ServiceKey { namespace: "default".to_owned(), name },
+    let service = match namespace {
+        Some(namespace) => ServiceKey { namespace, name },
+        None => name.as_str().into(),
     };
     let status = shared.faces.board.read();
     let chosen = status.chosen(haproxy.as_deref())?;

@@ -111,7 +111,7 @@ mod tests {
     /// All metrics, each with a value.
     fn full() -> Metrics {
         let backend = BackendSeats { is_ours: true, services: Vec::new(), mode: "http".into(), servers: Vec::new() };
-        let seats = Seats { backends: [("api".parse().expect("a name"), backend)].into() };
+        let seats = Seats { backends: [("api".parse().expect("a name"), backend)].into(), ..Seats::default() };
         let status = PassStatus {
             version: 1,
             index: 7,

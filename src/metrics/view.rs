@@ -201,7 +201,7 @@ mod tests {
             let seats = BackendSeats { is_ours: true, services: Vec::new(), mode: "http".into(), servers };
             (name.parse().expect("a name"), seats)
         };
-        let seats = Arc::new(Seats { backends: names.iter().map(seats).collect() });
+        let seats = Arc::new(Seats { backends: names.iter().map(seats).collect(), ..Seats::default() });
         PassStatus { version: 1, seats, ..PassStatus::default() }
     }
 

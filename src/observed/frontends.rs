@@ -15,6 +15,8 @@ pub struct Frontend {
     pub door: Door,
     /// The words of the rules of ours, by their lines, from 0.
     pub rules: BTreeMap<usize, Vec<String>>,
+    /// What it sends requests to by rules that are not ours, or by default: names, and expressions that give one.
+    pub by_hand: BTreeSet<String>,
     /// Whether the rules of ours are where they belong: behind all others, and in no conditional block.
     pub is_in_order: bool,
 }
@@ -33,7 +35,8 @@ impl Frontend {
             Some("tcp") | None => Some(Mode::Tcp),
             Some(_) => None,
         });
-        let (mut rules, mut is_in_order, mut blocks) = (BTreeMap::new(), true, Blocks::default());
+        let (mut rules, mut by_hand, mut is_in_order, mut blocks) =
+            (BTreeMap::new(), BTreeSet::new(), true, Blocks::default());
         for (line, directive) in lines.iter().zip(directives) {
             blocks.pass(directive.keyword());
             match directive.keyword() {
@@ -42,6 +45,7 @@ impl Frontend {
                     rules.insert(*line, directive.words.clone());
                 }
                 "use_backend" => {
+                    by_hand.extend(directive.words.get(1).cloned());
                     is_in_order &= rules.is_empty();
                     if directive.words.len() == 2 && !blocks.is_inside() {
                         door.always.get_or_insert(line + 1);
@@ -54,7 +58,7 @@ impl Frontend {
                 _ => {}
             }
         }
-        Self { section, door, rules, is_in_order }
+        Self { section, door, rules, by_hand, is_in_order }
     }
 
     /// The folders of the maps that the rules of ours name.

@@ -22,6 +22,7 @@ mod deploy;
 mod deployments;
 mod discovery;
 mod events;
+mod explain;
 mod file;
 mod fleet;
 mod guard;
