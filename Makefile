@@ -48,7 +48,7 @@ bench-e2e: system tools ## What changes cost on a real HAProxy: reloads, API cal
 	$(CARGO) build --quiet --release --locked --bins --examples
 	target/release/examples/bench_e2e
 	target/release/examples/bench_fleet
-	target/release/examples/bench_gone
+	target/release/examples/bench_nomad
 
 soak: system tools ## An hour of churn under requests: failures, reloads, memory (SOAK_MINUTES, SOAK_HAPROXY, SOAK_COMPARE=1)
 	$(CARGO) build --quiet --release --locked --bins --examples

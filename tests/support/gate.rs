@@ -40,6 +40,8 @@ type Interfere = Box<dyn Fn(&Method, &Uri) -> Option<(u16, String)> + Send + Syn
 #[derive(Default)]
 struct Inner {
     calls: Vec<String>,
+    /// Of all answers, without their headers.
+    bytes: usize,
     hold: Option<Point>,
     holding: bool,
     /// Lets what is held up go on.
@@ -94,7 +96,7 @@ impl Gate {
     pub fn hold(&self, point: Option<Point>) {
         let mut inner = self.inner.lock().unwrap();
         inner.calls.clear();
-        (inner.hold, inner.holding) = (point, false);
+        (inner.hold, inner.holding, inner.bytes) = (point, false, 0);
     }
 
     /// From now on no call is answered, until this is taken back: as an API that is stopped by a signal.
@@ -135,6 +137,11 @@ impl Gate {
 
     pub fn calls(&self) -> Vec<String> {
         self.inner.lock().unwrap().calls.clone()
+    }
+
+    /// How many bytes the answers to them have, without their headers.
+    pub fn bytes(&self) -> usize {
+        self.inner.lock().unwrap().bytes
     }
 
     /// Whether a call is held up now.
@@ -219,6 +226,7 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         return (status, headers, axum::body::Body::from_stream(chunks)).into_response();
     }
     let body = answer.bytes().await.unwrap_or_default();
+    gate.inner.lock().unwrap().bytes += body.len();
     if let Some(failed) = gate.inner.lock().unwrap().failures.as_ref().filter(|_| writes && !status.is_success()) {
         failed.store(true, Ordering::SeqCst);
     }
