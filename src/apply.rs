@@ -424,7 +424,7 @@ impl Controller {
 
     async fn round(
         &mut self,
-        seen: Seen,
+        mut seen: Seen,
         mut permit: Option<&mut Permit<'_>>,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
@@ -454,6 +454,11 @@ impl Controller {
                 Attempt::Ended(Round::Done) if let Some(error) = seen.maps_error => return Err(error.into()),
                 Attempt::Ended(round) => return Ok(round),
                 Attempt::Refused(error) => self.leave_out(&seen, &draft, error).await?,
+            }
+            if !draft.plan.routes.maps.is_empty() {
+                // Some were written before the refusal.
+                let (observed, maps_error) = self.look_at_maps(seen.observed, false).await;
+                seen = Seen { observed, maps_error, ..seen };
             }
         }
     }
@@ -637,9 +642,18 @@ impl Controller {
 impl Seen {
     /// The services that a part belongs to.
     fn concerned_by(&self, part: &Part) -> BTreeSet<ServiceKey> {
-        let Part::Instance(name, id) = part else { return self.concerned(part.backend()) };
-        let instances = self.built.desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
-        instances.filter(|instance| instance.id == *id).map(|instance| instance.service.clone()).collect()
+        let desired = &self.built.desired;
+        match part {
+            Part::Backend(name) => self.concerned(name),
+            Part::Rules(frontend) => {
+                let backends = desired.routes.get(frontend).into_iter().flat_map(|routes| routes.values());
+                backends.flat_map(|name| self.concerned(name)).collect()
+            }
+            Part::Instance(name, id) => {
+                let instances = desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
+                instances.filter(|instance| instance.id == *id).map(|instance| instance.service.clone()).collect()
+            }
+        }
     }
 
     /// The services that a backend is, or was, made for.

@@ -228,7 +228,7 @@ impl Plan {
     pub fn new(built: &Built, observed: &Observed, options: &Options, left_out: &LeftOut) -> Result<Planned, Conflict> {
         if options.uninstall {
             let (mut plan, kept) = Self::uninstall(observed, options.now, |name| left_out.has_backend(name));
-            let router = Router { built, observed, options };
+            let router = Router { built, observed, options, left_out };
             plan.routes.rules = router.rules(&plan.edits, true);
             plan.routes.maps = router.maps(&plan.edits, &plan.routes.rules);
             return Ok(Planned { plan, kept, ..Planned::default() });
@@ -257,7 +257,7 @@ impl Plan {
         }
         // There is a reload anyway: it also removes the idle backends, except those whose name another service would get
         // before the time of their own service is over.
-        let router = Router { built, observed, options };
+        let router = Router { built, observed, options, left_out };
         plan.routes.rules = router.rules(&plan.edits, false);
         if !plan.is_live() {
             let (stay, go): (Vec<_>, Vec<_>) = idle.into_iter().partition(|(name, _)| built.awaited.contains(name));
@@ -347,7 +347,7 @@ impl Plan {
         self.clone().split(Self::default()).1
     }
 
-    /// The parts that can be left out on their own: the instances first, then the backends.
+    /// The parts that can be left out on their own: the instances first, then the backends, then rules.
     pub fn parts(&self) -> Vec<Part> {
         let (mut instances, mut backends) = (Vec::new(), Vec::new());
         for (name, edit) in &self.edits {
@@ -367,6 +367,7 @@ impl Plan {
             }
         }
         instances.append(&mut backends);
+        instances.extend(self.routes.rules.keys().cloned().map(Part::Rules));
         instances
     }
 

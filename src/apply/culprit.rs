@@ -140,11 +140,14 @@ fn line(words: &str) -> Option<usize> {
     stated().or_else(bracketed)
 }
 
-/// What is on that line: an instance's server, or something else in a backend.
+/// What is on that line: a rule of ours, an instance's server, or something else in a backend.
 fn part_at(line: usize, after: &Observed, suspects: &[Part]) -> Option<Part> {
     let at = line.checked_sub(1)?;
-    let section = after.text.section_at(at).filter(|section| section.kind == "backend")?;
-    let name = section.name.parse().ok()?;
+    let section = after.text.section_at(at)?;
+    if after.is_our_rule(at) {
+        return Some(Part::Rules(section.name.parse().ok()?)).filter(|part| suspects.contains(part));
+    }
+    let name = Some(&section).filter(|section| section.kind == "backend")?.name.parse().ok()?;
     let backend = after.backend(&name)?;
     let (_, directive) = after.text.directives(&section).find(|(line, _)| *line == at)?;
     let server = backend.servers.iter().find(|server| {
@@ -195,11 +198,14 @@ fn is_mentioned(part: &Part, message: &str, after: &Observed) -> bool {
         Part::Instance(backend, _) => {
             server(part, after).is_some_and(|server| message.contains(&format!("{backend}/{}", server.name)))
         }
-        Part::Backend(name) => {
-            let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.:".contains(c)));
-            words.any(|word| word.trim_matches([':', '.']) == name.as_str())
-        }
+        Part::Backend(name) => has_word(message, name.as_str()),
+        Part::Rules(frontend) => has_word(message, frontend.as_str()),
     }
+}
+
+fn has_word(message: &str, name: &str) -> bool {
+    let mut words = message.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.:".contains(c)));
+    words.any(|word| word.trim_matches([':', '.']) == name)
 }
 
 #[cfg(test)]
@@ -236,6 +242,16 @@ mod tests {
         assert_eq!(parts("[/tmp/x.cfg:8] : of a server of theirs"), [b]);
         assert_eq!(parts("[/tmp/x.cfg:10] : a frontend that is called like a backend"), []);
         assert_eq!(parts("[/tmp/x.cfg:99] : out of memory; a/a_1; line 0: x; [x]"), []);
+    }
+
+    #[test]
+    fn a_rule_of_ours_is_found_by_its_line() {
+        let rule = "  use_backend %[x,map(/m/nomad-haproxy__nomad__c__routes.map)] if { x -m found }\n";
+        let text = ConfigText::new(&format!("{TEXT}  use_backend theirs if x\n{rule}"));
+        let after = Observed::new(1, text, &"nomad".parse().expect("an owner"));
+        let rules = Part::Rules("c".parse().expect("a name"));
+        let found = |line: usize| part_at(line, &after, std::slice::from_ref(&rules));
+        assert_eq!([9, 10, 11, 12].map(found), [None, None, None, Some(rules.clone())]);
     }
 
     #[test]

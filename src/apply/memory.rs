@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Backend, BackendName, Code, Desired, Instance, Note, Server, ServerName, ServiceKey, Severity};
+use crate::desired::{
+    Backend, BackendName, Code, Desired, FrontendRoutes, Instance, Note, Server, ServerName, ServiceKey, Severity,
+};
 use crate::observed::{Foreign, Observed};
 use crate::plan::{Action, LeftOut, Part, Surplus, Waiting};
 
@@ -76,15 +78,17 @@ enum Wanted {
     /// `None`: that it is removed.
     Backend(Option<Box<Backend>>),
     Instance(Option<Instance>),
+    /// The routes of a frontend.
+    Rules(FrontendRoutes),
 }
 
 impl Wanted {
     fn new(part: &Part, desired: &Desired) -> Self {
-        let backend = desired.backends.get(part.backend());
         match part {
-            Part::Backend(_) => Self::Backend(backend.cloned().map(Box::new)),
-            Part::Instance(_, id) => {
-                let mut instances = backend.into_iter().flat_map(|backend| &backend.instances);
+            Part::Backend(name) => Self::Backend(desired.backends.get(name).cloned().map(Box::new)),
+            Part::Rules(frontend) => Self::Rules(desired.routes.get(frontend).cloned().unwrap_or_default()),
+            Part::Instance(name, id) => {
+                let mut instances = desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
                 Self::Instance(instances.find(|instance| instance.id == *id).cloned())
             }
         }
@@ -424,21 +428,25 @@ impl Memory {
     pub(super) fn notes(&self) -> Vec<Note> {
         let refused = self.refused.iter().flat_map(|(part, refusal)| {
             let Refusal { code, wanted, foreign: _, services, message, retry: _ } = refusal;
-            let name = part.backend();
             let text = match (part, wanted) {
-                _ if *code == Code::NotLoaded => {
+                (Part::Rules(frontend), _) => {
+                    format!(
+                        "its routes in the frontend {frontend} stay as they are: HAProxy refuses the rules: {message}"
+                    )
+                }
+                (Part::Backend(name), _) if *code == Code::NotLoaded => {
                     format!("left as it was: HAProxy could not load the backend {name}: {message}")
                 }
-                (Part::Instance(_, id), _) => {
+                (Part::Instance(name, id), _) => {
                     let id = id.as_str();
                     format!(
                         "instance {id} is left as it was: HAProxy refuses its server in the backend {name}: {message}"
                     )
                 }
-                (Part::Backend(_), Wanted::Backend(None)) => {
+                (Part::Backend(name), Wanted::Backend(None)) => {
                     format!("its backend {name} stays, without instances: HAProxy refuses to lose it: {message}")
                 }
-                (Part::Backend(_), _) => format!("left as it was: HAProxy refuses the backend {name}: {message}"),
+                (Part::Backend(name), _) => format!("left as it was: HAProxy refuses the backend {name}: {message}"),
             };
             errors(services, *code, text)
         });

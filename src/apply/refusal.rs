@@ -17,7 +17,8 @@ impl Controller {
         message: String,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
-        if waiting.is_empty() {
+        // Rules are not halved: alone they wait as they are.
+        if waiting.backends().next().is_none() {
             return Ok(Round::Again(self.not_loaded(seen, waiting, message, status)));
         }
         if self.memory.is_searching() {

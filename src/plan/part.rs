@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::desired::{BackendName, InstanceId};
+use crate::desired::{BackendName, FrontendName, InstanceId};
 
 /// A part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -11,14 +11,8 @@ pub enum Part {
     Instance(BackendName, InstanceId),
     /// A whole backend. If left out, it stays as it is, except for the instances that are gone.
     Backend(BackendName),
-}
-
-impl Part {
-    /// The backend that it is, or is in.
-    pub fn backend(&self) -> &BackendName {
-        let (Self::Instance(backend, _) | Self::Backend(backend)) = self;
-        backend
-    }
+    /// The rules of ours in a frontend. If left out, they stay as they are, and so do the maps that only new ones read.
+    Rules(FrontendName),
 }
 
 /// The parts that are left out of a plan.
@@ -34,6 +28,11 @@ impl LeftOut {
     /// Whether this single instance is left out.
     pub fn has_instance(&self, backend: &BackendName, id: &InstanceId) -> bool {
         self.has(|| Part::Instance(backend.clone(), id.clone()))
+    }
+
+    /// Whether the rules of this frontend are left out.
+    pub fn has_rules(&self, frontend: &FrontendName) -> bool {
+        self.has(|| Part::Rules(frontend.clone()))
     }
 
     fn has(&self, part: impl FnOnce() -> Part) -> bool {

@@ -13,7 +13,7 @@ use crate::haproxy::maps::{self, MapFile};
 use crate::haproxy::text::Directive;
 use crate::observed::{Frontend, Maps, Observed, ObservedBackend};
 
-use super::{Edit, Options};
+use super::{Edit, LeftOut, Options};
 
 /// The lines of a map.
 pub type Lines = Vec<Entry>;
@@ -90,6 +90,7 @@ pub(super) struct Router<'a> {
     pub(super) built: &'a Built,
     pub(super) observed: &'a Observed,
     pub(super) options: &'a Options,
+    pub(super) left_out: &'a LeftOut,
 }
 
 impl Router<'_> {
@@ -102,6 +103,9 @@ impl Router<'_> {
         let nothing = FrontendRoutes::default();
         let edit = |(name, frontend): (&String, &Frontend)| {
             let name: FrontendName = name.parse().ok()?;
+            if self.left_out.has_rules(&name) {
+                return None;
+            }
             let lines = self.lines(&name, frontend, wanted.get(&name).unwrap_or(&nothing), all);
             let words: Vec<Vec<String>> = lines.iter().map(|line| Directive::parse(line).words).collect();
             let is_current = words.iter().eq(frontend.rules.values()) && (frontend.is_in_order || words.is_empty());

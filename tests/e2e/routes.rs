@@ -1,7 +1,9 @@
 //! Routes on real HAProxy: which request of a frontend goes to which service.
 
-use crate::support::api::Rig;
-use crate::support::controller::{run, stdout, write_catalog};
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::api::{Rig, Way};
+use crate::support::controller::{apply_failing, run, stdout, write_catalog};
 use crate::support::haproxy::has_backend;
 use crate::support::routes::{
     ask, controller, converge, env, is_done, maps_agree, maps_on_disk, notes, pass, rig, service,
@@ -214,3 +216,40 @@ async fn without_a_frontend(rig: Rig) {
     assert_eq!(ask(&rig, "a.com", "/").await, "api");
 }
 on_each!(nothing_is_written_into_a_frontend_that_nobody_names, without_a_frontend);
+
+/// Rules that HAProxy refuses stay as they are, with what they route; everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_haproxy_refuses_hold_nobody_else() {
+    let rig = rig(Way::Local, "3.2").await;
+    let (api, blog, web) = tokio::join!(Server::start("api"), Server::start("blog"), Server::start("web"));
+    // A HAProxy that was built without regular expressions.
+    let picky = rig.haproxy.folder().join("picky-haproxy");
+    let script = format!(
+        "#!/bin/bash\nfor file; do :; done\nline=$(grep -n map_reg \"$file\" | head -n 1 | cut -d : -f 1)\n\
+         [ -z \"$line\" ] && exec {binary} \"$@\"\n\
+         echo \"[ALERT]    (1) : config : parsing [$file:$line] : error detected in frontend 'web'\" >&2\nexit 1\n",
+        binary = rig.haproxy.binary.display(),
+    );
+    std::fs::write(&picky, script).unwrap();
+    std::fs::set_permissions(&picky, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let refusing = rig.env_with(&[("HAPROXY_FRONTEND", "web"), ("HAPROXY_BINARY", picky.to_str().unwrap())]);
+    converge(&rig, &refusing, &[service("api", &api, 1, &["domain=a.com"])]).await;
+    let services = [
+        service("api", &api, 1, &["domain=a.com"]),
+        service("blog", &blog, 2, &["domain.type=regex", "domain=^blog[0-9]$"]),
+        service("web", &web, 3, &["domain=w.com"]),
+    ];
+    write_catalog(&rig.catalog(), &services);
+    let said = apply_failing(&refusing, &rig.catalog()).await;
+    let note = "error: service blog: its routes in the frontend web stay as they are: HAProxy refuses the rules: ";
+    assert!(said.contains(note), "{said}");
+    for (host, answer) in [("a.com", "api"), ("w.com", "web"), ("blog7", "default")] {
+        assert_eq!(ask(&rig, host, "/").await, answer, "{said}");
+    }
+    assert!(has_backend(&rig.haproxy.text(), "blog"), "{}", rig.haproxy.text());
+    maps_agree(&rig).await;
+    // It is the one that it was built to be.
+    let said = converge(&rig, &env(&rig), &services).await;
+    assert_eq!(ask(&rig, "blog7", "/").await, "blog", "{said}");
+    is_done(&rig, &env(&rig)).await;
+}
