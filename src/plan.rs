@@ -255,8 +255,8 @@ impl Plan {
             plan.edits.extend(removal.now.map(|edit| (name.clone(), edit)));
             idle.extend(removal.lingers_until.map(|until| (name, until)));
         }
-        // There is a reload anyway: it also removes the idle backends, except those whose name another service would get
-        // before the time of their own service is over.
+        // There is a reload anyway: it also removes the idle backends, except those whose name or route another service
+        // would get before the time of their own service is over.
         let router = Router { built, observed, options, left_out };
         plan.routes.rules = router.rules(&plan.edits, false);
         if !plan.is_live() {

@@ -84,7 +84,7 @@ pub struct Built {
     pub held: Held,
     /// Registered instances whose own tags turn routing off.
     pub declined: BTreeSet<InstanceId>,
-    /// Backends that are kept for a service that is gone or held, while other services ask for their names.
+    /// Backends that are kept for a service that is gone or held, while other services ask for their names or routes.
     pub awaited: BTreeSet<BackendName>,
     /// Services that are registered, and whose tags do not enable them here.
     pub withdrawn: BTreeSet<ServiceKey>,

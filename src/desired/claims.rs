@@ -184,10 +184,11 @@ impl Settling<'_> {
         }
         for (host, mut claims) in by_host {
             claims.sort_by_key(|claim| self.priority(frontend, claim));
-            let owner = self.absent_owner(frontend, &host).or_else(|| {
-                let first = claims.first()?;
-                Some(first.asked.service.namespace.clone())
-            });
+            let absent = self.absent_owner(frontend, &host);
+            let owner = match &absent {
+                Some((namespace, _)) => Some(namespace.clone()),
+                None => claims.first().map(|first| first.asked.service.namespace.clone()),
+            };
             let mut taken: BTreeMap<Route, (BackendName, Option<ServiceKey>)> = BTreeMap::new();
             for claim in claims {
                 let Claim { asked, route } = claim;
@@ -200,6 +201,7 @@ impl Settling<'_> {
                          glob for it would allow it"
                     );
                     self.notes.add(asked, Severity::Error, Code::NotAllowed, why, &route);
+                    self.built.awaited.extend(absent.as_ref().map(|(_, backend)| backend.clone()));
                     continue;
                 }
                 let holder = taken.get(&route).cloned().or_else(|| self.absent_holder(frontend, &route));
@@ -215,6 +217,7 @@ impl Settling<'_> {
                              `backend.linger` is over"
                         );
                         self.notes.add(asked, Severity::Error, Code::RouteConflict, why, &route);
+                        self.built.awaited.insert(backend);
                     }
                     None => {
                         taken.insert(route, (asked.backend.clone(), Some(service.clone())));
@@ -243,12 +246,12 @@ impl Settling<'_> {
         self.is_kept(backend).then(|| (backend.clone(), None))
     }
 
-    /// The namespace of such a backend that has a route of the host.
-    fn absent_owner(&self, frontend: &FrontendName, host: &HostPattern) -> Option<String> {
+    /// Such a backend that has a route of the host, and its namespace.
+    fn absent_owner(&self, frontend: &FrontendName, host: &HostPattern) -> Option<(String, BackendName)> {
         let mut routes = self.present.routes.get(frontend)?.iter().filter(|(route, _)| route.host == *host);
         let (_, backend) = routes.find(|(_, backend)| self.is_kept(backend))?;
         let place = self.present.backends.get(backend)?;
-        place.holders.first().map(|service| service.namespace.clone())
+        place.holders.first().map(|service| (service.namespace.clone(), backend.clone()))
     }
 
     fn is_kept(&self, backend: &BackendName) -> bool {

@@ -244,18 +244,22 @@ impl ConfigText {
         if start > 0 && is_blank(&self.lines[start - 1]) {
             start -= 1;
         }
-        let mut dotted = self.lines[start..end].to_vec();
-        dotted.retain(|line| Directive::parse(line).keyword().starts_with('.'));
-        self.lines.splice(start..end, dotted);
+        self.remove_but_blocks(start..end);
     }
 
-    /// Removes a section that was inserted with a blank line behind it.
+    fn remove_but_blocks(&mut self, range: Range<usize>) {
+        let mut dotted = self.lines[range.clone()].to_vec();
+        dotted.retain(|line| Directive::parse(line).keyword().starts_with('.'));
+        self.lines.splice(range, dotted);
+    }
+
+    /// The same with a section that was inserted with a blank line behind it.
     pub fn remove_profile(&mut self, section: &Section) {
         let Range { start, mut end } = section.lines;
         if self.lines.get(end).is_some_and(|line| is_blank(line)) {
             end += 1;
         }
-        self.lines.splice(start..end, []);
+        self.remove_but_blocks(start..end);
     }
 
     /// Adds lines after the last one, separated by a blank line.

@@ -269,6 +269,61 @@ async fn replay_stats(series: &str) {
     server.abort();
 }
 
+/// Maps: their files, and their entries in the process.
+async fn replay_maps(series: &str) {
+    let file = root().join(format!("fixtures/dataplane/maps-{series}.json"));
+    let recorded: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let config = |folder: &Path, port: u16| {
+        std::fs::create_dir(folder.join("maps")).unwrap();
+        std::fs::write(folder.join("maps/used.map"), recorded["map"].as_str().unwrap()).unwrap();
+        let text = recorded["config"].as_str().unwrap().replace("/DIR", &folder.display().to_string());
+        text.replace("<p0>", &port.to_string())
+    };
+    let haproxy = Haproxy::start_with(series, config).await;
+    let fake = FakeApi::new(&haproxy.config(), &haproxy.binary, &haproxy.master(), series);
+    let (url, server) = fake.serve().await;
+    let here = |text: &str| text.replace("/DIR", &haproxy.folder().display().to_string());
+    for exchange in recorded["exchanges"].as_array().unwrap() {
+        let (request, response) = (&exchange["request"], &exchange["response"]);
+        let (method, path) = (request["method"].as_str().unwrap(), request["path"].as_str().unwrap());
+        let at = format!("{series} {method} {path}: {}", exchange["note"]);
+        let mut call = reqwest::Client::new().request(method.parse().unwrap(), format!("{url}{path}"));
+        if let Some(kind) = request["content_type"].as_str() {
+            call = call.header("Content-Type", kind);
+        }
+        call = match &request["body"] {
+            Value::Null => call,
+            Value::String(text) => call.body(text.clone()),
+            json => call.body(json.to_string()),
+        };
+        let answer = call.basic_auth("admin", Some("secret")).send().await.unwrap();
+        assert_eq!(u64::from(answer.status().as_u16()), response["status"].as_u64().unwrap(), "{at}");
+        let body = answer.text().await.unwrap();
+        match &response["body"] {
+            Value::Null => assert_eq!(body, "", "{at}"),
+            Value::String(file) if response["status"] == 200 => assert_eq!(body, *file, "{at}"),
+            // An error of a file's content: JSON in plain text.
+            Value::String(error) => assert!(error.starts_with('{') && body.starts_with('{'), "{at}: {body}"),
+            recorded => {
+                let ours: Value = serde_json::from_str(&body).unwrap_or_else(|_| panic!("{at}: {body}"));
+                let recorded: Value = serde_json::from_str(&here(&recorded.to_string())).unwrap();
+                same_shape(&ours, &recorded, true, &at);
+                let plain = |one: &Value| ["key", "value", "file", "storage_name"].map(|key| one[key].clone());
+                let all = |body: &Value| body.as_array().map(|list| list.iter().map(plain).collect::<Vec<_>>());
+                assert_eq!(all(&ours), all(&recorded), "{at}");
+            }
+        }
+    }
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fake_api_has_maps_as_the_real_one_was_recorded_with() {
+    for series in matrix() {
+        replay_maps(series).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_fake_api_has_the_statistics_that_the_real_one_was_recorded_with() {
     for series in matrix() {

@@ -41,6 +41,8 @@ pub struct Settings {
     pub grants: Grants,
     /// What may not be missing from the catalog without proof.
     pub guard: guard::Options,
+    /// The frontend of services that name none.
+    pub frontend: Option<&'static str>,
 }
 
 /// One pass, and what a person did before it.
@@ -94,7 +96,7 @@ impl Settings {
         let lingers = !linger.is_zero();
         build::Options {
             targets: build::TargetNames::default(),
-            frontend: None,
+            frontend: self.frontend.map(|name| name.parse().expect("a name")),
             prefix: "haproxy.".to_owned(),
             owner: Self::owner(),
             slots,
@@ -150,8 +152,9 @@ fn settings() -> impl Strategy<Value = Settings> {
         1 => Just(guard::Options { policy: Policy::UpsertOnly, ..defaults }),
     ];
     let versions = any::<(bool, bool, bool)>();
-    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), versions, namespaces, guard).prop_map(
-        |(taken, linger, min_free, max, (init_state, servers, backends), namespaces, guard)| Settings {
+    let frontend = select(&[None, Some("web"), Some("api")][..]);
+    (taken, linger, 0u32..=4, select(&[64u32, 64, 4, 1, 0][..]), versions, namespaces, guard, frontend).prop_map(
+        |(taken, linger, min_free, max, (init_state, servers, backends), namespaces, guard, frontend)| Settings {
             taken,
             linger,
             slots: SlotPolicy { min_free, max },
@@ -160,6 +163,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             grants: grants(&namespaces),
             namespaces,
             guard,
+            frontend,
         },
     )
 }
@@ -180,6 +184,7 @@ fn step() -> impl Strategy<Value = Step> {
     let refused = prop_oneof![
         20 => Just(Vec::new()),
         1 => backend().prop_map(|name| vec![Part::Backend(name)]),
+        1 => Just(vec![Part::Rules("web".parse().expect("a name"))]),
         1 => instance.prop_map(|(name, id): (BackendName, _)| vec![Part::Instance(name, InstanceId::new(id))]),
     ];
     (hand::edits(), select(times), catalog::registrations(), unreadable, unread, refused).prop_map(
@@ -232,9 +237,9 @@ impl fmt::Debug for Case {
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { taken, linger, slots, init_state, capabilities, namespaces, grants: _, guard } = self;
+        let Self { taken, linger, slots, init_state, capabilities, namespaces, grants: _, guard, frontend } = self;
         write!(f, "{taken:?}, linger {linger:?}, {slots:?}, init-state {init_state}, {capabilities:?}, ")?;
-        write!(f, "{namespaces:?}, {guard:?}")
+        write!(f, "{namespaces:?}, {guard:?}, {frontend:?}")
     }
 }
 

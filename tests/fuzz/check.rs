@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use nomad_haproxy::desired::build::{Built, build};
 use nomad_haproxy::desired::{
-    Address, Backend, BackendKind, BackendName, Instance, InstanceId, Occupant, ServerName, ServerOptions, Severity,
+    Address, Backend, BackendKind, BackendName, Instance, InstanceId, MapKind, Occupant, ServerName, ServerOptions,
+    Severity,
 };
+use nomad_haproxy::haproxy::maps::{self, MapFile};
 use nomad_haproxy::haproxy::text::{ConfigText, Section};
-use nomad_haproxy::observed::{Observed, ObservedBackend, harm, lost_comments};
+use nomad_haproxy::observed::{Maps, Observed, ObservedBackend, harm, lost_comments};
 use nomad_haproxy::plan::display::Summary;
 use nomad_haproxy::plan::guard::{self, Fate, Holding, Missing, Past};
 use nomad_haproxy::plan::{self, Action, Changes, Conflict, Growth, LeftOut, Plan, Planned, text};
@@ -55,8 +57,14 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
     }
     if run.untouched {
         // What backends are made from goes with the next reload.
-        let left = observed(&run.file);
-        let plan = Plan { profiles: left.profiles.edits([], &left.owner), ..Plan::default() };
+        // So do rules that nothing needs.
+        let left = run.observed();
+        let rules = left.frontends.iter().filter(|(_, frontend)| !frontend.rules.is_empty());
+        let rules = rules.map(|(name, _)| (name.parse().expect("a name"), plan::RuleEdit { lines: Vec::new() }));
+        let routes = plan::RouteEdits { rules: rules.collect(), ..plan::RouteEdits::default() };
+        let plan = Plan { profiles: left.profiles.edits([], &left.owner), routes, ..Plan::default() };
+        let entries = left.maps.files.values().flatten().count();
+        hold!(entries == 0, "routes are left: {:?}", left.maps.files);
         let cleared = text::apply(&plan, &left, &left.owner).to_bytes();
         let (was, is) = (foreign::body(&case.file), foreign::body(&cleared));
         hold!(was == is, "the file is not what it was:\n{}instead of\n{}", shown(&is), shown(&was));
@@ -67,6 +75,7 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
 struct Run<'a> {
     tally: &'a Tally,
     file: Vec<u8>,
+    maps: Maps,
     /// Whether only we have written to it, and nothing in it was ours before.
     untouched: bool,
     is_edited: bool,
@@ -79,19 +88,32 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(case: &'a Case, tally: &'a Tally) -> Self {
         let haproxy = case.haproxy.map(Haproxy::new);
-        let taken = haproxy.as_ref().is_some_and(|haproxy| haproxy.refusal(&case.file).is_none());
+        let folder = haproxy.as_ref().map_or_else(|| "/maps".to_owned(), Haproxy::folder);
+        let maps = Maps { folder, ..Maps::default() };
+        let is_taken = |haproxy: &Haproxy| haproxy.refusal(&case.file, &maps, &Settings::owner()).is_none();
+        let taken = haproxy.as_ref().is_some_and(is_taken);
         tally.asked(haproxy.is_some(), taken);
         let untouched = !foreign::has_marks(&case.file);
-        Self { tally, file: case.file.clone(), untouched, is_edited: false, original: &case.file, haproxy, taken }
+        let (file, original) = (case.file.clone(), &case.file);
+        Self { tally, file, maps, untouched, is_edited: false, original, haproxy, taken }
+    }
+
+    fn observed(&self) -> Observed {
+        Observed::new(1, ConfigText::from_bytes(&self.file), &Settings::owner()).with_maps(self.maps.clone())
+    }
+
+    /// HAProxy's message, if it refuses the file; `None` also if it is not asked.
+    fn refusal(&self) -> Option<String> {
+        self.haproxy.as_ref()?.refusal(&self.file, &self.maps, &Settings::owner())
     }
 
     fn step(&mut self, step: &Step, settings: &Settings, now: Duration) -> Result<(), Broken> {
         if !step.hand.is_empty() {
             self.file = hand::edited(&self.file, &step.hand);
             (self.untouched, self.is_edited) = (false, true);
-            self.taken = self.haproxy.as_ref().is_some_and(|haproxy| haproxy.refusal(&self.file).is_none());
+            self.taken = self.haproxy.is_some() && self.refusal().is_none();
         }
-        let before = observed(&self.file);
+        let before = self.observed();
         hold!(before.text.to_bytes() == self.file, "reading the file changes it");
         let mut built = build(&step.catalog(), &before.present(), &settings.build());
         let reversed = build(&step.reversed(), &before.present(), &settings.build());
@@ -117,6 +139,7 @@ impl<'a> Run<'a> {
         }
         if !planned.plan.is_empty() {
             self.file = after.text.clone().with_version(before.text.version().unwrap_or(0) + 1).to_bytes();
+            self.maps = after.maps.clone();
             self.is_taken(&planned.plan)?;
         }
         if self.untouched {
@@ -178,8 +201,7 @@ impl<'a> Run<'a> {
     }
 
     fn is_taken(&mut self, plan: &Plan) -> Result<(), Broken> {
-        let Some(haproxy) = self.haproxy.as_ref().filter(|_| self.taken) else { return Ok(()) };
-        let Some(refusal) = haproxy.refusal(&self.file) else { return Ok(()) };
+        let Some(refusal) = self.refusal().filter(|_| self.taken) else { return Ok(()) };
         // HAProxy 3.3 and newer refuse a backend that has the name of a frontend or a `defaults` section, and all refuse
         // one below a `defaults` section with rules that a frontend has, too. The plan does not know of versions nor
         // of rules; the pass finds the backend, and leaves it out.
@@ -190,10 +212,6 @@ impl<'a> Run<'a> {
         }
         Err(format!("HAProxy refuses it:\n{refusal}\n{}{plan:?}", shown(&self.file)))
     }
-}
-
-fn observed(file: &[u8]) -> Observed {
-    Observed::new(1, ConfigText::from_bytes(file), &Settings::owner())
 }
 
 /// Whether it is certain for every line whether it begins a section. For an unknown kind that is a guess by the
@@ -263,12 +281,13 @@ impl<'a> Pass<'a> {
 
     fn applied(&self, plan: &Plan, before: &Observed) -> Observed {
         let text = text::apply(plan, before, &self.options.owner);
-        Observed::new(before.version, text, &self.options.owner)
+        Observed::new(before.version, text, &self.options.owner).with_maps(plan.routes.after(&before.maps))
     }
 
     fn holds(&self, planned: &Planned, before: &Observed, after: &Observed) -> Result<(), Broken> {
         self.converges(planned, before, after)?;
         self.keeps_what_is_not_ours(planned, before, after)?;
+        self.routes(&planned.plan, before, after)?;
         self.splits(&planned.plan, before, after)?;
         self.changes_process(&planned.plan, before, after)?;
         self.reads_back(planned, before, after)
@@ -315,6 +334,27 @@ impl<'a> Pass<'a> {
         hold!(!ended || summary.rerendered_lines == 0, "lines are counted as rendered: {summary}");
         hold!(self.is_edited || !summary.to_string().contains("s3cr3t"), "a secret is printed: {summary}");
         let _ = serde_json::to_string(&summary).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// No entry names a backend that is not there, and no rule a map that is not there, before the write and after it.
+    fn routes(&self, plan: &Plan, before: &Observed, after: &Observed) -> Result<(), Broken> {
+        for (file, edit) in plan.routes.maps.iter().filter(|(file, _)| file.kind == MapKind::Routes) {
+            for (lines, observed) in [(&edit.first, before), (&edit.last, after)] {
+                let names = lines.iter().flatten().map(|(_, backend)| backend);
+                let missing: Vec<_> = names.filter(|name| !observed.backends.contains_key(*name)).collect();
+                hold!(missing.is_empty(), "entries of {file:?} name {missing:?}, which are not there: {plan:?}");
+            }
+        }
+        for (name, frontend) in &after.frontends {
+            for words in frontend.rules.values() {
+                let kind = maps::kind_of(words, &self.options.owner);
+                let Some((kind, frontend)) = kind.zip(name.parse().ok()) else { continue };
+                let is_there = after.maps.files.contains_key(&MapFile { frontend, kind });
+                // A person may have written, or moved, a rule that looks like ours.
+                hold!(is_there || self.is_edited, "a rule of {name} reads a map that is not there: {words:?}");
+            }
+        }
         Ok(())
     }
 

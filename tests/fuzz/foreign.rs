@@ -22,6 +22,9 @@ pub fn lines(observed: &Observed, owner: &Owner) -> Vec<String> {
             ours[section.lines].fill(true);
         }
     }
+    for at in observed.frontends.values().flat_map(|frontend| frontend.rules.keys()) {
+        ours[*at] = true;
+    }
     for (at, line) in lines.iter().enumerate() {
         let directive = Directive::parse(line);
         match directive.keyword() {

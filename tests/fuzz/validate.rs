@@ -4,6 +4,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use nomad_haproxy::desired::Owner;
+use nomad_haproxy::haproxy::maps::to_text;
+use nomad_haproxy::observed::Maps;
+
 /// The installed series, with their executables.
 pub fn series() -> &'static [(&'static str, PathBuf)] {
     static FOUND: OnceLock<Vec<(&str, PathBuf)>> = OnceLock::new();
@@ -30,8 +34,17 @@ impl Haproxy {
         Self { executable: &series()[at].1, folder: tempfile::tempdir().expect("a folder") }
     }
 
-    /// Its message, if it refuses the file.
-    pub fn refusal(&self, file: &[u8]) -> Option<String> {
+    /// Where it finds map files.
+    pub fn folder(&self) -> String {
+        self.folder.path().display().to_string()
+    }
+
+    /// Its message, if it refuses the file with these maps.
+    pub fn refusal(&self, file: &[u8], maps: &Maps, owner: &Owner) -> Option<String> {
+        for (map, entries) in &maps.files {
+            let path = self.folder.path().join(map.file_name(owner));
+            std::fs::write(path, to_text(entries, &map.frontend)).expect("the file can be written");
+        }
         let path = self.folder.path().join("haproxy.cfg");
         std::fs::write(&path, file).expect("the file can be written");
         let mut command = Command::new(self.executable);

@@ -257,10 +257,12 @@ impl Nomad {
         .await;
     }
 
-    /// Has the client remove what is left of allocations that have ended. It does so by itself much later, their folders
-    /// are mounts, and each mount slows the next one down.
+    /// Has Nomad forget what has ended, on the server and on the client. It does so by itself much later: an agent of
+    /// `-dev` has 13,000 mounts and 6 GB of memory after half an hour of soak, and takes both cores.
     pub async fn collect_garbage(&self) {
-        self.call(reqwest::Method::PUT, "/v1/client/gc", None).await;
+        for of in ["/v1/system/gc", "/v1/client/gc"] {
+            self.call(reqwest::Method::PUT, of, None).await;
+        }
     }
 
     /// The registrations of a service.

@@ -138,7 +138,6 @@ impl Dataplane {
             let text = |key: &str| entry[key].as_str().map(str::to_owned);
             Some((text("key")?, text("value")?))
         };
-        // A map without entries is `null`.
         Ok(Some(answer.json()?.as_array().into_iter().flatten().filter_map(entry).collect()))
     }
 

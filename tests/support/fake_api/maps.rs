@@ -81,7 +81,7 @@ impl FakeApi {
                 }
                 let entry = |(key, value)| json!({"id": "0x1", "key": key, "value": value});
                 let entries: Vec<Value> = maps::from_process(&shown).into_iter().map(entry).collect();
-                ok(200, if entries.is_empty() { Value::Null } else { entries.into() })
+                ok(200, entries.into())
             }
             ("PUT", []) => {
                 let line = |entry: &Value| {
@@ -92,7 +92,14 @@ impl FakeApi {
                 self.done(&format!("add map {file} <<\n{lines}")).await.unwrap_or_else(|| ok(201, body))
             }
             (_, ["entries", id]) if id.contains(['*', ';', '$', '#', '&', '{', '}', '"', '<', '>']) => {
-                ok(422, json!({"code": 605, "message": "id in path should match '^[^\\r\\n<>*;$#&{}\"]+$'"}))
+                const PATTERN: &str = "^[^\\r\\n<>*;$#&{}\"]+$";
+                match self.series.as_str() {
+                    "3.4" => {
+                        let why = format!("id in path: string doesn't match the regular expression {PATTERN:?}");
+                        ok(400, json!({"code": 400, "message": why}))
+                    }
+                    _ => ok(422, json!({"code": 605, "message": format!("id in path should match '{PATTERN}'")})),
+                }
             }
             ("PUT", ["entries", key]) => {
                 let value = body["value"].as_str().unwrap();
