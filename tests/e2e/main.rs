@@ -44,6 +44,7 @@ mod reloads;
 mod review;
 mod routes;
 mod runtime;
+mod scenarios;
 mod settings;
 mod soak;
 mod tags;
