@@ -140,17 +140,47 @@ fn the_example_has_every_setting() {
         .flat_map(|(section, keys)| keys.keys().map(move |key| format!("{section}.{key}")))
         .collect();
     assert_eq!(known, shown);
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    assert!(readme.contains("`namespaces.NAME.backends`") && readme.contains("`namespaces.NAME.join`"));
+    let page = std::fs::read_to_string(root().join("docs/settings.md")).unwrap();
+    assert!(page.contains("`namespaces.NAME.backends`") && page.contains("`namespaces.NAME.join`"));
     for (section, keys) in sections {
         let names = match keys.as_object() {
             Some(keys) => keys.keys().map(|key| format!("{section}.{key}")).collect(),
             None => vec![section.clone()],
         };
         for name in names {
-            assert!(readme.contains(&format!("`{name}`")), "the README does not mention {name}");
+            assert!(page.contains(&format!("`{name}`")), "docs/settings.md does not mention {name}");
         }
     }
+}
+
+/// The anchor of a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase();
+    kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>().replace(' ', "-")
+}
+
+/// Every link of the documents leads to a file that is there, and to a heading in it.
+#[test]
+fn the_links_of_the_documents_lead_somewhere() {
+    let mut pages = vec![root().join("README.md"), root().join("CHANGELOG.md"), root().join("deploy/README.md")];
+    pages.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut followed = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http")) {
+            let (file, heading) = link.split_once('#').map_or((link, None), |(file, heading)| (file, Some(heading)));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            assert!(target.exists(), "{}: {link}", page.display());
+            if let Some(heading) = heading {
+                let text = std::fs::read_to_string(&target).unwrap();
+                let found = text.lines().any(|line| line.starts_with('#') && anchor(line) == heading);
+                assert!(found, "{}: {link}", page.display());
+            }
+            followed += 1;
+        }
+    }
+    assert!(followed > 30, "{followed}");
 }
 
 /// The examples pass validation as they are shipped: the files that they name are only read when they are needed.

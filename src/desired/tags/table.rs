@@ -387,15 +387,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn the_readme_has_this_table() {
+    fn the_documentation_has_this_table() {
         // Read when it runs: the image is built without it.
-        let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tags.md")).expect("the page");
         let row = |Tag { name, level, values, default, take: _ }: &Tag| {
             format!("| `haproxy.{name}` | {} | {values} | {default} |\n", level.as_str())
         };
         let rows: String = TABLE.iter().map(row).collect();
         let table = format!("| tag | of the | values | default |\n| --- | --- | --- | --- |\n{rows}\n");
-        assert!(readme.contains(&table), "the README has another table than this:\n\n{table}");
+        assert!(page.contains(&table), "docs/tags.md has another table than this:\n\n{table}");
     }
 
     #[test]
