@@ -285,11 +285,14 @@ impl Controller {
         status
     }
 
-    /// Reads and plans as a standby does, and writes nothing.
+    /// Reads and plans as a standby does, has HAProxy validate the plan, and writes nothing.
     pub async fn look_on(&mut self, moment: Moment) -> PassStatus {
         let mut status = PassStatus::default();
-        status.enter(Stage::Observe);
-        status.error = self.stand_by(moment, &mut status).await.err();
+        // Finds out what HAProxy refuses.
+        let planned = self.dry_run(moment).await;
+        let looked = self.stand_by(moment, &mut status).await;
+        status.error = looked.and(planned.map(drop)).err();
+        status.notes.extend(self.memory.notes());
         status.leave();
         status
     }

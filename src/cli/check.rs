@@ -1,7 +1,6 @@
 //! `check`: whether the controller can do its work, one line for each part.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::ensure;
@@ -13,7 +12,7 @@ use crate::config::{Config, TargetConfig};
 use crate::errors::chain;
 
 use super::Output;
-use super::print::print;
+use super::print::{is_coloured, print};
 use super::targets::{NONE, discoveries};
 
 /// What is printed for programs.
@@ -41,8 +40,7 @@ pub(super) async fn check(config: &Config, only: Option<&str>, output: Output) -
     match output {
         Output::Json => print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
         Output::Text => {
-            let is_coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            print(&table(&report, !config.targets.is_single(), is_coloured))?;
+            print(&table(&report, !config.targets.is_single(), is_coloured()))?;
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -17,7 +17,7 @@ use crate::sample;
 use crate::status::Board;
 
 use super::Output;
-use super::print::{heading, print};
+use super::print::{heading, is_coloured, print};
 use super::targets::{Controllers, controllers};
 
 /// Explains a service, on all HAProxys or on `only` one. Writes nothing. The exit code is 0 if it is routed as asked on
@@ -45,16 +45,26 @@ pub(super) async fn run(
     let explanation = explain(&status, &status.chosen(None)?, service, &config.prefix);
     match output {
         Output::Json => print(&(serde_json::to_string_pretty(&explanation)? + "\n"))?,
-        Output::Text => print(&text(&explanation, are_named))?,
+        Output::Text => print(&text(&explanation, are_named, is_coloured()))?,
     }
     let is_routed = explanation.haproxys.iter().all(|haproxy| haproxy.routed == Routed::Fully);
     Ok(if is_routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The answer, then what it rests on. What comes from Nomad is escaped: it is untrusted.
-fn text(explanation: &Explanation, are_named: bool) -> String {
+/// The answer, then what it rests on. What comes from Nomad is untrusted: it starts no line of its own.
+fn text(explanation: &Explanation, are_named: bool, is_coloured: bool) -> String {
     let Explanation { answer, service: _, registrations: _, haproxys } = explanation;
-    let mut text = format!("{}\n", one_line(answer));
+    let is_so = |routed: Routed| haproxys.iter().all(|haproxy| haproxy.routed == routed);
+    let colour = match (is_so(Routed::Fully), is_so(Routed::Not)) {
+        (true, _) => "\x1b[32m",
+        (_, true) => "\x1b[31m",
+        _ => "\x1b[33m",
+    };
+    let painted = |colour: &str, line: &str| match is_coloured {
+        true => format!("{colour}{}\x1b[0m\n", one_line(line)),
+        false => format!("{}\n", one_line(line)),
+    };
+    let mut text = painted(colour, answer);
     for haproxy in haproxys {
         if are_named {
             text += &format!("\n{}", heading(haproxy.name));
@@ -63,7 +73,7 @@ fn text(explanation: &Explanation, are_named: bool) -> String {
             if lines.is_empty() {
                 continue;
             }
-            text += &format!("\n{}\n", one_line(&title));
+            text += &format!("\n{}", painted("\x1b[1m", &title));
             for line in &lines {
                 text += &format!("  {}\n", one_line(line));
             }
@@ -153,4 +163,55 @@ fn columns(rows: impl Iterator<Item = Vec<String>>) -> Vec<String> {
         cells.collect::<String>().trim_end().to_owned()
     };
     rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::BackendName;
+
+    #[test]
+    fn the_answer_comes_first_and_the_columns_are_as_wide_as_they_have_to_be() {
+        let name: BackendName = "api".parse().expect("a name");
+        let seat = |server, address: &str, check: Option<&str>| Seat {
+            server,
+            state: "ready",
+            status: Some("UP"),
+            check: check.map(str::to_owned),
+            address: address.to_owned(),
+            port: 80,
+            allocation: "a\nb",
+            id: "1",
+            registration: None,
+        };
+        let servers = vec![seat("api_1", "10.0.0.1", None), seat("api_10", "10.0.0.100", Some("L7OK: OK"))];
+        let setting =
+            |tag: &str, source| Setting { tag: tag.to_owned(), value: "7".to_owned(), source, allocations: vec!["a"] };
+        let haproxy = OnTarget {
+            name: "edge",
+            answer: String::new(),
+            routed: Routed::Not,
+            reason: None,
+            backends: vec![InBackend { name: &name, is_ours: false, free: 0, servers }],
+            unseated: Vec::new(),
+            routes: vec![InFrontend { frontend: "web", route: Some("a.com/x".to_owned()), backend: &name }],
+            by_hand: None,
+            settings: vec![setting("haproxy.weight", Source::Tag), setting("haproxy.mode", Source::Default)],
+            notes: Vec::new(),
+            namespaces: Vec::new(),
+        };
+        let explanation = Explanation {
+            answer: "It is not routed: so\nit is.".to_owned(),
+            service: "api".into(),
+            registrations: None,
+            haproxys: vec![haproxy],
+        };
+        let expected = "It is not routed: so it is.\n\n# HAProxy edge\n\nBackend api, which is yours\n\
+            \x20 api_1   10.0.0.1:80    ready, UP             allocation a b, which the catalog lacks\n\
+            \x20 api_10  10.0.0.100:80  ready, UP (L7OK: OK)  allocation a b, which the catalog lacks\n\n\
+            Routes\n  a.com/x in the frontend web, to api\n\n\
+            Settings\n  haproxy.weight  tag of allocation a  7\n  haproxy.mode    default              7\n";
+        assert_eq!(text(&explanation, true, false), expected);
+        assert!(text(&explanation, true, true).starts_with("\x1b[31mIt is not routed: so it is.\x1b[0m\n"));
+    }
 }

@@ -4,12 +4,14 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::anyhow;
 
-/// Red and green for a person at a terminal, unless NO_COLOR is set.
+/// Whether a person reads it at a terminal, and NO_COLOR is not set.
+pub(super) fn is_coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Red and green for a person at a terminal.
 pub(super) fn coloured(text: &str) -> String {
-    if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some() {
-        return text.to_owned();
-    }
-    text.lines().map(painted).collect()
+    if is_coloured() { text.lines().map(painted).collect() } else { text.to_owned() }
 }
 
 /// How many reloads a pass made.

@@ -17,8 +17,10 @@ async fn explain(env: &Env, service: &str, catalog: Option<&Path>) -> Value {
     let text = run(env, &[&["explain", service], &from[..]].concat()).await;
     let output = run(env, &[&["explain", service, "--output", "json"], &from[..]].concat()).await;
     let json: Value = serde_json::from_str(&stdout(&output)).unwrap_or_else(|e| panic!("{e}: {}", stderr(&output)));
-    let first = stdout(&text).lines().next().map(str::to_owned);
-    assert_eq!(first.as_deref(), json["answer"].as_str(), "{}{}", stdout(&text), stderr(&text));
+    // An API may name a file of its own further back, another one each time.
+    let beginning = |text: &str| text.chars().take(80).collect::<String>();
+    let first = stdout(&text).lines().next().map(beginning);
+    assert_eq!(first, json["answer"].as_str().map(beginning), "{}{}", stdout(&text), stderr(&text));
     assert!(!stdout(&text).contains('\x1b'), "no colour in a pipe: {}", stdout(&text));
     let is_routed = json["haproxys"].as_array().unwrap().iter().all(|one| one["routed"] == "fully");
     assert_eq!((text.status.code(), output.status.code()), (Some(i32::from(!is_routed)), Some(i32::from(!is_routed))));
@@ -43,10 +45,10 @@ async fn each_trouble_has_its_first_sentence() {
         let rig = rig(way, "3.2").await;
         let env = rig.env();
         let one = |tags: &[&str]| vec![registration("api", "a", 5, 2001, tags)];
-        let bad_address = {
-            let mut bad = one(&["enable=true"]);
-            bad[0]["Address"] = json!("a b");
-            bad
+        let at = |address: &str| {
+            let mut services = one(&["enable=true"]);
+            services[0]["Address"] = json!(address);
+            services
         };
         for (services, service, sentence) in [
             (one(&[]), "api", "It is not routed: it has no tag `haproxy.enable=true`."),
@@ -63,7 +65,12 @@ async fn each_trouble_has_its_first_sentence() {
                 "api",
                 "It is not routed: invalid backend name \"a b\", use letters",
             ),
-            (bad_address, "api", "It is not routed: instance \"a\" is not routed: "),
+            (at("a b"), "api", "It is not routed: instance \"a\" is not routed: "),
+            (
+                at("no..name.invalid"),
+                "api",
+                "It is not routed: instance a is left as it was: HAProxy refuses its server",
+            ),
             (one(&["enable=true"]), "web", "It is not routed: the catalog has no service of this name"),
             (one(&["enable=true"]), "team/api", "It is not routed: the catalog has no service of this name"),
             (one(&["enable=true"]), "api", "It is not routed: HAProxy does not have it yet, and the next pass"),
