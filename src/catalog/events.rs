@@ -52,6 +52,8 @@ struct NamedJob {
 /// What a line says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Said {
+    /// The index of what happened.
+    pub(super) index: u64,
     /// Of services, if it does.
     pub(super) services: Option<Line>,
     /// The jobs that were registered or deregistered.
@@ -112,7 +114,7 @@ fn parse(line: &[u8]) -> Result<Option<Said>, serde_json::Error> {
         })
         .collect();
     let services = (!services.is_empty()).then_some(Line { index, services });
-    Ok((services.is_some() || !jobs.is_empty()).then_some(Said { services, jobs }))
+    Ok((services.is_some() || !jobs.is_empty()).then_some(Said { index, services, jobs }))
 }
 
 #[cfg(test)]
@@ -127,7 +129,7 @@ mod tests {
     fn a_job_that_was_registered_is_named() {
         let line = r#"{"Index": 7, "Events": [{"Topic": "Job", "Type": "JobRegistered", "Payload": {"Job": {"ID": "web/a", "Namespace": "team-a"}}}]}"#;
         let said = parse(line.as_bytes()).expect("a line").expect("no heartbeat");
-        assert_eq!(said, Said { services: None, jobs: vec![("team-a".into(), "web/a".into())] });
+        assert_eq!(said, Said { index: 7, services: None, jobs: vec![("team-a".into(), "web/a".into())] });
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,9 @@ fn is_named(template: &str, name: &str) -> bool {
     (0..=name.len()).filter(|at| name.is_char_boundary(*at)).any(|at| is_named(rest, &name[at..]))
 }
 
+/// For Nomad to commit what it has sent an event of.
+const COMMIT: Duration = Duration::from_secs(1);
+
 /// A job: its namespace and its ID.
 pub(super) type JobKey = (String, String);
 
@@ -176,6 +180,9 @@ struct State {
 struct Known {
     /// The last hint that named it.
     named: u64,
+    /// Nomad's index of that hint. Nomad sends an event right before it commits what the event is about (`Commit` in
+    /// nomad/state/state_changes.go), so a read may be too early.
+    index: u64,
     /// How many hints there were when it was read.
     read: u64,
     /// The highest index of its registrations then.
@@ -188,13 +195,18 @@ impl Jobs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Events name these jobs. Returns whether any of them is to be read again.
-    pub(super) fn changed(&self, jobs: &[JobKey]) -> bool {
+    /// Events at this index name these jobs. Returns whether any of them is to be read again.
+    pub(super) fn changed(&self, jobs: &[JobKey], index: u64) -> bool {
         let mut state = self.state();
         state.hints += 1;
         let hints = state.hints;
-        let known = jobs.iter().filter(|job| state.known.get_mut(*job).map(|known| known.named = hints).is_some());
-        known.count() > 0
+        let mut is_known = false;
+        for job in jobs {
+            if let Some(known) = state.known.get_mut(job) {
+                (known.named, known.index, is_known) = (hints, index, true);
+            }
+        }
+        is_known
     }
 
     /// All of them are to be read again.
@@ -251,9 +263,16 @@ impl Jobs {
     fn expect<'a>(&self, jobs: impl Iterator<Item = &'a JobKey>) {
         let mut state = self.state();
         for job in jobs {
-            let unread = || Known { named: 1, read: 0, registered: 0, job: Err("it was not read yet".to_owned()) };
+            let why = || Err("it was not read yet".to_owned());
+            let unread = || Known { named: 1, index: 0, read: 0, registered: 0, job: why() };
             state.known.entry(job.clone()).or_insert_with(unread);
         }
+    }
+
+    /// The index of the event that names a job and that its last read does not know.
+    fn hinted(&self, job: &JobKey) -> Option<u64> {
+        let state = self.state();
+        state.known.get(job).filter(|known| known.named > known.read && known.index > 0).map(|known| known.index)
     }
 
     async fn read(&self, nomad: &Nomad, outdated: Vec<(JobKey, u64)>, hints: u64) {
@@ -261,7 +280,11 @@ impl Jobs {
         let mut unread: BTreeSet<JobKey> = outdated.iter().map(|(job, _)| job.clone()).collect();
         let asked = outdated.into_iter().map(async |(key, registered)| {
             let path = format!("/v1/job/{}", crate::desired::encode(&key.1));
-            let job = nomad.read::<Job>(&path, &[("namespace", key.0.as_str())]).await;
+            let query = [("namespace", key.0.as_str())];
+            let job = match self.hinted(&key) {
+                Some(index) => nomad.wait::<Job>(&path, &query, index - 1, COMMIT).await,
+                None => nomad.read::<Job>(&path, &query).await,
+            };
             (key, registered, job.map(|read| read.value).map_err(|error| chain(&error)))
         });
         let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(TOTAL_TIMEOUT));
@@ -269,12 +292,12 @@ impl Jobs {
         while let Some((key, registered, job)) = answers.next().await {
             unread.remove(&key);
             let mut state = self.state();
-            let named = state.known.get(&key).map_or(1, |known| known.named);
-            state.known.insert(key, Known { named, read: hints, registered, job });
+            let (named, index) = state.known.get(&key).map_or((1, 0), |known| (known.named, known.index));
+            state.known.insert(key, Known { named, index, read: hints, registered, job });
         }
         for key in unread {
             let late = || format!("Nomad did not answer for all jobs within {} s", TOTAL_TIMEOUT.as_secs());
-            self.state().known.insert(key, Known { named: 1, read: 0, registered: 0, job: Err(late()) });
+            self.state().known.insert(key, Known { named: 1, index: 0, read: 0, registered: 0, job: Err(late()) });
         }
     }
 }
@@ -340,10 +363,11 @@ mod tests {
     fn a_job_is_read_again_when_an_event_names_it() {
         let jobs = Jobs::default();
         let key = ("default".to_owned(), "j".to_owned());
-        assert!(!jobs.changed(std::slice::from_ref(&key)), "nobody needs it");
-        let known = Known { named: 1, read: 2, registered: 1, job: Ok(Job::default()) };
+        assert!(!jobs.changed(std::slice::from_ref(&key), 7), "nobody needs it");
+        let known = Known { named: 1, index: 0, read: 2, registered: 1, job: Ok(Job::default()) };
         jobs.state().known.insert(key.clone(), known);
-        assert!(jobs.changed(std::slice::from_ref(&key)) && !jobs.changed(&[("default".into(), "k".into())]));
+        assert!(jobs.changed(std::slice::from_ref(&key), 8) && !jobs.changed(&[("default".into(), "k".into())], 9));
+        assert_eq!(jobs.hinted(&key), Some(8), "a read has to know of it");
         let state = jobs.state();
         assert!(state.known[&key].named > state.known[&key].read);
     }

@@ -237,9 +237,9 @@ impl Watch {
         }
         loop {
             match events.next().await {
-                Ok(Said { services, jobs }) => {
+                Ok(Said { index, services, jobs }) => {
                     let reads = services.is_some_and(|line| hints.change(|ledger| ledger.heard(namespace, line)));
-                    if self.nomad.jobs().changed(&jobs) || reads {
+                    if self.nomad.jobs().changed(&jobs, index) || reads {
                         self.wake(Wake::Event);
                     }
                 }
