@@ -7,7 +7,6 @@ use crate::support::controller::{Env, registration, run, stderr, stdout, write_c
 use crate::support::nomad::{Nomad, job};
 use crate::support::routes::{env, rig, service};
 use crate::support::servers::Server;
-use crate::support::wait_for;
 use serde_json::{Value, json};
 
 /// What is said of a service, as JSON; the text begins with the same answer.
@@ -166,11 +165,7 @@ async fn what_the_job_says_of_its_check_is_named_as_its_own() {
         "Type": "http", "Path": "/healthy", "Interval": 2_000_000_000_u64, "Timeout": 1_000_000_000, "Name": "up",
     }]);
     nomad.submit(api).await;
-    wait_for("the service", std::time::Duration::from_secs(30), async || {
-        let said = explain(&env, "api", None).await;
-        (said["registrations"] == 1).then_some(())
-    })
-    .await;
+    nomad.wait_for_instances("api", 1).await;
     let applied = run(&env, &["apply"]).await;
     assert!(applied.status.success(), "{}", stderr(&applied));
     let said = explain(&env, "api", None).await;
