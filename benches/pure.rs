@@ -12,7 +12,7 @@ use nomad_haproxy::desired::build::{self, build};
 use nomad_haproxy::desired::{Owner, SlotPolicy, tags};
 use nomad_haproxy::haproxy::text::{ConfigText, Directive};
 use nomad_haproxy::observed::Observed;
-use nomad_haproxy::plan::{self, Plan, Strategy};
+use nomad_haproxy::plan::{self, Plan};
 
 /// Runs of each side.
 const RUNS: usize = 25;
@@ -78,15 +78,7 @@ fn main() {
         targets: nomad_haproxy::desired::build::TargetNames::default(),
         frontend: None,
     };
-    let plan_options = plan::Options {
-        uninstall: false,
-        capabilities: nomad_haproxy::plane::Capabilities::default(),
-        taken: std::collections::BTreeSet::new(),
-        owner: owner.clone(),
-        strategy: Strategy::UseExisting,
-        linger: Duration::ZERO,
-        now: Duration::ZERO,
-    };
+    let plan_options = plan::Options::new(owner.clone());
     let all = registrations(1000, 5);
     let catalog = catalog(&all);
     let json = serde_json::to_string(&all).expect("a list");

@@ -61,15 +61,7 @@ impl Bench {
             targets: nomad_haproxy::desired::build::TargetNames::default(),
             frontend: None,
         };
-        let plan = plan::Options {
-            uninstall: false,
-            capabilities: nomad_haproxy::plane::Capabilities::default(),
-            taken: std::collections::BTreeSet::new(),
-            owner: owner.clone(),
-            strategy: plan::Strategy::UseExisting,
-            linger: Duration::ZERO,
-            now: Duration::ZERO,
-        };
+        let plan = plan::Options::new(owner.clone());
         let plane = Dataplane::new(settings, owner, write).unwrap();
         let controller = Controller::new(
             Arc::new(plane),

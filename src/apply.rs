@@ -285,14 +285,16 @@ impl Controller {
         status
     }
 
-    /// Reads and plans as a standby does, has HAProxy validate the plan, and writes nothing.
+    /// A dry run as the pass of a standby: what there is, and what would be done.
     pub async fn look_on(&mut self, moment: Moment) -> PassStatus {
-        let mut status = PassStatus::default();
-        // Finds out what HAProxy refuses.
-        let planned = self.dry_run(moment).await;
-        let looked = self.stand_by(moment, &mut status).await;
-        status.error = looked.and(planned.map(drop)).err();
-        status.notes.extend(self.memory.notes());
+        let mut status = PassStatus { is_standby: true, ..PassStatus::default() };
+        match self.plan_in(moment, &mut status).await {
+            Ok(DryRun { summary, .. }) => {
+                status.notes.clone_from(&summary.notes);
+                status.pending = summary.changes.then_some(summary);
+            }
+            Err(error) => status.error = Some(error),
+        }
         status.leave();
         status
     }
@@ -385,7 +387,8 @@ impl Controller {
         status.saw(&observed, &self.seated);
         let known = self.memory.process(observed.version);
         let (observed, maps_error) = self.look_at_maps(observed, known == Process::Unknown).await;
-        status.saw_routes(&observed.maps);
+        let present = Arc::new(observed.present());
+        status.routes = present.routes.clone();
         let process = match known {
             Process::Unknown => self.plane.runtime(&observed).await?,
             Process::Loaded { .. } => Runtime::loaded(&observed),
@@ -406,7 +409,6 @@ impl Controller {
         let init_state = info.version.has_init_state();
         let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
         let options = build::Options { init_state, targets, ..self.options.build.clone() };
-        let present = Arc::new(observed.present());
         let mut built = build::build(catalog, &present, &options);
         self.memory.keep_refusals(&built.desired, &observed);
         self.memory.keep_unresolved(&observed);
@@ -606,13 +608,16 @@ impl Controller {
 
     /// Plans, has HAProxy validate the plan, and discards it.
     pub async fn dry_run(&mut self, moment: Moment) -> Result<DryRun, PassError> {
-        let mut status = PassStatus::default();
+        self.plan_in(moment, &mut PassStatus::default()).await
+    }
+
+    async fn plan_in(&mut self, moment: Moment, status: &mut PassStatus) -> Result<DryRun, PassError> {
         let info = self.plane.info().await?;
         self.find_capabilities(&info).await?;
-        let seen = self.look(info, moment, &mut None, &mut status).await?;
+        let seen = self.look(info, moment, &mut None, status).await?;
         let owner = self.options.plan.owner.clone();
         loop {
-            let mut draft = self.draft(&seen, &mut status)?;
+            let mut draft = self.draft(&seen, status)?;
             let review = Review::new(&draft.plan, &seen.observed, &owner, moment.clock);
             let kept = draft.kept.clone();
             let done = |summary| Ok(DryRun { summary, version: seen.observed.version, review, kept });

@@ -10,6 +10,7 @@ mod others;
 mod profiles;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::desired::{
     BackendName, BackendSettings, DEFAULT_WEIGHT, Described, FrontendName, Occupant, Owner, Place, Present, Server,
@@ -293,7 +294,7 @@ impl Observed {
             backends: self.backends.iter().filter_map(place).collect(),
             services,
             doors: self.frontends.iter().filter_map(door).collect(),
-            routes: self.maps.routes(),
+            routes: Arc::new(self.maps.routes()),
         }
     }
 

@@ -75,6 +75,22 @@ pub struct Options {
     pub taken: BTreeSet<Surplus>,
 }
 
+impl Options {
+    /// An owner's, at 1970: nothing lingers, an existing backend of the same name is used, and nothing is known of what
+    /// HAProxy takes at run time.
+    pub fn new(owner: Owner) -> Self {
+        Self {
+            owner,
+            strategy: Strategy::UseExisting,
+            linger: Duration::ZERO,
+            now: Duration::ZERO,
+            uninstall: false,
+            capabilities: Capabilities::default(),
+            taken: BTreeSet::new(),
+        }
+    }
+}
+
 /// A change of one server line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerEdit {

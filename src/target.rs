@@ -1,6 +1,5 @@
 //! One HAProxy: its controller, from the settings.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::apply::{Controller, Moment, Options};
@@ -12,7 +11,7 @@ use crate::fleet::Names;
 use crate::leader::Lease;
 use crate::plan;
 use crate::plan::guard;
-use crate::plane::{AccessError, Capabilities};
+use crate::plane::AccessError;
 
 /// The controller of one HAProxy, which writes for as long as the lease is good; nothing is sent yet.
 pub fn controller(
@@ -54,13 +53,10 @@ pub fn options(config: &Config, target: &TargetOptions) -> Options {
             frontend: frontend.clone(),
         },
         plan: plan::Options {
-            owner: owner.clone(),
             strategy: *strategy,
             linger: *linger,
-            uninstall: false,
             now: Moment::now(true).clock,
-            capabilities: Capabilities::default(),
-            taken: BTreeSet::new(),
+            ..plan::Options::new(owner.clone())
         },
         guard: *guard,
         reload_min_interval: *reload_min_interval,

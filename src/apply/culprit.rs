@@ -147,7 +147,10 @@ fn part_at(line: usize, after: &Observed, suspects: &[Part]) -> Option<Part> {
     if after.is_our_rule(at) {
         return Some(Part::Rules(section.name.parse().ok()?)).filter(|part| suspects.contains(part));
     }
-    let name = Some(&section).filter(|section| section.kind == "backend")?.name.parse().ok()?;
+    if section.kind != "backend" {
+        return None;
+    }
+    let name = section.name.parse().ok()?;
     let backend = after.backend(&name)?;
     let (_, directive) = after.text.directives(&section).find(|(line, _)| *line == at)?;
     let server = backend.servers.iter().find(|server| {

@@ -1,5 +1,7 @@
 //! Map files: written before and after the configuration, so that no entry names a backend that is not there.
 
+use std::sync::Arc;
+
 use crate::errors::chain;
 use crate::observed::{Maps, Observed};
 use crate::plan::{Lines, MapEdit};
@@ -55,7 +57,7 @@ impl Controller {
             }
         }
         if when == When::Last && result.is_ok() {
-            status.saw_routes(&edits.after(&seen.observed.maps));
+            status.routes = Arc::new(edits.after(&seen.observed.maps).routes());
         }
         result
     }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::catalog::{Catalog, SourceError};
 use crate::desired::{BackendName, NamespaceNote, Note, Occupant, Routes, Server, ServiceKey};
 use crate::errors::chain;
-use crate::observed::{Maps, Observed, ObservedBackend, Ownership};
+use crate::observed::{Observed, ObservedBackend, Ownership};
 use crate::plan::display::Summary;
 use crate::plan::guard::Holding;
 use crate::plan::review::Difference;
@@ -392,13 +392,6 @@ impl PassStatus {
             self.seats = Arc::new(Seats::new(observed));
         }
         (self.version, self.file) = (observed.version, file);
-    }
-
-    /// The map files were read.
-    pub(super) fn saw_routes(&mut self, maps: &Maps) {
-        if !maps.is_unknown {
-            self.routes = Arc::new(maps.routes());
-        }
     }
 
     /// What HAProxy said of the file as it is now: it has validated what was written last, or refused the file as it

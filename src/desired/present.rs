@@ -1,6 +1,7 @@
 //! What HAProxy has before a pass, as far as the desired state depends on it: which service holds which backend's name.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{BackendName, BackendSettings, FrontendName, Mode, Routes, ServiceKey};
 
@@ -14,7 +15,7 @@ pub struct Present {
     /// The frontends and `listen` sections.
     pub doors: BTreeMap<FrontendName, Door>,
     /// The routes of ours.
-    pub routes: Routes,
+    pub routes: Arc<Routes>,
 }
 
 /// One frontend, as far as routes depend on it.

@@ -82,20 +82,7 @@ fn plan(built: &Built, observed: &Observed, strategy: Strategy) -> Result<Planne
 /// With a clock, and a minute of lingering.
 fn plan_at(built: &Built, observed: &Observed, strategy: Strategy, now: Duration) -> Result<Planned, Conflict> {
     let linger = if now.is_zero() { Duration::ZERO } else { Duration::from_secs(60) };
-    Plan::new(
-        built,
-        observed,
-        &Options {
-            owner: owner(),
-            strategy,
-            linger,
-            now,
-            uninstall: false,
-            capabilities: Capabilities::default(),
-            taken: BTreeSet::new(),
-        },
-        &LeftOut::default(),
-    )
+    Plan::new(built, observed, &Options { strategy, linger, now, ..Options::new(owner()) }, &LeftOut::default())
 }
 
 /// The configuration after a plan.
@@ -368,15 +355,7 @@ fn an_instance_that_is_gone_leaves_a_backend_that_is_left_out() {
     let before = after(&[("api", &["enable"])], FOREIGN);
     let mut next = built(&[("api", &["enable", "balance=first"])]);
     next.desired.backends.get_mut(&name("api")).expect("api").instances.clear();
-    let options = Options {
-        owner: owner(),
-        strategy: Strategy::UseExisting,
-        linger: Duration::ZERO,
-        now: Duration::ZERO,
-        uninstall: false,
-        capabilities: Capabilities::default(),
-        taken: std::collections::BTreeSet::new(),
-    };
+    let options = Options::new(owner());
     let plan = Plan::new(&next, &before, &options, &LeftOut::from_iter([Part::Backend(name("api"))]))
         .expect("no conflict")
         .plan;
@@ -758,8 +737,7 @@ fn grown(built: &Built, before: &Observed) -> (Plan, Option<Vec<Action>>) {
 fn grown_beside(built: &Built, before: &Observed, taken: &[u32]) -> (Plan, Option<Vec<Action>>) {
     let capabilities = SERVERS;
     let taken = taken.iter().map(|number| Surplus::Server(name("api"), name("api").slot(*number))).collect();
-    let (strategy, linger, now) = (Strategy::UseExisting, Duration::ZERO, Duration::ZERO);
-    let options = Options { owner: owner(), strategy, linger, now, uninstall: false, capabilities, taken };
+    let options = Options { capabilities, taken, ..Options::new(owner()) };
     let plan = Plan::new(built, before, &options, &LeftOut::default()).expect("no conflict").plan;
     let growth = Growth::new(capabilities, &built.desired);
     let changes = Changes::new(&Runtime::of(before), before, &applied(&plan, before), &growth);

@@ -1,8 +1,6 @@
 //! Compares the two writers of the Data Plane API over generated plans: the structured edits and the edit of the text
 //! must have the same meaning, and leave what is not ours as it is.
 
-use std::time::Duration;
-
 use crate::support::api::{Rig, Way};
 use crate::support::controller::{apply, registration, run, stderr, write_catalog};
 use crate::support::haproxy::{Haproxy, conditional, foreign_bytes, has_backend, matrix};
@@ -77,15 +75,7 @@ fn build_options() -> build::Options {
 }
 
 fn plan(catalog: &Catalog, observed: &Observed) -> Plan {
-    let options = plan::Options {
-        owner: owner(),
-        strategy: plan::Strategy::UseExisting,
-        linger: Duration::ZERO,
-        uninstall: false,
-        capabilities: nomad_haproxy::plane::Capabilities::default(),
-        taken: std::collections::BTreeSet::new(),
-        now: Duration::ZERO,
-    };
+    let options = plan::Options::new(owner());
     let built = build(catalog, &observed.present(), &build_options());
     Plan::new(&built, observed, &options, &LeftOut::default()).unwrap().plan
 }

@@ -108,13 +108,11 @@ impl Settings {
 
     pub fn plan(&self, now: Duration) -> plan::Options {
         plan::Options {
-            owner: Self::owner(),
             strategy: self.taken,
             linger: self.linger,
             now,
-            uninstall: false,
             capabilities: self.capabilities,
-            taken: std::collections::BTreeSet::new(),
+            ..plan::Options::new(Self::owner())
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Passes of a controller in the test's own process, at the times that the test sets.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +8,9 @@ use nomad_haproxy::catalog::Source;
 use nomad_haproxy::catalog::shared::SharedCatalog;
 use nomad_haproxy::desired::build::{self, TargetNames};
 use nomad_haproxy::desired::{Grants, Owner, SlotPolicy};
-use nomad_haproxy::plan::{self, Strategy};
+use nomad_haproxy::plan;
+use nomad_haproxy::plane::Plane;
 use nomad_haproxy::plane::dataplane::{Dataplane, DataplaneConfig, Write};
-use nomad_haproxy::plane::{Capabilities, Plane};
 
 use super::api::Rig;
 
@@ -37,15 +36,7 @@ pub fn controller(rig: &Rig, plane: Arc<dyn Plane>) -> Controller {
             targets: TargetNames::default(),
             frontend: None,
         },
-        plan: plan::Options {
-            owner: owner(),
-            strategy: Strategy::UseExisting,
-            linger: Duration::ZERO,
-            now: Duration::ZERO,
-            uninstall: false,
-            capabilities: Capabilities::default(),
-            taken: BTreeSet::new(),
-        },
+        plan: plan::Options::new(owner()),
         guard: plan::guard::Options::OFF,
         reload_min_interval: Duration::ZERO,
     };
