@@ -30,11 +30,12 @@ playground: system tools ## A database connection through HAProxy, and how many 
 	$(CARGO) build --quiet --locked --bins --examples
 	target/debug/examples/playground
 
-check: ## Formatting, lints, docs, unit tests: before each commit
+check: ## Formatting, lints, docs, unit tests, licences: before each commit
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked --document-private-items
 	$(CARGO) test --lib --bins --locked
+	@$$(scripts/cargo-tool.sh cargo-deny 0.20.2) --log-level warn check licenses sources bans
 
 test: system tools check ## Everything: check, contract tests, end to end on real HAProxy and Nomad
 	$(CARGO) build --locked --bins --examples
@@ -57,7 +58,13 @@ soak: system tools ## An hour of churn under requests: failures, reloads, memory
 fuzz: system ## Generated catalogs over generated configurations (FUZZ_CASES, FUZZ_HAPROXY, FUZZ_JOBS)
 	FUZZ_CASES=$${FUZZ_CASES:-1000000} $(CARGO) test --profile fuzz --locked --test fuzz -- --nocapture
 
+image: system ## Build the image of deploy/Dockerfile without a container engine, and start it (as root)
+	@scripts/image.sh
+
+dist: system ## What a release consists of, under target/dist: archive, bill of materials, checksums
+	@scripts/dist.sh
+
 clean: ## Remove what was built; the tools stay
 	$(CARGO) clean --release; rm -rf target/debug
 
-.PHONY: help system tools demo playground check test bench bench-e2e soak fuzz clean
+.PHONY: help system tools demo playground check test bench bench-e2e soak fuzz image dist clean

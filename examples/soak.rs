@@ -1,6 +1,7 @@
 //! `make soak`: services come, grow, roll and go for an hour on a real Nomad, under requests and with a database
 //! connection open through HAProxy. It ends with a report, and with exit code 1 if something did not hold.
 //!
+//! `--plane both` runs it on two HAProxys with one controller, while each minute something is killed that is not HAProxy.
 //! `--compare` runs the same churn on the local plane, through the Data Plane API with slots, and with
 //! haproxy-nomad-connector where its executable is named.
 
@@ -22,12 +23,18 @@ use support::soak::{Plane, Report, Sample, Settings, run};
 const LINGER_OF_CHURN: u32 = 6;
 /// How long a backend stays by default.
 const LINGER: Duration = nomad_haproxy::config::BACKEND_LINGER;
+/// Between two times that something is killed.
+const KILL_EVERY: Duration = Duration::from_secs(60);
+/// How much longer an instance answers than its `shutdown_delay` of 3 s where a killed API may keep it in service: until
+/// the API answers again and the controller has asked it.
+const GRACE: Duration = Duration::from_secs(12);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Way {
     Local,
     Api,
     Slots,
+    Both,
     Connector,
 }
 
@@ -43,13 +50,14 @@ struct Arguments {
     /// How long the churn lasts
     #[arg(long, env = "SOAK_MINUTES", default_value_t = 60.0)]
     minutes: f64,
-    /// How many services there are
-    #[arg(long, env = "SOAK_SERVICES", default_value_t = 300)]
-    services: usize,
+    /// How many services there are [default: 300, or 200 on two HAProxys]
+    #[arg(long, env = "SOAK_SERVICES")]
+    services: Option<usize>,
     /// The series of HAProxy: 3.0, 3.2 or 3.4
     #[arg(long, env = "SOAK_HAPROXY", default_value = "3.4")]
     haproxy: String,
-    /// The local plane; the API with a run-time socket, or with slots; another controller
+    /// The local plane; the API with a run-time socket, or with slots; two HAProxys, one by each of the first two, with
+    /// something killed each minute; another controller
     #[arg(long, env = "SOAK_PLANE", value_enum, default_value_t = Way::Local)]
     plane: Way,
     /// The executable of haproxy-nomad-connector
@@ -73,6 +81,7 @@ impl Arguments {
             Way::Local => vec![Plane::Local],
             Way::Api => vec![Plane::Api],
             Way::Slots => vec![Plane::Slots],
+            Way::Both => vec![Plane::Both],
             Way::Connector => vec![connector().expect("name the executable by --connector (CONNECTOR_BIN)")],
         }
     }
@@ -91,10 +100,12 @@ fn show(sample: &Sample) {
         workers,
         haproxy_kb,
         controller_kb,
+        descriptors,
+        killed,
     } = sample;
     eprintln!(
         "{second:>5} s  {phase:<6}  {services:>4} services of {created:>5}, {registered:>4} in Nomad  {failed} of {requests:>7} requests failed  \
-         {reloads:>4} reloads  {workers:>2} workers  HAProxy {:>4} MB  controller {:>4} MB",
+         {reloads:>4} reloads  {workers:>2} workers  HAProxy {:>4} MB  controller {:>4} MB  {descriptors:>4} descriptors  {killed} killed",
         haproxy_kb / 1024,
         controller_kb / 1024,
     );
@@ -124,13 +135,18 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
+        let is_both = plane == Plane::Both;
         let settings = Settings {
             series: arguments.haproxy.clone(),
             plane,
-            services: arguments.services,
+            services: arguments.services.unwrap_or(if is_both { 200 } else { 300 }),
             churn,
             linger: LINGER.min(churn / LINGER_OF_CHURN),
-            grace: Duration::ZERO,
+            // With a change of each kind: about five a second on two HAProxys.
+            peak: if is_both { 4 } else { 20 },
+            growing: if is_both { 24 } else { 4 },
+            kill_every: is_both.then_some(KILL_EVERY),
+            grace: if is_both { GRACE } else { Duration::ZERO },
         };
         eprintln!("HAProxy {}, {}", settings.series, settings.plane.name());
         reports.push(run(&settings, show).await);

@@ -3,6 +3,7 @@
 mod apply;
 mod check;
 mod explain;
+mod generate;
 mod plan;
 mod print;
 mod serve;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use crate::catalog;
 use crate::config::{Config, Settings};
@@ -159,6 +161,18 @@ pub enum Command {
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
+    /// Print the completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// The shell that sources them
+        shell: Shell,
+    },
+    /// Write the man pages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        folder: PathBuf,
+    },
 }
 
 /// How a plan is printed.
@@ -173,6 +187,11 @@ pub enum Output {
 /// Runs the command. The error is for people to read.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { command, config, haproxy, settings } = cli;
+    match &command {
+        Command::Completions { shell } => return generate::completions(*shell),
+        Command::Man { folder } => return generate::man(folder),
+        _ => {}
+    }
     let settings = match config {
         Some(path) => settings.or(Settings::from_file(&path)?),
         None => settings,
@@ -203,6 +222,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Explain { service, catalog, output } => {
             explain::run(&config, haproxy.as_deref(), catalog, &service, output).await
         }
+        Command::Completions { .. } | Command::Man { .. } => unreachable!("they need no settings"),
         Command::Check { output } => check::check(&config, haproxy.as_deref(), output).await,
         Command::Uninstall { yes, no_lock } => {
             let work = async |lease: &Lease| {

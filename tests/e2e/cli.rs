@@ -48,6 +48,28 @@ fn a_wrong_usage_is_1_and_no_argument_is_answered_by_the_short_help() {
     }
 }
 
+/// The shell itself takes the completions, and `man` the pages.
+#[test]
+fn completions_and_man_pages_are_made_without_settings() {
+    let made = controller(&["completions", "bash"], &[]).success().get_output().stdout.clone();
+    let script = String::from_utf8(made).unwrap();
+    let ask =
+        "COMP_WORDS=(nomad-haproxy ex); COMP_CWORD=1; _nomad-haproxy nomad-haproxy ex nomad-haproxy; echo $COMPREPLY";
+    let output = std::process::Command::new("bash").arg("-c").arg(format!("{script}\n{ask}")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "explain\n", "{}", String::from_utf8_lossy(&output.stderr));
+    for shell in ["zsh", "fish"] {
+        controller(&["completions", shell], &[]).success();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    controller(&["man", folder.path().to_str().unwrap()], &[]).success();
+    for (page, words) in [("nomad-haproxy.1", "NOMAD_ADDR"), ("nomad-haproxy-plan.1", "detailed\\-exitcode")] {
+        let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(text.contains(".SH NAME") && text.contains(words), "{page}:\n{text}");
+    }
+    let file = folder.path().join("nomad-haproxy.1").display().to_string();
+    says(controller(&["man", &file], &[]), &["cannot write the man pages to", &file]);
+}
+
 /// A catalog of one service with a check, and a configuration to plan on offline.
 fn offline() -> (tempfile::TempDir, [String; 5]) {
     let folder = tempfile::tempdir().unwrap();

@@ -311,7 +311,7 @@ async fn edges_behind_tls_are_checked_against_the_ca() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_nomad_forgets_no_edge() {
-    let mut nomad = Nomad::start_server().await;
+    let nomad = Nomad::start_server().await;
     let _client = nomad.join("edge").await;
     let rigs = [Rig::start(Way::Api, "3.2").await, Rig::start(Way::Api, "3.0").await];
     for (at, rig) in rigs.iter().enumerate() {

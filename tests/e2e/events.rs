@@ -331,7 +331,7 @@ async fn each_of_several_namespaces_is_followed_and_a_missing_one_stops_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_under_churn_takes_nothing_out_and_all_converges() {
     const STEADY: usize = 3;
-    let mut nomad = Nomad::start_server().await;
+    let nomad = Nomad::start_server().await;
     let _client = nomad.join("node").await;
     nomad.submit(one("steady", 3)).await;
     nomad.submit(one("api", 1)).await;

@@ -254,12 +254,17 @@ async fn one_haproxys_trouble_is_its_own() {
         let before = latency(&fleet, healthy).await;
         let reloads = fleet.rigs[troubled].haproxy.reloads().await;
         fault.begin(&mut fleet, &disk);
-        let during = latency(&fleet, healthy).await;
-        let ratio = during.as_secs_f64() / before.as_secs_f64();
-        eprintln!("{fault:?}: {ratio:.2} times the untroubled latency ({during:?} after {before:?})");
-        // A busy machine makes a factor of 2 by itself; a target that waited for the troubled one would take as long as
-        // the fault lasts.
-        assert!(ratio < 4.0, "{fault:?}: {during:?}, {before:?} without it");
+        // A target that waited for the troubled one would do so each time, and for as long as the fault lasts; a machine
+        // that others use makes a factor of 2 by itself, and more now and then.
+        let mut during = latency(&fleet, healthy).await;
+        for _ in 0..3 {
+            if during < 4 * before {
+                break;
+            }
+            during = during.min(latency(&fleet, healthy).await);
+        }
+        eprintln!("{fault:?}: {during:?} after {before:?} without it");
+        assert!(during < 4 * before, "{fault:?}: {during:?}, {before:?} without it");
         fault.end(&mut fleet, &disk).await;
         // After a long outage the next attempt comes within 30 s.
         wait_for("all to be ready", Duration::from_secs(60), async || {

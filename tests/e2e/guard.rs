@@ -111,7 +111,7 @@ async fn a_wiped_nomad_takes_no_instance_out_until_a_person_allows_it() {
 }
 
 async fn wiped(way: Way) {
-    let mut nomad = Nomad::start().await;
+    let nomad = Nomad::start().await;
     let rig = Rig::start(way, "3.2").await;
     let env = env(&rig, &nomad);
     let controller = serving(&nomad, &rig, &env).await;
@@ -146,7 +146,7 @@ async fn wiped(way: Way) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_haproxy_holds_its_own_until_a_person_lets_go_of_it_there() {
-    let mut nomad = Nomad::start().await;
+    let nomad = Nomad::start().await;
     let rigs = [Rig::start(Way::Local, "3.2").await, Rig::start(Way::Local, "3.2").await];
     let entry = |name: &str, rig: &Rig| json!({"name": name, "config_file": rig.haproxy.config(), "master_socket": rig.haproxy.master(), "binary": rig.haproxy.binary});
     let settings = json!({"haproxy": [entry("one", &rigs[0]), entry("two", &rigs[1])], "http": {"token": "t"}});

@@ -246,7 +246,7 @@ async fn a_leader_that_was_paused_before_it_replaces_the_file_leaves_it() {
 /// A server with its state on disk, and a catalog file: what is written does not depend on Nomad's clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_nomad_nothing_is_written_and_the_lock_is_kept() {
-    let mut nomad = Nomad::start_server().await;
+    let nomad = Nomad::start_server().await;
     let rig = Rig::start(Way::Local, "3.2").await;
     let instances = |count: u16| -> Vec<Value> {
         (0..count).map(|n| registration("web", &n.to_string(), 1, 2000 + n, &["enable=true"])).collect()

@@ -89,7 +89,7 @@ async fn a_job_is_routed_scaled_and_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_nomad_removes_nothing() {
-    let mut nomad = Nomad::start().await;
+    let nomad = Nomad::start().await;
     let (gate, url) = Gate::start(&nomad.address).await;
     let rig = Rig::start(Way::Local, "3.2").await;
     let env = rig.env_with(&[("NOMAD_ADDR", &url), ("NOMAD_HAPROXY_RESYNC_INTERVAL", "1s")]);

@@ -246,7 +246,7 @@ async fn readiness_follows_the_api() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn readiness_follows_nomad() {
-    let mut nomad = Nomad::start().await;
+    let nomad = Nomad::start().await;
     let rig = Rig::start(Way::Local, "3.2").await;
     nomad.submit(job("steady", 1, &["enable=true", "check.disabled"], None)).await;
     nomad.wait_for_instances("steady", 1).await;

@@ -268,7 +268,7 @@ async fn create_namespace(nomad: &Nomad) {
 async fn each_alert_fires_when_it_is_caused_and_only_then() {
     // No controller is there yet.
     let prometheus = Prometheus::start(&shortened(&file("deploy/alerts.yml"))).await;
-    let mut nomad = Nomad::start().await;
+    let nomad = Nomad::start().await;
     create_namespace(&nomad).await;
     nomad.submit(job("steady", 6, &["enable=true", "check.disabled"], None)).await;
     nomad.wait_for_instances("steady", 6).await;

@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::process::{Group, end_all_of};
@@ -19,7 +21,7 @@ pub fn binary() -> Option<PathBuf> {
 }
 
 pub struct Nomad {
-    group: Option<Group>,
+    group: Mutex<Option<Group>>,
     folder: tempfile::TempDir,
     ports: [u16; 3],
     pub address: String,
@@ -101,7 +103,7 @@ impl Nomad {
             client = client.tls_danger_accept_invalid_certs(true).identity(reqwest::Identity::from_pem(&both).unwrap());
         }
         let client = client.build().unwrap();
-        let mut nomad = Self { group: None, folder, ports, address, kind, token: None, client };
+        let mut nomad = Self { group: Mutex::default(), folder, ports, address, kind, token: None, client };
         nomad.launch().await;
         if kind.is_server() {
             return nomad;
@@ -119,7 +121,7 @@ impl Nomad {
     }
 
     /// Starts the agent; a dev agent that is restarted has no state.
-    pub async fn launch(&mut self) {
+    pub async fn launch(&self) {
         let [http, rpc, serf] = self.ports;
         let ports = format!("ports {{\n http = {http}\n rpc = {rpc}\n serf = {serf}\n}}\nlog_level = \"WARN\"\n");
         let config = match self.kind {
@@ -133,7 +135,8 @@ impl Nomad {
                 if self.kind == Kind::Server { IMPATIENT } else { "" }
             ),
         };
-        self.group = Some(self.agent("agent", &config, !self.kind.is_server()));
+        let agent = self.agent("agent", &config, !self.kind.is_server());
+        *self.group.lock().unwrap() = Some(agent);
         wait_for("Nomad to have a leader", Duration::from_secs(60), async || {
             let leader = self.client.get(format!("{}/v1/status/leader", self.address)).send().await.ok()?;
             leader.text().await.ok()?.contains(':').then_some(())
@@ -197,22 +200,26 @@ impl Nomad {
     }
 
     /// Ends the agent alone: of a server, its clients and their tasks go on.
-    pub fn crash(&mut self) {
-        self.group = None;
+    pub fn crash(&self) {
+        *self.group.lock().unwrap() = None;
     }
 
     /// Ends the agent, and its tasks with it.
-    pub fn kill(&mut self) {
-        self.group = None;
+    pub fn kill(&self) {
+        self.crash();
         end_all_of(&self.folder.path().display().to_string());
     }
 
     pub fn freeze(&self) {
-        self.group.as_ref().unwrap().signal(nix::sys::signal::Signal::SIGSTOP);
+        self.signal(Signal::SIGSTOP);
     }
 
     pub fn thaw(&self) {
-        self.group.as_ref().unwrap().signal(nix::sys::signal::Signal::SIGCONT);
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.group.lock().unwrap().as_ref().expect("a running agent").signal(signal);
     }
 
     pub async fn try_call(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Option<Value> {
@@ -260,8 +267,12 @@ impl Nomad {
     /// Has Nomad forget what has ended, on the server and on the client. It does so by itself much later: an agent of
     /// `-dev` has 13,000 mounts and 6 GB of memory after half an hour of soak, and takes both cores.
     pub async fn collect_garbage(&self) {
-        for of in ["/v1/system/gc", "/v1/client/gc"] {
-            self.call(reqwest::Method::PUT, of, None).await;
+        let nodes = self.try_call(reqwest::Method::GET, "/v1/nodes", None).await.unwrap_or_default();
+        let nodes = nodes.as_array().into_iter().flatten();
+        let clients = nodes.map(|node| format!("/v1/client/gc?node_id={}", node["ID"].as_str().unwrap_or_default()));
+        for of in std::iter::once("/v1/system/gc".to_owned()).chain(clients) {
+            // It may not be there at this time: there is a next one.
+            self.try_call(reqwest::Method::PUT, &of, None).await;
         }
     }
 

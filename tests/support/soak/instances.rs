@@ -164,6 +164,10 @@ async fn answer(
 async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
     let (client, mut index) = (reqwest::Client::new(), 0);
     loop {
+        // A server that was killed has no events from before.
+        if index > 0 {
+            catch_up(&client, &nomad, &known, delay).await;
+        }
         let url = format!("{nomad}/v1/event/stream?topic=Service&index={index}");
         let (mut buffer, stream) = (Vec::new(), client.get(url).send().await);
         if let Ok(mut stream) = stream {
@@ -178,6 +182,31 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The services of Nomad's answer, in all namespaces.
+fn names(lists: &Value) -> Vec<String> {
+    let services = lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).flatten();
+    services.filter_map(|service| Some(service["ServiceName"].as_str()?.to_owned())).collect()
+}
+
+/// Takes what Nomad has now for events that were missed. If it does not answer, the next attempt does so.
+async fn catch_up(client: &reqwest::Client, nomad: &str, known: &Arc<Mutex<Known>>, delay: Duration) {
+    let read = async |path: &str| client.get(format!("{nomad}{path}")).send().await.ok()?.json::<Value>().await.ok();
+    let Some(lists) = read("/v1/services").await else { return };
+    let mut now = HashSet::new();
+    for name in names(&lists) {
+        let Some(Value::Array(instances)) = read(&format!("/v1/service/{name}")).await else { return };
+        for service in instances {
+            now.insert(service["AllocID"].as_str().unwrap_or_default().to_owned());
+            take(&json!({"Type": "ServiceRegistration", "Payload": {"Service": service}}), known, delay);
+        }
+    }
+    let held: Vec<_> = known.lock().unwrap().held.clone().into_iter().collect();
+    for (address, allocation) in held.into_iter().filter(|(_, allocation)| !now.contains(allocation)) {
+        let service = json!({"Address": address.to_string(), "AllocID": allocation});
+        take(&json!({"Type": "ServiceDeregistration", "Payload": {"Service": service}}), known, delay);
     }
 }
 

@@ -5,28 +5,30 @@ mod instances;
 mod report;
 mod target;
 mod traffic;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::load::{self, Load};
+use super::load;
 use super::mariadb::{Client, MariaDb};
 use super::nomad::{Nomad, job};
+use super::process::Group;
 use super::wait_for;
 
 use instances::{Instances, Version};
-pub use report::{Memory, Report, Sample, Times};
+pub use report::{Report, Sample, Times, Trend};
 pub use target::Plane;
-use target::Target;
-use traffic::{Hosts, Requests, host};
+use target::{Edge, Target};
+use traffic::{Hosts, host};
 
 /// Services that are created in a second, until all are there.
 const CREATED_PER_SECOND: u32 = 3;
@@ -35,15 +37,8 @@ const REPLACED_PER_SECOND: u32 = 1;
 /// Services that are created at the same time at most: a slow target is not given more.
 const CREATING: usize = 64;
 const REQUESTS_PER_SECOND: u32 = 200;
-/// The size to which a service grows.
-const PEAK: u32 = 20;
-/// Services that grow at the same time.
-const GROWING: usize = 4;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
-/// Between two times that Nomad is to remove what is left of ended allocations.
-const COLLECT_EVERY: Duration = Duration::from_secs(20);
-const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 const UNROUTED_AFTER: Duration = Duration::from_secs(60);
 const LATE_AFTER: Duration = Duration::from_secs(120);
 
@@ -54,8 +49,14 @@ pub struct Settings {
     pub services: usize,
     /// How long the churn lasts, after all services are there and some have grown.
     pub churn: Duration,
+    /// The size to which a service grows.
+    pub peak: u32,
+    /// Services that grow at the same time.
+    pub growing: usize,
     /// How long a backend stays when its service is gone: short enough that most are deleted before the end.
     pub linger: Duration,
+    /// Between two times that something is killed: the controller, the APIs, or Nomad's server, in turn. Never HAProxy.
+    pub kill_every: Option<Duration>,
     /// How much longer than its `shutdown_delay` an instance answers: a machine that runs other tests has no time limits.
     pub grace: Duration,
 }
@@ -84,6 +85,9 @@ struct Soak<'a> {
     late: Mutex<Vec<String>>,
     stopped: AtomicUsize,
     grown: AtomicUsize,
+    /// What Nomad was asked to change.
+    changes: AtomicUsize,
+    killed: AtomicUsize,
     phase: Mutex<&'static str>,
 }
 
@@ -92,6 +96,7 @@ impl Soak<'_> {
     async fn submit(&self, Service { name, version, count }: &Service) {
         let job = version.job(name, *count, self.instances.port);
         self.ask(Method::POST, "/v1/jobs", Some(json!({"Job": job}))).await;
+        self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A call to Nomad, repeated until it is taken: in an hour one may fail.
@@ -105,9 +110,10 @@ impl Soak<'_> {
     /// Not purged: Nomad then forgets the allocations at once, and its client ends them two at a time, minutes later.
     async fn end(&self, service: &str) {
         self.ask(Method::DELETE, &format!("/v1/job/{service}"), None).await;
+        self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Creates a service and waits until a request is routed to it.
+    /// Creates a service and waits until a request is routed to it, by each HAProxy.
     async fn create(&self) {
         let name = format!("s{}", self.next.fetch_add(1, Ordering::Relaxed));
         let service = Service { version: self.instances.version(&name), name, count: 1 };
@@ -124,10 +130,12 @@ impl Soak<'_> {
 
     /// From the registration of a service to the first answer.
     async fn first_answer(&self, service: &str) -> Duration {
-        let (port, host, start) = (self.target.rig.haproxy.port, host(service), Instant::now());
-        while !load::get(&self.client, port, &host).await.is_ok_and(|(status, _)| status == 200) {
-            // Fine enough for what is measured, and no load of its own on a target that is slow.
-            sleep((start.elapsed() / 20).max(Duration::from_millis(20))).await;
+        let (host, start) = (host(service), Instant::now());
+        for edge in &self.target.edges {
+            while !load::get(&self.client, edge.haproxy.port, &host).await.is_ok_and(|(status, _)| status == 200) {
+                // Fine enough for what is measured, and no load of its own on a target that is slow.
+                sleep((start.elapsed() / 20).max(Duration::from_millis(20))).await;
+            }
         }
         let answered = std::time::Instant::now();
         // Nomad's event may arrive after the answer.
@@ -146,7 +154,7 @@ impl Soak<'_> {
 
     /// Scales a service to the peak, rolls it there, and scales it back, under requests.
     async fn grow(&self, mut service: Service) {
-        service.count = PEAK;
+        service.count = self.settings.peak;
         self.reach(&service).await;
         service.version = self.instances.version(&service.name);
         self.reach(&service).await;
@@ -156,18 +164,20 @@ impl Soak<'_> {
         self.idle.lock().unwrap().push_back(service);
     }
 
-    /// Submits a service and waits until exactly its instances take traffic in HAProxy.
+    /// Submits a service and waits until exactly its instances take traffic in each HAProxy.
     async fn reach(&self, service: &Service) {
         self.submit(service).await;
         let Service { name, version, count } = service;
         let prefix = version.prefix();
-        let is_reached = async || {
-            let serving = self.target.serving(name).await;
+        let is_reached = async |edge: &Edge| {
+            let serving = edge.serving(name).await;
             serving.len() == *count as usize && serving.iter().all(|address| address.starts_with(&prefix))
         };
         let reached = async {
-            while !is_reached().await {
-                sleep(Duration::from_millis(200)).await;
+            for edge in &self.target.edges {
+                while !is_reached(edge).await {
+                    sleep(Duration::from_millis(200)).await;
+                }
             }
         };
         if timeout(LATE_AFTER, reached).await.is_err() {
@@ -203,7 +213,7 @@ impl Soak<'_> {
     async fn grow_some(&self) {
         let some = (0..self.settings.services.div_ceil(GROWN_OF)).filter_map(|_| self.oldest());
         let some: Vec<_> = some.collect();
-        stream::iter(some).for_each_concurrent(GROWING, |service| self.grow(service)).await;
+        stream::iter(some).for_each_concurrent(self.settings.growing, |service| self.grow(service)).await;
     }
 
     /// A new service, and the end of the oldest one.
@@ -223,7 +233,8 @@ impl Soak<'_> {
         let replaced = Self::ticks(REPLACED_PER_SECOND)
             .take_while(|()| std::future::ready(!is_over()))
             .for_each_concurrent(CREATING, |()| self.replace());
-        let growing = stream::iter(0..GROWING).for_each_concurrent(GROWING, |_| async {
+        let growing = self.settings.growing;
+        let growing = stream::iter(0..growing).for_each_concurrent(growing, |_| async {
             while !is_over() {
                 match self.oldest() {
                     Some(service) => self.grow(service).await,
@@ -238,9 +249,9 @@ impl Soak<'_> {
 /// Runs a soak; each sample is shown as it is taken.
 pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
     let database = MariaDb::start().await;
-    let nomad = Nomad::start().await;
+    let (nomad, _node) = start_nomad(settings).await;
     let instances = Instances::start(&nomad.address, settings.grace);
-    let Settings { series, plane, services: _, churn: _, linger, grace: _ } = settings;
+    let Settings { series, plane, linger, .. } = settings;
     let target = Target::start(plane, series, &nomad.address, database.port, *linger).await;
     if !matches!(plane, Plane::Connector(_)) {
         nomad.submit(database_job(database.port)).await;
@@ -259,20 +270,32 @@ pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
         late: Mutex::default(),
         stopped: AtomicUsize::new(0),
         grown: AtomicUsize::new(0),
+        changes: AtomicUsize::new(0),
+        killed: AtomicUsize::new(0),
         phase: Mutex::new("start"),
     };
     // The first services of their settings may take a reload on any target. The connection comes after it, so that it
     // is in the worker that stays.
     soak.create().await;
     soak.routed.lock().unwrap().clear();
-    let connection = Client::start(soak.target.database).await;
+    let connections = join_all(soak.target.edges.iter().map(|edge| Client::start(edge.database))).await;
     // A Data Plane API may keep a connection to an old one open.
-    let is_alone = soak.target.rig.api.is_none();
+    let is_alone = *plane == Plane::Local;
     wait_for("the first workers to end", Duration::from_secs(60), async || {
         (!is_alone || soak.target.measure().await.workers == 1).then_some(())
     })
     .await;
-    soak.watch(&connection, show).await
+    soak.watch(&connections, show).await
+}
+
+/// An agent that is server and client; or, if the server is killed, one for each, so that the client stays.
+async fn start_nomad(settings: &Settings) -> (Nomad, Option<Group>) {
+    if settings.kill_every.is_none() {
+        return (Nomad::start().await, None);
+    }
+    let nomad = Nomad::start_patient_server().await;
+    let node = nomad.join("node").await;
+    (nomad, Some(node))
 }
 
 /// The database as a service.
@@ -283,133 +306,4 @@ fn database_job(port: u16) -> Value {
     group["Services"][0]["Address"] = "127.0.0.1".into();
     group["Services"][0]["PortLabel"] = port.to_string().into();
     job
-}
-
-impl Soak<'_> {
-    /// For ever.
-    async fn collect_garbage(&self) {
-        loop {
-            sleep(COLLECT_EVERY).await;
-            self.nomad.collect_garbage().await;
-        }
-    }
-
-    /// All phases, while it is measured.
-    async fn watch(&self, connection: &Client, show: impl Fn(&Sample)) -> Report {
-        let haproxy = &self.target.rig.haproxy;
-        let (first, worker) = (self.target.measure().await, haproxy.worker().await);
-        let first_passes = self.target.passes().len();
-        let hosts = self.hosts.clone();
-        let load = Load::over(haproxy.port, REQUESTS_PER_SECOND, move || hosts.next());
-        let (samples, requests) = (Mutex::new(Vec::<Sample>::new()), Mutex::new(Requests::default()));
-        let start = Instant::now();
-        let sample = async || {
-            let (measured, registered) = (self.target.measure().await, self.registered().await);
-            let (mut requests, second) = (requests.lock().unwrap(), start.elapsed().as_secs());
-            requests.add(second, load.take());
-            let sample = Sample {
-                second,
-                phase: *self.phase.lock().unwrap(),
-                services: self.hosts.len(),
-                registered,
-                created: self.next.load(Ordering::Relaxed),
-                requests: requests.sent,
-                failed: requests.failed,
-                reloads: measured.reloads - first.reloads,
-                workers: measured.workers,
-                haproxy_kb: measured.haproxy,
-                controller_kb: measured.controller,
-            };
-            show(&sample);
-            samples.lock().unwrap().push(sample);
-        };
-        let work = async {
-            self.phase("create");
-            self.create_all().await;
-            let before = haproxy.reloads().await;
-            self.phase("grow");
-            self.grow_some().await;
-            let of_growth = haproxy.reloads().await - before;
-            self.phase("churn");
-            self.churn().await;
-            of_growth
-        };
-        let sampling = async {
-            let mut ticks = interval(SAMPLE_EVERY);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                sample().await;
-            }
-        };
-        let reloads_of_growth = tokio::select! {
-            of_growth = work => of_growth,
-            () = sampling => unreachable!(),
-            () = self.collect_garbage() => unreachable!(),
-        };
-        self.phase("end");
-        let difference = self.settled().await;
-        sample().await;
-        drop(load);
-        let (samples, requests) = (samples.into_inner().unwrap(), requests.into_inner().unwrap());
-        // From when on as many backends go as come.
-        let mut churn = samples.iter().filter(|sample| sample.phase == "churn");
-        let warm = churn.next().map_or(0, |first| first.second + self.settings.linger.as_secs());
-        let warmed: Vec<&Sample> = churn.filter(|sample| sample.second > warm).collect();
-        let memory = |of: fn(&Sample) -> u64| Memory::of(&warmed.iter().map(|sample| of(sample)).collect::<Vec<_>>());
-        let passes = self.target.passes().split_off(first_passes);
-        let (validation, last) = (self.target.validate().await, samples.last().expect("the last sample"));
-        let mut report = Report {
-            haproxy: self.settings.series.clone(),
-            plane: self.settings.plane.name(),
-            minutes: self.settings.churn.as_secs_f64() / 60.0,
-            created: last.created,
-            stopped: self.stopped.load(Ordering::Relaxed),
-            grown: self.grown.load(Ordering::Relaxed),
-            requests: requests.sent,
-            failed: requests.failed,
-            failures: requests.failures,
-            queries: connection.queries.load(Ordering::Relaxed),
-            is_connection_open: connection.answers().await,
-            reloads: last.reloads,
-            reloads_of_growth,
-            is_same_worker: haproxy.worker().await == worker,
-            workers_at_start: first.workers,
-            workers_at_most: samples.iter().map(|sample| sample.workers).max().unwrap_or_default(),
-            workers_at_end: last.workers,
-            routed_ms: Times::of(&self.routed.lock().unwrap()),
-            pass_ms: Times::of(&passes.iter().map(|pass| pass.took).collect::<Vec<_>>()),
-            reloads_of_passes: passes.iter().map(|pass| pass.reloads).sum(),
-            reloads_of_a_pass: passes.iter().map(|pass| pass.reloads).max().unwrap_or_default(),
-            unrouted: self.unrouted.lock().unwrap().clone(),
-            late: self.late.lock().unwrap().clone(),
-            validation_ms: validation.as_ref().ok().map(|time| time.as_secs_f64() * 1000.0),
-            refusal: validation.err(),
-            difference,
-            haproxy_kb: memory(|sample| sample.haproxy_kb),
-            controller_kb: memory(|sample| sample.controller_kb),
-            broken: Vec::new(),
-            samples: samples.clone(),
-        };
-        report.judge(self.settings);
-        report
-    }
-
-    /// How many services Nomad has.
-    async fn registered(&self) -> usize {
-        let lists = self.nomad.try_call(Method::GET, "/v1/services?namespace=*", None).await.unwrap_or_default();
-        lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).map(Vec::len).sum()
-    }
-
-    /// The first difference between file and process, once nothing changes any more.
-    async fn settled(&self) -> Option<String> {
-        let end = Instant::now() + LATE_AFTER;
-        loop {
-            let same = self.target.same().await;
-            if same.is_ok() || Instant::now() >= end {
-                return same.err();
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
-    }
 }

@@ -28,6 +28,10 @@ pub struct Sample {
     pub workers: usize,
     pub haproxy_kb: u64,
     pub controller_kb: u64,
+    /// Open, in all processes of HAProxy and of the controller.
+    pub descriptors: usize,
+    /// How often something was killed.
+    pub killed: usize,
 }
 
 /// Times in milliseconds.
@@ -52,16 +56,16 @@ impl Times {
     }
 }
 
-/// Resident memory in kB, from when on as many backends go as come, and at the end of the churn.
+/// What there is when as many backends go as come for the first time, and at the end of the churn.
 #[derive(Debug, Clone, Serialize)]
-pub struct Memory {
+pub struct Trend {
     pub first: u64,
     pub last: u64,
     pub growth_percent: f64,
 }
 
-impl Memory {
-    /// From samples in their order. Each end is the median of a tenth of them, as memory goes up and down with the load.
+impl Trend {
+    /// From samples in their order. Each end is the median of a tenth of them, as it goes up and down with the load.
     pub fn of(samples: &[u64]) -> Option<Self> {
         let tenth = samples.len().div_ceil(10);
         let median = |samples: &[u64]| {
@@ -70,7 +74,7 @@ impl Memory {
             sorted.get(sorted.len() / 2).copied()
         };
         let (first, last) = (median(samples.get(..tenth)?)?, median(&samples[samples.len() - tenth..])?);
-        #[allow(clippy::cast_precision_loss, reason = "kB")]
+        #[allow(clippy::cast_precision_loss, reason = "kB, or descriptors")]
         let growth_percent = (last as f64 / first as f64 - 1.0) * 100.0;
         Some(Self { first, last, growth_percent })
     }
@@ -86,6 +90,10 @@ pub struct Report {
     pub stopped: usize,
     /// How often a service was scaled to the peak, rolled there, and scaled back.
     pub grown: usize,
+    /// What Nomad was asked to change in a second of churn.
+    pub changes_per_second: f64,
+    /// How often the controller, the APIs or Nomad's server was killed.
+    pub killed: usize,
     pub requests: usize,
     pub failed: usize,
     /// The first failures.
@@ -115,8 +123,9 @@ pub struct Report {
     pub refusal: Option<String>,
     /// The first difference between file and process at the end.
     pub difference: Option<String>,
-    pub haproxy_kb: Option<Memory>,
-    pub controller_kb: Option<Memory>,
+    pub haproxy_kb: Option<Trend>,
+    pub controller_kb: Option<Trend>,
+    pub descriptors: Option<Trend>,
     /// What should have held and did not.
     pub broken: Vec<String>,
     pub samples: Vec<Sample>,
@@ -160,9 +169,13 @@ impl Report {
             hold(self.reloads_of_growth == 0, format!("{} reloads while services grew", self.reloads_of_growth));
         }
         if settings.churn >= FLAT_AFTER {
-            for (whose, memory) in [("HAProxy", &self.haproxy_kb), ("the controller", &self.controller_kb)] {
-                let growth = memory.as_ref().map_or(f64::NAN, |memory| memory.growth_percent);
-                hold(growth <= FLAT_PERCENT, format!("the memory of {whose} grew by {growth:.1} %"));
+            for (what, trend) in [
+                ("memory of HAProxy", &self.haproxy_kb),
+                ("memory of the controller", &self.controller_kb),
+                ("number of open descriptors", &self.descriptors),
+            ] {
+                let growth = trend.as_ref().map_or(f64::NAN, |trend| trend.growth_percent);
+                hold(growth <= FLAT_PERCENT, format!("the {what} grew by {growth:.1} %"));
             }
         }
         self.broken = broken;
@@ -170,12 +183,16 @@ impl Report {
 
     /// What of it a person reads, as name and value.
     pub fn rows(&self) -> Vec<(&'static str, String)> {
-        let memory = |memory: &Option<Memory>| {
+        let memory = |memory: &Option<Trend>| {
             memory.as_ref().map_or("-".to_owned(), |memory| {
-                let Memory { first, last, growth_percent } = memory;
+                let Trend { first, last, growth_percent } = memory;
                 format!("{} → {} MB ({growth_percent:+.1} %)", first / 1024, last / 1024)
             })
         };
+        let descriptors = self.descriptors.as_ref().map_or("-".to_owned(), |trend| {
+            let Trend { first, last, growth_percent } = trend;
+            format!("{first} → {last} ({growth_percent:+.1} %)")
+        });
         let connection = if self.is_connection_open { "open" } else { "broken" };
         let milliseconds = |ms: f64| if ms.is_nan() { "-".to_owned() } else { format!("{ms:.0} ms") };
         let yes = |yes| if yes { "yes" } else { "no" }.to_owned();
@@ -183,7 +200,9 @@ impl Report {
             ("HAProxy", self.haproxy.clone()),
             ("churn", format!("{:.1} min", self.minutes)),
             ("services created, stopped", format!("{}, {}", self.created, self.stopped)),
-            ("scaled to 20, rolled, scaled back", self.grown.to_string()),
+            ("scaled up, rolled, scaled back", self.grown.to_string()),
+            ("changes a second", format!("{:.1}", self.changes_per_second)),
+            ("killed", self.killed.to_string()),
             ("requests failed", format!("{} of {}", self.failed, self.requests)),
             ("database connection", format!("{connection}, {} queries", self.queries)),
             ("reloads", self.reloads.to_string()),
@@ -199,6 +218,7 @@ impl Report {
             ("one validation of the file", self.validation_ms.map_or("refused".to_owned(), milliseconds)),
             ("memory of HAProxy", memory(&self.haproxy_kb)),
             ("memory of the controller", memory(&self.controller_kb)),
+            ("open descriptors", descriptors),
             ("file = process", yes(self.difference.is_none())),
         ]
     }

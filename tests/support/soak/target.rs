@@ -1,4 +1,4 @@
-//! What a soak runs against: a HAProxy, and a controller of it.
+//! What a soak runs against: one HAProxy or two, and a controller of them.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use nomad_haproxy::haproxy::text::ConfigText;
 use procfs::process::Process;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
-use crate::support::api::{Rig, Way};
+use crate::support::api::{Api, Rig, Way};
 use crate::support::controller::{Controller, Env};
+use crate::support::fleet::Fleet;
 use crate::support::free_port;
 use crate::support::haproxy::{Haproxy, hand_written};
 use crate::support::process::Group;
@@ -27,6 +30,8 @@ pub enum Plane {
     Api,
     /// The Data Plane API alone: servers are provisioned ahead.
     Slots,
+    /// Two HAProxys with one controller: the first one by the local plane, the second one as with [`Plane::Api`].
+    Both,
     /// Another controller, haproxy-nomad-connector, on the Data Plane API.
     Connector(PathBuf),
 }
@@ -48,8 +53,8 @@ pub enum Without {
 impl Plane {
     pub fn without_reload(&self, series: &str) -> Without {
         match self {
-            Self::Local | Self::Api if series >= BACKENDS_SINCE => Without::Everything,
-            Self::Local | Self::Api => Without::Servers,
+            Self::Local | Self::Api | Self::Both if series >= BACKENDS_SINCE => Without::Everything,
+            Self::Local | Self::Api | Self::Both => Without::Servers,
             Self::Slots | Self::Connector(_) => Without::Nothing,
         }
     }
@@ -59,21 +64,70 @@ impl Plane {
             Self::Local => "local plane",
             Self::Api => "API with socket",
             Self::Slots => "API with slots",
+            Self::Both => "local plane and API with socket",
             Self::Connector(_) => "haproxy-nomad-connector",
+        }
+    }
+
+    /// The way to each of its HAProxys.
+    fn ways(&self) -> &'static [Way] {
+        match self {
+            Self::Local => &[Way::Local],
+            Self::Both => &[Way::Local, Way::Api],
+            Self::Api | Self::Slots | Self::Connector(_) => &[Way::Api],
         }
     }
 }
 
 enum Driver {
-    Ours(Controller),
+    Ours(Box<Ours>),
     Connector { group: Group, _port: Option<TcpListener> },
 }
 
-pub struct Target {
-    pub rig: Rig,
-    /// The port of HAProxy behind which the database is.
+/// Our controller, and what it is started with.
+struct Ours {
+    controller: Controller,
+    env: Env,
+    settings: PathBuf,
+    /// The passes of those that were killed.
+    passes: Vec<Pass>,
+}
+
+impl Ours {
+    async fn start(env: Env, settings: PathBuf) -> Self {
+        let controller = Self::run(&env, &settings);
+        controller.wait_until_ready().await;
+        Self { controller, env, settings, passes: Vec::new() }
+    }
+
+    fn run(env: &Env, settings: &Path) -> Controller {
+        Controller::start(env, &["--config", settings.to_str().expect("a path that is text")])
+    }
+
+    /// Of the one that runs; those that changed something.
+    fn running(&self) -> Vec<Pass> {
+        let number = |event: &Value, name: &str| event[name].as_u64().expect("a number in each line of a pass");
+        let pass = |event: &Value| Pass {
+            took: Duration::from_millis(number(event, "took_ms")),
+            reloads: number(event, "reloads"),
+        };
+        self.controller.events().iter().filter(|event| event["message"] == "applied").map(pass).collect()
+    }
+}
+
+/// A HAProxy of a target.
+pub struct Edge {
+    pub haproxy: Haproxy,
+    /// The port behind which the database is.
     pub database: u16,
-    driver: Driver,
+}
+
+pub struct Target {
+    pub edges: Vec<Edge>,
+    apis: Mutex<Vec<Api>>,
+    driver: Mutex<Driver>,
+    /// It has the settings file.
+    _folder: tempfile::TempDir,
 }
 
 /// Memory and processes at one time.
@@ -85,78 +139,106 @@ pub struct Measured {
     pub haproxy: u64,
     /// Resident memory of the controller, in kB.
     pub controller: u64,
+    /// Open descriptors of all of these processes.
+    pub descriptors: usize,
 }
 
 /// A pass that changed something.
+#[derive(Debug, Clone, Copy)]
 pub struct Pass {
     pub took: Duration,
     pub reloads: u64,
 }
 
 impl Target {
-    /// With a database that is reachable through HAProxy at `database`, behind the backend `db`.
+    /// With a database that is reachable through each HAProxy, behind the backend `db`.
     pub async fn start(plane: &Plane, series: &str, nomad: &str, database: u16, linger: Duration) -> Self {
-        let frontend = free_port();
-        // The connector makes no backends of mode tcp, so here this one is a person's.
-        let by_hand = match plane {
-            Plane::Connector(_) => format!("\nbackend db\n    mode tcp\n    server db 127.0.0.1:{database}\n"),
-            _ => String::new(),
-        };
-        let config = |folder: &Path, port| {
-            let base = hand_written(folder, port);
-            format!(
-                "{base}\nfrontend database\n    mode tcp\n    bind 127.0.0.1:{frontend}\n    use_backend %[str(db)]\n{by_hand}"
-            )
-        };
-        let haproxy = Haproxy::start_with(series, config).await;
-        let way = if *plane == Plane::Local { Way::Local } else { Way::Api };
-        let rig = Rig::with(way, series, haproxy).await;
+        let (mut edges, mut rigs) = (Vec::new(), Vec::new());
+        for way in plane.ways() {
+            let frontend = free_port();
+            let haproxy = Haproxy::start_with(series, |folder, port| config(plane, folder, port, frontend, database));
+            rigs.push(Rig::with(*way, series, haproxy.await).await);
+            edges.push(frontend);
+        }
+        let folder = tempfile::tempdir().unwrap();
         let driver = match plane {
-            Plane::Connector(binary) => connector(binary, &rig, nomad),
-            Plane::Local | Plane::Api | Plane::Slots => {
+            Plane::Connector(binary) => connector(binary, &rigs[0], nomad),
+            _ => {
+                let settings = folder.path().join("settings.json");
+                let entries: Vec<Value> = rigs.iter().map(|rig| entry(plane, rig)).collect();
+                std::fs::write(&settings, json!({"haproxy": entries}).to_string()).unwrap();
                 let linger = humantime::format_duration(linger).to_string();
-                let mut env = rig.env_with(&[("NOMAD_ADDR", nomad), ("NOMAD_HAPROXY_BACKEND_LINGER", &linger)]);
-                if *plane == Plane::Api {
-                    let socket = rig.haproxy.folder().join("stats.sock");
-                    env.push(("HAPROXY_RUNTIME_SOCKET".to_owned(), socket.display().to_string()));
-                }
-                let controller = Controller::start(&env, &[]);
-                controller.wait_until_ready().await;
-                Driver::Ours(controller)
+                let env = Fleet::env(&[("NOMAD_ADDR", nomad), ("NOMAD_HAPROXY_BACKEND_LINGER", &linger)]);
+                Driver::Ours(Box::new(Ours::start(env, settings).await))
             }
         };
-        Self { rig, database: frontend, driver }
+        let apis = rigs.iter_mut().filter_map(|rig| rig.api.take()).collect();
+        let edge = |(rig, database): (Rig, u16)| Edge { haproxy: rig.haproxy, database };
+        let edges = rigs.into_iter().zip(edges).map(edge).collect();
+        Self { edges, apis: Mutex::new(apis), driver: Mutex::new(driver), _folder: folder }
     }
 
-    pub async fn measure(&self) -> Measured {
-        let controller = match &self.driver {
-            Driver::Ours(controller) => controller.pid(),
-            Driver::Connector { group, .. } => group.pid(),
-        };
-        let haproxy = &self.rig.haproxy;
-        Measured {
-            reloads: haproxy.reloads().await,
-            workers: haproxy.workers().await,
-            // A worker may end in between.
-            haproxy: haproxy.processes().await.into_iter().filter_map(resident).sum(),
-            controller: resident(controller).expect("the controller runs"),
+    /// Kills our controller, and starts another one.
+    pub async fn kill_controller(&self) {
+        if let Driver::Ours(ours) = &mut *self.driver.lock().await {
+            ours.controller.kill();
+            ours.passes.extend(ours.running());
+            ours.controller = Ours::run(&ours.env, &ours.settings);
         }
     }
 
-    /// The passes of our controller that changed something.
-    pub fn passes(&self) -> Vec<Pass> {
-        let Driver::Ours(controller) = &self.driver else { return Vec::new() };
-        let number = |event: &Value, name: &str| event[name].as_u64().expect("a number in each line of a pass");
-        let pass = |event: &Value| Pass {
-            took: Duration::from_millis(number(event, "took_ms")),
-            reloads: number(event, "reloads"),
-        };
-        controller.events().iter().filter(|event| event["message"] == "applied").map(pass).collect()
+    /// Kills the Data Plane APIs, and starts them again.
+    pub async fn kill_apis(&self) {
+        for api in &mut *self.apis.lock().await {
+            api.kill();
+            api.launch().await;
+        }
     }
 
+    pub async fn measure(&self) -> Measured {
+        let controller = match &*self.driver.lock().await {
+            Driver::Ours(ours) => ours.controller.pid(),
+            Driver::Connector { group, .. } => group.pid(),
+        };
+        let mut processes = Vec::new();
+        let mut workers = 0;
+        for Edge { haproxy, .. } in &self.edges {
+            processes.extend(haproxy.processes().await);
+            workers += haproxy.workers().await;
+        }
+        Measured {
+            reloads: self.reloads().await,
+            workers,
+            // A worker may end in between, or a controller be killed.
+            haproxy: processes.iter().filter_map(|pid| resident(*pid)).sum(),
+            controller: resident(controller).unwrap_or_default(),
+            descriptors: processes.iter().chain([&controller]).filter_map(|pid| descriptors(*pid)).sum(),
+        }
+    }
+
+    /// Of all HAProxys.
+    pub async fn reloads(&self) -> u64 {
+        join_all(self.edges.iter().map(|edge| edge.haproxy.reloads())).await.into_iter().sum()
+    }
+
+    /// The process of each HAProxy.
+    pub async fn workers(&self) -> Vec<u64> {
+        join_all(self.edges.iter().map(|edge| edge.haproxy.worker())).await
+    }
+
+    /// The passes of our controller that changed something.
+    pub async fn passes(&self) -> Vec<Pass> {
+        match &*self.driver.lock().await {
+            Driver::Ours(ours) => ours.passes.iter().copied().chain(ours.running()).collect(),
+            Driver::Connector { .. } => Vec::new(),
+        }
+    }
+}
+
+impl Edge {
     /// The addresses of a backend's servers that take traffic: those in service whose checks pass.
     pub async fn serving(&self, backend: &str) -> Vec<String> {
-        let csv = self.rig.haproxy.command(&format!("@1 show stat {backend} 4 -1")).await;
+        let csv = self.haproxy.command(&format!("@1 show stat {backend} 4 -1")).await;
         let mut rows = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
         let header = rows.next().unwrap_or_default();
         let column = |name: &str| header.iter().position(|column| *column == name).expect("as HAProxy documents it");
@@ -167,7 +249,7 @@ impl Target {
 
     /// Whether file and process have the same backends and servers; if not, the first difference.
     pub async fn same(&self) -> Result<(), String> {
-        let text = ConfigText::new(&self.rig.haproxy.text());
+        let text = ConfigText::new(&self.haproxy.text());
         let mut file = BTreeMap::new();
         for section in text.sections().into_iter().filter(|section| section.kind == "backend") {
             file.insert(section.name.clone(), "backend".to_owned());
@@ -178,10 +260,10 @@ impl Target {
             }
         }
         let state = |state| if state == "ready" { "in" } else { "out" };
-        let running = self.rig.haproxy.running().await.into_iter();
+        let running = self.haproxy.running().await.into_iter();
         let mut process: BTreeMap<String, String> =
             running.map(|(name, server)| (name, format!("{} {}", server.address, state(server.state())))).collect();
-        let backends = self.rig.haproxy.command("@1 show backend").await;
+        let backends = self.haproxy.command("@1 show backend").await;
         let backends = backends.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
         process.extend(backends.map(|name| (name.to_owned(), "backend".to_owned())));
         let names = file.keys().chain(process.keys());
@@ -196,14 +278,41 @@ impl Target {
 
     /// How long HAProxy takes to validate its file; if it refuses it, why.
     pub async fn validate(&self) -> Result<Duration, String> {
-        let mut command = tokio::process::Command::new(&self.rig.haproxy.binary);
+        let mut command = tokio::process::Command::new(&self.haproxy.binary);
         let start = Instant::now();
-        let output = command.args(["-c", "-f"]).arg(self.rig.haproxy.config()).output().await.unwrap();
+        let output = command.args(["-c", "-f"]).arg(self.haproxy.config()).output().await.unwrap();
         match output.status.success() {
             true => Ok(start.elapsed()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
     }
+}
+
+/// The entry of the settings for one HAProxy.
+fn entry(plane: &Plane, rig: &Rig) -> Value {
+    let haproxy = &rig.haproxy;
+    match &rig.api {
+        Some(api) => {
+            let socket = (*plane != Plane::Slots).then(|| haproxy.folder().join("stats.sock"));
+            json!({"name": "api", "address": api.url, "runtime_socket": socket})
+        }
+        None => json!({
+            "name": "local", "config_file": haproxy.config(), "master_socket": haproxy.master(), "binary": haproxy.binary,
+        }),
+    }
+}
+
+/// What a person has written: the frontends of the services and of the database.
+fn config(plane: &Plane, folder: &Path, port: u16, frontend: u16, database: u16) -> String {
+    // The connector makes no backends of mode tcp, so here this one is a person's.
+    let by_hand = match plane {
+        Plane::Connector(_) => format!("\nbackend db\n    mode tcp\n    server db 127.0.0.1:{database}\n"),
+        _ => String::new(),
+    };
+    let base = hand_written(folder, port);
+    format!(
+        "{base}\nfrontend database\n    mode tcp\n    bind 127.0.0.1:{frontend}\n    use_backend %[str(db)]\n{by_hand}"
+    )
 }
 
 /// Starts the other controller, with the names of its settings.
@@ -221,4 +330,8 @@ fn connector(binary: &Path, rig: &Rig, nomad: &str) -> Driver {
 /// Resident memory of a process, in kB.
 fn resident(pid: i32) -> Option<u64> {
     Process::new(pid).ok()?.status().ok()?.vmrss
+}
+
+fn descriptors(pid: i32) -> Option<usize> {
+    Process::new(pid).ok()?.fd_count().ok()
 }

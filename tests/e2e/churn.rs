@@ -1,14 +1,16 @@
-//! The short form of `make soak`: services come, grow, roll and go on a real Nomad, under requests and with a database
-//! connection open. No request fails, and what HAProxy does at run time takes no reload.
+//! The short form of `make soak`: services come, grow, roll and go on a real Nomad, under requests and with database
+//! connections open, while the controller, the API and Nomad are killed. No request fails, and what HAProxy does at run
+//! time takes no reload. It takes minutes, so it has a name with which it starts early.
 
 use std::time::Duration;
 
 use crate::support::haproxy::matrix;
-use crate::support::soak::{Memory, Plane, Report, Sample, Settings, Times, run};
+use crate::support::soak::{Plane, Report, Sample, Settings, Times, Trend, run};
 
 /// How long the churn lasts, unless `SOAK_MINUTES` says it.
-const CHURN: Duration = Duration::from_secs(30);
-const SERVICES: usize = 30;
+const CHURN: Duration = Duration::from_secs(300);
+const KILL_EVERY: Duration = Duration::from_secs(60);
+const SERVICES: usize = 60;
 /// Longer than any pass takes beside other tests. `make soak` has none.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -21,6 +23,8 @@ fn good() -> Report {
         created: 3,
         stopped: 2,
         grown: 1,
+        changes_per_second: 5.0,
+        killed: 0,
         requests: 1000,
         failed: 0,
         failures: Vec::new(),
@@ -41,17 +45,32 @@ fn good() -> Report {
         validation_ms: Some(1.0),
         refusal: None,
         difference: None,
-        haproxy_kb: Memory::of(&[100, 101]),
-        controller_kb: Memory::of(&[100, 101]),
+        haproxy_kb: Trend::of(&[100, 101]),
+        controller_kb: Trend::of(&[100, 101]),
+        descriptors: Trend::of(&[100, 101]),
         broken: Vec::new(),
         samples: Vec::new(),
     }
 }
 
+fn settings(series: &str, plane: Plane) -> Settings {
+    let minutes = std::env::var("SOAK_MINUTES").ok().map(|minutes| minutes.parse::<f64>().expect("a number"));
+    let churn = minutes.map_or(CHURN, |minutes| Duration::from_secs_f64(minutes * 60.0));
+    Settings {
+        series: series.to_owned(),
+        plane,
+        services: SERVICES,
+        churn,
+        peak: 8,
+        growing: 4,
+        linger: churn / 6,
+        kill_every: Some(KILL_EVERY),
+        grace: GRACE,
+    }
+}
+
 fn judged(series: &str, plane: Plane, change: impl Fn(&mut Report)) -> usize {
-    let hour = Duration::from_secs(3600);
-    let settings =
-        Settings { series: series.to_owned(), plane, services: 3, churn: hour, linger: hour, grace: Duration::ZERO };
+    let settings = Settings { churn: Duration::from_secs(3600), ..settings(series, plane) };
     let mut report = good();
     change(&mut report);
     report.judge(&settings);
@@ -60,7 +79,7 @@ fn judged(series: &str, plane: Plane, change: impl Fn(&mut Report)) -> usize {
 
 #[test]
 fn what_does_not_hold_is_said() {
-    let breaks: [fn(&mut Report); 11] = [
+    let breaks: [fn(&mut Report); 12] = [
         |report| report.failed = 1,
         |report| report.requests = 0,
         |report| report.is_connection_open = false,
@@ -69,9 +88,10 @@ fn what_does_not_hold_is_said() {
         |report| report.refusal = Some("unknown keyword".to_owned()),
         |report| report.difference = Some("s1/s1_1".to_owned()),
         |report| report.reloads_of_growth = 1,
-        |report| report.haproxy_kb = Memory::of(&[100, 120]),
-        |report| report.controller_kb = Memory::of(&[100, 120]),
+        |report| report.haproxy_kb = Trend::of(&[100, 120]),
+        |report| report.controller_kb = Trend::of(&[100, 120]),
         |report| report.controller_kb = None,
+        |report| report.descriptors = Trend::of(&[100, 120]),
     ];
     for series in ["3.2", "3.4"] {
         assert_eq!(judged(series, Plane::Local, |_| {}), 0);
@@ -109,26 +129,20 @@ fn percentiles_and_growth() {
     // One high value at an end is no growth.
     let mut samples = vec![100; 50];
     (samples[0], samples[49]) = (200, 200);
-    let Memory { first, last, growth_percent } = Memory::of(&samples).unwrap();
+    let Trend { first, last, growth_percent } = Trend::of(&samples).unwrap();
     assert_eq!((first, last, growth_percent.round()), (100, 100, 0.0));
-    assert!(Memory::of(&[]).is_none());
-}
-
-async fn holds(series: &str, plane: Plane) {
-    let minutes = std::env::var("SOAK_MINUTES").ok().map(|minutes| minutes.parse::<f64>().expect("a number"));
-    let churn = minutes.map_or(CHURN, |minutes| Duration::from_secs_f64(minutes * 60.0));
-    let settings =
-        Settings { series: series.to_owned(), plane, services: SERVICES, churn, linger: churn / 6, grace: GRACE };
-    let report = run(&settings, |sample: &Sample| eprintln!("{sample:?}")).await;
-    for (what, value) in report.rows() {
-        eprintln!("{what}: {value}");
-    }
-    assert_eq!(report.broken, Vec::<String>::new(), "HAProxy {series}, {}", report.plane);
-    assert!(report.grown > 0 && report.stopped > 0, "{} grown, {} stopped", report.grown, report.stopped);
+    assert!(Trend::of(&[]).is_none());
 }
 
 /// The other planes and releases take `make soak` with `SOAK_PLANE` and `SOAK_HAPROXY`.
 #[tokio::test(flavor = "multi_thread")]
-async fn services_come_grow_and_go_on_the_local_plane() {
-    holds(matrix().pop().expect("several"), Plane::Local).await;
+async fn services_come_grow_and_go_while_things_are_killed() {
+    let settings = settings(matrix().pop().expect("several"), Plane::Both);
+    let report = run(&settings, |sample: &Sample| eprintln!("{sample:?}")).await;
+    for (what, value) in report.rows() {
+        eprintln!("{what}: {value}");
+    }
+    assert_eq!(report.broken, Vec::<String>::new(), "HAProxy {}, {}", settings.series, report.plane);
+    assert!(report.grown > 0 && report.stopped > 0, "{} grown, {} stopped", report.grown, report.stopped);
+    assert!(report.killed >= 3, "each once: {}", report.killed);
 }
