@@ -168,11 +168,12 @@ impl Nomad {
         let folder = self.folder.path().join(name).display().to_string();
         let config = format!(
             "name = \"{name}\"\nports {{\n http = {}\n rpc = {}\n serf = {}\n}}\nlog_level = \"WARN\"\n{ON_LOOPBACK}\
-             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\n{RAW_EXEC}",
+             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\nacl {{\n enabled = {}\n}}\n{RAW_EXEC}",
             free_port(),
             free_port(),
             free_port(),
-            self.ports[1]
+            self.ports[1],
+            matches!(self.kind, Kind::Dev { acl: true, .. })
         );
         let client = self.agent(name, &config, false);
         wait_for(&format!("the node {name}"), Duration::from_secs(60), async || {
