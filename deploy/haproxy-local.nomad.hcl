@@ -154,7 +154,7 @@ job "haproxy-local" {
     task "controller" {
       driver = var.driver
 
-      # HAProxy is there first, and is ended last.
+      # HAProxy is there first.
       lifecycle {
         hook    = "poststart"
         sidecar = true

@@ -1,8 +1,9 @@
 # HAProxy with its Data Plane API on every node of a node pool, found by nomad-haproxy through `haproxy.service`.
 #
 #   nomad var put nomad/jobs/haproxy username=admin password=PASSWORD
-#   nomad var put nomad/jobs/nomad-haproxy password=PASSWORD
 #   nomad job run deploy/haproxy.nomad.hcl
+#   nomad acl policy apply -namespace default -job nomad-haproxy nomad-haproxy deploy/policy.hcl
+#   nomad var put nomad/jobs/nomad-haproxy password=PASSWORD
 #   nomad job run -var haproxy_service=haproxy-api deploy/nomad-haproxy.nomad.hcl
 #
 # The nodes need HAProxy 3.0 or newer, the Data Plane API 3 and socat, or docker or podman and an image that has all three:

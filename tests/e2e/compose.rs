@@ -176,7 +176,7 @@ async fn the_services_work_together() {
     connection.answers(2).await;
     controller.wait_until_ready().await;
 
-    let _prometheus = start_prometheus(&compose["prometheus"], folder.path(), &words);
+    let prometheus = start_prometheus(&compose["prometheus"], folder.path(), &words);
     wait_for("Prometheus to scrape the controller", SOON, async || {
         let url = format!("http://127.0.0.1:{web}/api/v1/query?query=up{{job=\"{}\"}}", prometheus::JOB);
         let answer: serde_json::Value = reqwest::get(url).await.ok()?.json().await.ok()?;
@@ -185,6 +185,12 @@ async fn the_services_work_together() {
     .await;
     let rules = reqwest::get(format!("http://127.0.0.1:{web}/api/v1/rules")).await.unwrap().text().await.unwrap();
     assert!(rules.contains("NomadHaproxyTwoLeaders"), "{rules}");
+    drop(prometheus);
+
+    // A connection that breaks is not opened again.
+    drop(database);
+    let ended = wait_for("the client to end", SOON, || std::future::ready(connection.group.exited())).await;
+    assert!(!ended.success());
 }
 
 /// The client of the database, as its service runs it.

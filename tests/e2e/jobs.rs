@@ -9,7 +9,7 @@ use nomad_haproxy::haproxy::socket;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::support::api::{Rig, Way};
+use crate::support::api::{self, Rig, Way};
 use crate::support::nomad::{self, Nomad, job};
 use crate::support::{controller, haproxy, load, root, wait_for};
 
@@ -280,8 +280,8 @@ struct Edge {
     data: PathBuf,
 }
 
-async fn edges(nomad: &Nomad) -> Vec<Edge> {
-    let list = nomad.call(Method::GET, "/v1/job/haproxy-local/allocations", None).await;
+async fn edges(nomad: &Nomad, job: &str) -> Vec<Edge> {
+    let list = nomad.call(Method::GET, &format!("/v1/job/{job}/allocations"), None).await;
     let mut all = Vec::new();
     for one in list.as_array().unwrap().iter().filter(|one| one["ClientStatus"] == "running") {
         let allocation = one["ID"].as_str().unwrap().to_owned();
@@ -311,44 +311,99 @@ async fn master(edge: &Edge) -> Option<(String, String)> {
     Some((words.next()?.to_owned(), words.nth(1)?.to_owned()))
 }
 
+/// A HAProxy with its API on each node, and one controller for all, which is a job itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_controllers_job_drives_the_haproxys_of_a_system_job() {
+    let Some(dataplaneapi) = api::real() else {
+        eprintln!("not looked at: the system job starts a real Data Plane API (DATAPLANEAPI_BIN)");
+        return;
+    };
+    let nomad = Nomad::start_with_acl().await;
+    let _second = nomad.join("edge-2").await;
+    nomad.submit(job("web", 2, &["enable=true"], Some("1"))).await;
+
+    let commands = commands(&root().join("deploy/haproxy.nomad.hcl"));
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    let (binary, haproxy) = (controller::binary(), haproxy::binary("3.2").unwrap());
+    let variables = [
+        ("binary", binary.to_str().unwrap()),
+        ("haproxy", haproxy.to_str().unwrap()),
+        ("dataplaneapi", dataplaneapi.to_str().unwrap()),
+        ("driver", "raw_exec"),
+        ("bind", "127.0.0.1"),
+        ("http_port", "0"),
+    ];
+    run(&nomad, &commands, &[("PASSWORD", "s3cr:t")], &variables).await;
+    pair(&nomad).await;
+    let edges = edges(&nomad, "haproxy").await;
+    assert_eq!(edges.len(), 2, "{edges:?}");
+    for edge in &edges {
+        wait_until_answered(edge.port, "web").await;
+    }
+    nomad.stop_job("nomad-haproxy").await;
+    nomad.stop_job("haproxy").await;
+}
+
 /// The local plane as a system job: each node's controller writes the file of that node's HAProxy, and no other.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_node_of_the_local_job_has_a_haproxy_and_its_controller() {
     let nomad = Nomad::start_with_acl().await;
     let _second = nomad.join("edge-2").await;
-    nomad.submit(job("web", 2, &["enable=true"], Some("1"))).await;
+    let edges = local_edges(&nomad, "raw_exec", 2).await;
+    restarts(&nomad, &edges[0]).await;
+    nomad.stop_job("haproxy-local").await;
+}
 
-    let file = root().join("deploy/haproxy-local.nomad.hcl");
-    let commands = commands(&file);
+/// The same, where the tasks see neither each other's processes nor the folders of the node, and are not root.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_job_runs_isolated() {
+    let (binary, haproxy) = (controller::binary(), haproxy::binary("3.2").unwrap());
+    let haproxy = haproxy.ancestors().nth(2).unwrap();
+    // Where its libraries are, too.
+    let real = haproxy.canonicalize().unwrap();
+    let nomad = Nomad::start_isolating(&[&binary, haproxy, &real]).await;
+    let node = nomad.call(Method::GET, "/v1/nodes", None).await[0].clone();
+    let driver = &node["Drivers"]["exec"];
+    if driver["Healthy"] != true {
+        eprintln!("skipped: Nomad cannot isolate tasks here: {}", driver["HealthDescription"]);
+        return;
+    }
+    local_edges(&nomad, "exec", 1).await;
+    nomad.stop_job("haproxy-local").await;
+}
+
+/// Runs the job: each of so many nodes answers requests, and its controller is about it alone.
+async fn local_edges(nomad: &Nomad, driver: &str, count: usize) -> Vec<Edge> {
+    nomad.submit(job("web", 2, &["enable=true"], Some("1"))).await;
+    let commands = commands(&root().join("deploy/haproxy-local.nomad.hcl"));
     assert_eq!(commands.len(), 2, "{commands:?}");
     let (binary, haproxy) = (controller::binary(), haproxy::binary("3.2").unwrap());
     let variables = [
         ("binary", binary.to_str().unwrap()),
         ("haproxy", haproxy.to_str().unwrap()),
-        ("driver", "raw_exec"),
+        ("driver", driver),
         ("bind", "127.0.0.1"),
         ("http_port", "0"),
     ];
-    run(&nomad, &commands, &[], &variables).await;
-    wait_for("both controllers to be ready", SOON, async || {
-        let all = instances(&nomad, "nomad-haproxy-local").await?;
+    run(nomad, &commands, &[], &variables).await;
+    wait_for("each controller to be ready", SOON, async || {
+        let all = instances(nomad, "nomad-haproxy-local").await?;
         // Nobody stands by: there is no leader.
-        (all.len() == 2 && all.iter().all(|one| one.ready == (200, "ok".into()))).then_some(())
+        (all.len() == count && all.iter().all(|one| one.ready == (200, "ok".into()))).then_some(())
     })
     .await;
-    let edges = edges(&nomad).await;
-    assert_eq!(edges.len(), 2, "{edges:?}");
+    let edges = edges(nomad, "haproxy-local").await;
+    assert_eq!(edges.len(), count, "{edges:?}");
     for edge in &edges {
         wait_until_answered(edge.port, "web").await;
     }
-    for one in instances(&nomad, "nomad-haproxy-local").await.unwrap() {
+    for one in instances(nomad, "nomad-haproxy-local").await.unwrap() {
         let edge = edges.iter().find(|edge| edge.allocation == one.allocation).unwrap();
         let metrics = reqwest::get(format!("{}/metrics", one.address)).await.unwrap().text().await.unwrap();
         let named = format!("nomad_haproxy_haproxy_up{{haproxy=\"{}\"}} 1", edge.node);
         assert!(metrics.contains(&named), "no {named} in {metrics}");
     }
-    restarts(&nomad, &edges[0]).await;
-    nomad.stop_job("haproxy-local").await;
+    edges
 }
 
 /// A restart of the controller leaves HAProxy as it is; one of both finds the file as it was.
