@@ -1,28 +1,37 @@
 # HAProxy with its Data Plane API on every node of a node pool, found by nomad-haproxy through `haproxy.service`.
 #
-#   nomad var put nomad/jobs/haproxy username=admin password=…
+#   nomad var put nomad/jobs/haproxy username=admin password=PASSWORD
 #   nomad job run deploy/haproxy.nomad.hcl
-#   nomad job run -var haproxy_service=haproxy-api -var haproxy_password_file=… deploy/nomad-haproxy.nomad.hcl
+#   nomad acl policy apply -namespace default -job nomad-haproxy nomad-haproxy deploy/policy.hcl
+#   nomad var put nomad/jobs/nomad-haproxy password=PASSWORD
+#   nomad job run -var haproxy_service=haproxy-api deploy/nomad-haproxy.nomad.hcl
 #
-# The nodes need HAProxy 3.0 or newer, the Data Plane API 3 and socat. The file starts from the template below when an
+# The nodes need HAProxy 3.0 or newer, the Data Plane API 3 and socat, or docker or podman and an image that has all three:
+# `-var driver=docker -var image=haproxytech/haproxy-debian:3.2`. The file starts from the template below when an
 # allocation starts; the controller then adds its backends within one pass.
 
 variable "haproxy" {
   type        = string
   default     = "/usr/sbin/haproxy"
-  description = "The executable on the nodes"
+  description = "The executable on the nodes, or in the image"
 }
 
 variable "dataplaneapi" {
   type        = string
   default     = "/usr/local/bin/dataplaneapi"
-  description = "The executable on the nodes"
+  description = "The executable on the nodes, or in the image"
 }
 
 variable "driver" {
   type        = string
   default     = "exec"
-  description = "exec, or raw_exec where the nodes cannot isolate tasks"
+  description = "exec, or raw_exec where the nodes cannot isolate tasks; docker or podman with an image"
+}
+
+variable "image" {
+  type        = string
+  default     = ""
+  description = "For docker and podman: an image with HAProxy, the Data Plane API and socat"
 }
 
 variable "node_pool" {
@@ -113,7 +122,10 @@ job "haproxy" {
       }
 
       config {
-        command = "/bin/sh"
+        # A key that is null is left out.
+        image        = var.image == "" ? null : var.image
+        network_mode = var.image == "" ? null : "host"
+        command      = "/bin/sh"
         # A task that is restarted keeps its file.
         args = ["-c", <<-EOT
           cd "$NOMAD_ALLOC_DIR/data" || exit 1
@@ -186,7 +198,9 @@ job "haproxy" {
       }
 
       config {
-        command = "/bin/sh"
+        image        = var.image == "" ? null : var.image
+        network_mode = var.image == "" ? null : "host"
+        command      = "/bin/sh"
         # The API writes its own settings when it starts, and the template belongs to root.
         args = ["-c", <<-EOT
           cd "$NOMAD_ALLOC_DIR/data" && mkdir -p transactions maps ssl general storage spoe spoe-transactions || exit 1

@@ -1,18 +1,32 @@
 # nomad-haproxy for the whole cluster: two instances, of which one acts and the other one takes over.
 #
-#   nomad namespace list                     # it lives in `default`; to move it, change `namespace` here and in policy.hcl
 #   nomad acl policy apply -namespace default -job nomad-haproxy nomad-haproxy deploy/policy.hcl
-#   nomad job run -var haproxy_address=http://10.0.0.5:5555 -var haproxy_password_file=/etc/haproxy/password \
-#     deploy/nomad-haproxy.nomad.hcl
+#   nomad var put nomad/jobs/nomad-haproxy password=PASSWORD
+#   nomad job run -var haproxy_address=http://10.0.0.5:5555 deploy/nomad-haproxy.nomad.hcl
 #
-# For HAProxys that run as a Nomad job, see haproxy.nomad.hcl: `-var haproxy_service=haproxy-api`, and no address.
+# The password is that of the Data Plane API. It may also be in a file on the nodes: `-var haproxy_password_file=…`, and no
+# Nomad variable. For HAProxys that run as a Nomad job, see haproxy.nomad.hcl: `-var haproxy_service=haproxy-api`, and no
+# address. In a container: `-var driver=docker -var image=…`, with an image that is built from Dockerfile.
 #
-# It talks to Nomad through the Task API with its own workload identity, so it needs no token of yours.
+# It lives in the namespace `default`; to move it, change `namespace` here and in policy.hcl. It talks to Nomad through the
+# Task API with its own workload identity, so it needs no token of yours.
+
+variable "driver" {
+  type        = string
+  default     = "raw_exec"
+  description = "raw_exec or exec; docker or podman with an image"
+}
+
+variable "image" {
+  type        = string
+  default     = ""
+  description = "For docker and podman: an image whose entrypoint is nomad-haproxy"
+}
 
 variable "binary" {
   type        = string
   default     = "/usr/local/bin/nomad-haproxy"
-  description = "The executable on the nodes"
+  description = "For raw_exec and exec: the executable on the nodes"
 }
 
 variable "haproxy_address" {
@@ -34,7 +48,8 @@ variable "haproxy_username" {
 
 variable "haproxy_password_file" {
   type        = string
-  description = "A file on the node with the password of the Data Plane APIs"
+  default     = ""
+  description = "For raw_exec: a file on the nodes with the password of the Data Plane APIs; empty: it is in the Nomad variable"
 }
 
 variable "datacenters" {
@@ -100,7 +115,7 @@ job "nomad-haproxy" {
     }
 
     task "nomad-haproxy" {
-      driver = "raw_exec"
+      driver = var.driver
 
       # A pass that has begun is finished first.
       kill_timeout = "60s"
@@ -110,8 +125,22 @@ job "nomad-haproxy" {
         change_mode = "noop"
       }
 
+      # The job may read the variables below its own name. The file is read again for each request, so a new password
+      # needs no restart.
+      dynamic "template" {
+        for_each = var.haproxy_password_file == "" ? ["secrets/haproxy-password"] : []
+        content {
+          destination = template.value
+          change_mode = "noop"
+          data        = "{{ with nomadVar \"nomad/jobs/nomad-haproxy\" }}{{ .password.Value }}{{ end }}"
+        }
+      }
+
       config {
-        command = var.binary
+        # A key that is null is left out.
+        image        = var.image == "" ? null : var.image
+        network_mode = var.image == "" ? null : "host"
+        command      = var.image == "" ? var.binary : null
         args = [
           "run",
           "--nomad-address=unix://${NOMAD_SECRETS_DIR}/api.sock",
@@ -132,7 +161,7 @@ job "nomad-haproxy" {
         HAPROXY_DATAPLANE_URL = var.haproxy_address
         HAPROXY_SERVICE       = var.haproxy_service
         HAPROXY_USERNAME      = var.haproxy_username
-        HAPROXY_PASSWORD_FILE = var.haproxy_password_file
+        HAPROXY_PASSWORD_FILE = var.haproxy_password_file == "" ? "${NOMAD_SECRETS_DIR}/haproxy-password" : var.haproxy_password_file
       }
 
       resources {

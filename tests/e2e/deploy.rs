@@ -4,111 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::support::api::{Rig, Way};
 use crate::support::controller::{registration, write_catalog};
 use crate::support::haproxy::{Haproxy, hand_written};
-use crate::support::nomad::{self, Nomad, job};
-use crate::support::{root, wait_for};
-use serde_json::{Value, json};
-
-fn validate(arguments: &[&str]) {
-    let output = Command::new(nomad::binary().expect("run `make tools`"))
-        .args(["job", "validate"])
-        .args(arguments)
-        .output()
-        .unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("validation successful"), "{said}");
-}
-
-const VARIABLES: [&str; 4] =
-    ["-var", "haproxy_address=http://127.0.0.1:5555", "-var", "haproxy_password_file=/tmp/password"];
-
-/// Validates the job as Nomad does without an agent.
-#[test]
-fn the_jobs_are_valid() {
-    let file = root().join("deploy/nomad-haproxy.nomad.hcl");
-    validate(&[&VARIABLES[..], &[file.to_str().unwrap()]].concat());
-    for file in ["deploy/haproxy.nomad.hcl", "deploy/compose/hello.nomad.hcl"] {
-        validate(&[root().join(file).to_str().unwrap()]);
-    }
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let jobs: Vec<&str> = readme
-        .split("```hcl\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .filter(|b| b.starts_with("job "))
-        .collect();
-    assert!(!jobs.is_empty(), "the README shows a job");
-    for text in jobs {
-        let file = tempfile::Builder::new().suffix(".nomad.hcl").tempfile().unwrap();
-        std::fs::write(file.path(), text).unwrap();
-        validate(&[file.path().to_str().unwrap()]);
-    }
-}
-
-/// Waits until this version of the controllers' job is deployed: one leads, and one stands by.
-async fn wait_until_deployed(nomad: &Nomad, version: u64) {
-    wait_for(&format!("the deployment of version {version}"), Duration::from_secs(120), async || {
-        let all = nomad.try_call(reqwest::Method::GET, "/v1/job/nomad-haproxy/deployments", None).await?;
-        let mut all = all.as_array()?.clone().into_iter();
-        let deployment = all.find(|one| one["JobVersion"] == version)?;
-        assert_ne!(deployment["Status"], "failed", "{deployment}");
-        (deployment["Status"] == "successful").then_some(())
-    })
-    .await;
-    wait_for("one that leads and one that stands by", Duration::from_secs(60), async || {
-        let mut answers = Vec::new();
-        for one in nomad.service("nomad-haproxy").await {
-            let answer = reqwest::get(format!("http://127.0.0.1:{}/readyz", one["Port"].as_u64()?)).await.ok()?;
-            answers.push((answer.status().as_u16(), answer.text().await.ok()?));
-        }
-        answers.sort();
-        (answers == [(200, "ok\n".to_owned()), (200, "standby\n".to_owned())]).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
-    let nomad = Nomad::start_with_acl().await;
-    let rig = Rig::start(Way::Api, "3.2").await;
-    let policy = std::fs::read_to_string(root().join("deploy/policy.hcl")).unwrap();
-    let bound =
-        json!({"Name": "nomad-haproxy", "Rules": policy, "JobACL": {"Namespace": "default", "JobID": "nomad-haproxy"}});
-    nomad.call(reqwest::Method::POST, "/v1/acl/policy/nomad-haproxy", Some(bound)).await;
-    nomad.submit(job("web", 2, &["enable=true"], None)).await;
-
-    let password = rig.haproxy.folder().join("password");
-    std::fs::write(&password, "secret\n").unwrap();
-    let run = async |more: &[&str]| {
-        let mut run = Command::new(nomad::binary().unwrap());
-        run.args(["job", "run", "-detach", "-var"])
-            .arg(format!("binary={}", crate::support::controller::binary().display()));
-        run.arg("-var").arg(format!("haproxy_address={}", rig.api.as_ref().unwrap().url));
-        run.arg("-var").arg(format!("haproxy_password_file={}", password.display())).args(more);
-        run.arg(root().join("deploy/nomad-haproxy.nomad.hcl"));
-        run.env("NOMAD_ADDR", &nomad.address).env("NOMAD_TOKEN", nomad.token.as_ref().unwrap());
-        tokio::task::spawn_blocking(move || crate::support::haproxy::output(&mut run)).await.unwrap();
-    };
-    run(&[]).await;
-    wait_for("two seats", Duration::from_secs(60), async || {
-        (rig.haproxy.text().matches("\"id\":").count() == 2).then_some(())
-    })
-    .await;
-    wait_until_deployed(&nomad, 0).await;
-    // One after the other is replaced; a standby is as healthy as a leader.
-    run(&["-var", "datacenters=[\"dc1\"]"]).await;
-    wait_until_deployed(&nomad, 1).await;
-    nomad.scale("web", 3).await;
-    wait_for("three seats", Duration::from_secs(60), async || {
-        (rig.haproxy.text().matches("\"id\":").count() == 3).then_some(())
-    })
-    .await;
-    nomad.stop_job("nomad-haproxy").await;
-}
+use crate::support::root;
+use serde_json::Value;
 
 /// Every key that the program knows is in the example, and no other.
 #[test]
@@ -311,32 +212,4 @@ async fn the_local_plane_needs_no_root() {
         rig.agrees().await;
     }
     assert_eq!(std::fs::metadata(rig.haproxy.config()).unwrap().uid(), USER);
-}
-
-#[test]
-fn the_compose_file_is_in_form_and_names_files_that_exist() {
-    let text = std::fs::read_to_string(root().join("docker-compose.yml")).unwrap();
-    let compose = &yaml_rust2::YamlLoader::load_from_str(&text).unwrap()[0];
-    let services = compose["services"].as_hash().unwrap();
-    let names: Vec<&str> = services.keys().filter_map(yaml_rust2::Yaml::as_str).collect();
-    assert_eq!(names, ["nomad", "haproxy", "nomad-haproxy", "job"]);
-    for (name, service) in services {
-        assert!(!service["image"].is_badvalue() || !service["build"].is_badvalue(), "{name:?}");
-        for volume in service["volumes"].as_vec().into_iter().flatten() {
-            let source = volume.as_str().unwrap().split(':').next().unwrap();
-            assert!(!source.starts_with("./") || root().join(source).exists(), "{source}");
-        }
-        for needed in service["depends_on"].as_hash().into_iter().flat_map(|h| h.keys()) {
-            let health = &compose["services"][needed.as_str().unwrap()]["healthcheck"];
-            assert!(!health.is_badvalue(), "{needed:?} is waited for, and does not say when it is healthy");
-        }
-    }
-    assert!(root().join(compose["services"]["nomad-haproxy"]["build"]["dockerfile"].as_str().unwrap()).exists());
-    let config = root().join("deploy/compose/dataplaneapi.yml");
-    yaml_rust2::YamlLoader::load_from_str(&std::fs::read_to_string(config).unwrap()).unwrap();
-    // HAProxy itself reads the configuration, if it still knows the `program` section (until 3.3).
-    let config = root().join("deploy/compose/haproxy.cfg");
-    let output =
-        Command::new(crate::support::haproxy::binary("3.2").unwrap()).args(["-c", "-f"]).arg(config).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -323,7 +323,7 @@ async fn each_alert_fires_when_it_is_caused_and_only_then() {
     let before = targets.clone();
     let edges = on_the_edge(&prometheus, &mut edge, on_edge_too, before);
     let by_service: Env = by_service.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    let nomads = with_nomad_gone(&prometheus, &mut nomad, [beside.env_with(&with_nomad), by_service], &found);
+    let nomads = with_nomad_gone(&prometheus, &nomad, [beside.env_with(&with_nomad), by_service], &found);
     tokio::join!(edges, a_broken_file(&prometheus, &broken), reloads(&prometheus, &local), nomads);
 
     wait_until_quiet(&prometheus).await;
@@ -446,7 +446,7 @@ async fn reloads(prometheus: &Prometheus, rig: &Rig) {
 }
 
 /// Nomad ends, and comes back without its state.
-async fn with_nomad_gone(prometheus: &Prometheus, nomad: &mut Nomad, settings: [Env; 2], found: &Rig) {
+async fn with_nomad_gone(prometheus: &Prometheus, nomad: &Nomad, settings: [Env; 2], found: &Rig) {
     nomad.kill();
     for name in ["NomadHaproxyNomadUnreachable", "NomadHaproxyCatalogOld"] {
         prometheus.fires(name, "nomad").await;

@@ -1,5 +1,6 @@
 //! A real Nomad: a dev agent, or a server with clients of their own.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +27,8 @@ pub struct Nomad {
     ports: [u16; 3],
     pub address: String,
     kind: Kind,
+    /// What tasks of the driver `exec` see of this machine, for the agent's `client` block; empty: what Nomad shows them.
+    chroot: String,
     pub token: Option<String>,
     client: reqwest::Client,
 }
@@ -72,6 +75,16 @@ impl Nomad {
         Self::start_with(Kind::Dev { acl: true, tls: None }).await
     }
 
+    /// With ACLs, and with a driver `exec` whose tasks see a shell, the libraries, the certificates and these paths.
+    pub async fn start_isolating(paths: &[&Path]) -> Self {
+        let libraries = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let system = ["/bin", "/etc/ssl", "/lib", "/lib64", "/usr/bin", &libraries].map(Path::new);
+        let all: BTreeSet<&Path> = system.iter().chain(paths).copied().filter(|path| path.exists()).collect();
+        let lines = all.iter().map(|path| format!("  \"{0}\" = \"{0}\"", path.display())).collect::<Vec<_>>();
+        let chroot = format!(" chroot_env {{\n{}\n }}\n", lines.join("\n"));
+        Self::start_in(Kind::Dev { acl: true, tls: None }, chroot).await
+    }
+
     /// Behind TLS; the certificates are in its [`Self::folder`], as [`tls::certificates`] names them.
     pub async fn start_with_tls(acl: bool, tls: Tls) -> Self {
         Self::start_with(Kind::Dev { acl, tls: Some(tls) }).await
@@ -92,6 +105,10 @@ impl Nomad {
     }
 
     async fn start_with(kind: Kind) -> Self {
+        Self::start_in(kind, String::new()).await
+    }
+
+    async fn start_in(kind: Kind, chroot: String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = [free_port(), free_port(), free_port()];
         let has_tls = matches!(kind, Kind::Dev { tls: Some(_), .. });
@@ -103,7 +120,7 @@ impl Nomad {
             client = client.tls_danger_accept_invalid_certs(true).identity(reqwest::Identity::from_pem(&both).unwrap());
         }
         let client = client.build().unwrap();
-        let mut nomad = Self { group: Mutex::default(), folder, ports, address, kind, token: None, client };
+        let mut nomad = Self { group: Mutex::default(), folder, ports, address, kind, chroot, token: None, client };
         nomad.launch().await;
         if kind.is_server() {
             return nomad;
@@ -127,7 +144,8 @@ impl Nomad {
         let config = match self.kind {
             Kind::Dev { acl, tls } => {
                 let tls = tls.map(|tls| self.tls(tls)).unwrap_or_default();
-                format!("{ports}{CLIENT}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}{tls}")
+                let chroot = &self.chroot;
+                format!("{ports}{CLIENT}{chroot}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}{tls}")
             }
             Kind::Server | Kind::PatientServer => format!(
                 "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n{}}}\n",
@@ -171,11 +189,12 @@ impl Nomad {
         let folder = self.folder.path().join(name).display().to_string();
         let config = format!(
             "name = \"{name}\"\nports {{\n http = {}\n rpc = {}\n serf = {}\n}}\nlog_level = \"WARN\"\n{ON_LOOPBACK}\
-             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\n{RAW_EXEC}",
+             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\nacl {{\n enabled = {}\n}}\n{RAW_EXEC}",
             free_port(),
             free_port(),
             free_port(),
-            self.ports[1]
+            self.ports[1],
+            matches!(self.kind, Kind::Dev { acl: true, .. })
         );
         let client = self.agent(name, &config, false);
         wait_for(&format!("the node {name}"), Duration::from_secs(60), async || {
@@ -208,6 +227,16 @@ impl Nomad {
     pub fn kill(&self) {
         self.crash();
         end_all_of(&self.folder.path().display().to_string());
+        self.unmount();
+    }
+
+    /// An agent that is killed leaves the folders of its tasks' secrets mounted, and they could not be removed.
+    fn unmount(&self) {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| Path::new(point).starts_with(self.folder.path())) {
+            let _ = Command::new("umount").args(["--lazy", point]).status();
+        }
     }
 
     pub fn freeze(&self) {
