@@ -165,7 +165,7 @@ fn each_block_is_what_it_says() {
             let is_sample = |(name, text, _): &&(&str, &str, &str)| *name == page.name && block.text.starts_with(text);
             match block.language.as_str() {
                 "sh" | "bash" | "console" => {
-                    assert!(commands.iter().any(|one| one.line >= block.line), "{at}: no command")
+                    assert!(commands.iter().any(|one| one.line >= block.line), "{at}: no command");
                 }
                 "hcl" => is_a_job(&block.text, &at),
                 // An answer, which `run_page` compares with a real one.
@@ -173,7 +173,7 @@ fn each_block_is_what_it_says() {
                 "json" => drop(serde_json::from_str::<Settings>(&block.text).unwrap_or_else(|e| panic!("{at}: {e}"))),
                 "yaml" if block.text.contains("scrape_configs:") => is_of_prometheus(&page, &block.text),
                 "yaml" => {
-                    assert!(commands.iter().any(|one| one.line == block.line), "{at}: a pipeline without commands")
+                    assert!(commands.iter().any(|one| one.line == block.line), "{at}: a pipeline without commands");
                 }
                 "text" if SAMPLES.iter().any(|sample| is_sample(&sample)) => samples += 1,
                 "text" => is_a_configuration(&block.text, &at),
