@@ -1,4 +1,4 @@
-//! The files of deploy/ and the README, checked by the programs that read them.
+//! The files of deploy/, checked by the programs that read them. What the documents show is in docs.rs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -23,6 +23,7 @@ mod demo;
 mod deploy;
 mod deployments;
 mod discovery;
+mod docs;
 mod events;
 mod explain;
 mod file;

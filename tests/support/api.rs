@@ -143,7 +143,7 @@ impl Api {
             Recipe::Fake(fake) => Process::Fake(fake.serve_at(self.url.trim_start_matches("http://")).await.1),
         };
         let url = &self.url;
-        wait_for("the Data Plane API to answer", Duration::from_secs(30), async || {
+        wait_for("the Data Plane API to answer", Duration::from_secs(120), async || {
             let request = reqwest::Client::new().get(format!("{url}/v3/info")).basic_auth("admin", Some("secret"));
             request.send().await.ok().filter(|response| response.status().is_success()).map(drop)
         })

@@ -186,10 +186,15 @@ impl Nomad {
 
     /// Starts a separate client; jobs select it by its name (`${node.unique.name}`).
     pub async fn join(&self, name: &str) -> Group {
+        self.join_pool(name, "default").await
+    }
+
+    /// The same, in a node pool.
+    pub async fn join_pool(&self, name: &str, pool: &str) -> Group {
         let folder = self.folder.path().join(name).display().to_string();
         let config = format!(
             "name = \"{name}\"\nports {{\n http = {}\n rpc = {}\n serf = {}\n}}\nlog_level = \"WARN\"\n{ON_LOOPBACK}\
-             data_dir = \"{folder}\"\n{CLIENT} servers = [\"127.0.0.1:{}\"]\n}}\nacl {{\n enabled = {}\n}}\n{RAW_EXEC}",
+             data_dir = \"{folder}\"\n{CLIENT} node_pool = \"{pool}\"\n servers = [\"127.0.0.1:{}\"]\n}}\nacl {{\n enabled = {}\n}}\n{RAW_EXEC}",
             free_port(),
             free_port(),
             free_port(),
