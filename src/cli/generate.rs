@@ -18,11 +18,11 @@ pub(super) fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes a page for the program and one for each command.
+/// Writes a page for the program and one for each command. The settings, which the short help leaves out, are in it.
 pub(super) fn man(folder: &Path) -> anyhow::Result<ExitCode> {
     let write = || {
         std::fs::create_dir_all(folder)?;
-        clap_mangen::generate_to(Cli::command(), folder)
+        clap_mangen::generate_to(Cli::command().mut_args(|arg| arg.hide_short_help(false)), folder)
     };
     write().with_context(|| format!("cannot write the man pages to {}", folder.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -54,7 +54,7 @@ fn completions_and_man_pages_are_made_without_settings() {
     let made = controller(&["completions", "bash"], &[]).success().get_output().stdout.clone();
     let script = String::from_utf8(made).unwrap();
     let ask =
-        "COMP_WORDS=(nomad-haproxy ex); COMP_CWORD=1; _nomad-haproxy nomad-haproxy ex nomad-haproxy; echo $COMPREPLY";
+        "COMP_WORDS=(nomad-haproxy ex); COMP_CWORD=1; _nomad__haproxy nomad-haproxy ex nomad-haproxy; echo $COMPREPLY";
     let output = std::process::Command::new("bash").arg("-c").arg(format!("{script}\n{ask}")).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "explain\n", "{}", String::from_utf8_lossy(&output.stderr));
     for shell in ["zsh", "fish"] {

@@ -177,6 +177,7 @@ fn each_block_is_what_it_says() {
                 }
                 "text" if SAMPLES.iter().any(|sample| is_sample(&sample)) => samples += 1,
                 "text" => is_a_configuration(&block.text, &at),
+                "dockerfile" => is_of_the_image(&block.text, &at),
                 other => panic!("{at}: what is a block of `{other}`?"),
             }
         }
@@ -201,6 +202,14 @@ fn is_a_job(text: &str, at: &str) {
     let file = tempfile::Builder::new().suffix(".nomad.hcl").tempfile().unwrap();
     fs::write(file.path(), job).unwrap();
     succeeds(Command::new(nomad::binary().expect("run `make tools`")).args(["job", "validate"]).arg(file.path()), at);
+}
+
+/// What it takes from our image is where deploy/Dockerfile puts it.
+fn is_of_the_image(text: &str, at: &str) {
+    let ours = fs::read_to_string(root().join("deploy/Dockerfile")).unwrap();
+    let copy = text.lines().find(|line| line.contains("/nomad-haproxy:1 ")).unwrap_or_else(|| panic!("{at}: {text}"));
+    let source = copy.split_whitespace().nth(2).unwrap();
+    assert!(ours.lines().any(|line| line.starts_with("COPY ") && line.ends_with(source)), "{at}: {source}");
 }
 
 /// Debian's Prometheus is built without Nomad's service discovery: there the page's other way is looked at.

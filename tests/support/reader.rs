@@ -122,6 +122,7 @@ impl Reader {
             ("haproxy -c -f …", format!("haproxy -c -f {}", path(&self.rig().haproxy.config()))),
             ("/etc/haproxy/haproxy.cfg", path(&local.config())),
             ("/run/haproxy-master.sock", path(&local.master())),
+            ("http://10.0.0.5:5555", self.api.api.as_ref().unwrap().url.clone()),
             ("/etc/nomad-haproxy/password", path(&work.join("password"))),
             ("http://127.0.0.1:5555", self.api.api.as_ref().unwrap().url.clone()),
             ("http://127.0.0.1:9471", format!("http://{}", self.listen)),
@@ -188,12 +189,20 @@ impl Reader {
     pub async fn run(&self, command: &Command, expected: Expected) {
         let at = format!("{}:{}: `{}` ({:?})", command.page, command.line, command.text, self.way);
         eprintln!("--- {at}");
+        if is_of_a_controllers_job(&command.text) {
+            assert!(run_by_jobs().contains(&command.text), "{at}: no job file in deploy/ begins with it");
+            return;
+        }
         let text = if changes_the_machine(&command.text) { command.text.clone() } else { self.here(command) };
         let words: Vec<&str> = text.split_whitespace().skip_while(|word| is_assignment(word)).collect();
         let output = match words[..] {
             ["nomad-haproxy", "run", ..] => return self.until_ready(&text, &at).await,
             ["haproxy", "-W", ..] => return self.until_haproxy_answers(&text).await,
             ["cargo", "test", "--test", "e2e", module] => return is_a_test(module, &at),
+            ["docker", ..] => return eprintln!("not run: it takes a container engine"),
+            ["nomad", "job", "run", "-var", "driver=docker", ..] => {
+                self.once(command.shell, &text.replace("job run", "job validate")).await
+            }
             _ if changes_the_machine(&text) && !Machine::is_possible() => {
                 return eprintln!("skipped: this user may not have a machine of its own to change");
             }
@@ -319,6 +328,24 @@ fn is_of_another_machine(word: &str) -> bool {
         && value.chars().all(|c| c.is_ascii_uppercase() || c == '-');
     let is_method = ["POST", "PUT", "GET"].contains(&value);
     word.contains('…') || is_path || value.contains("://") || (is_name && !is_method)
+}
+
+/// Whether it is of a job that runs the controller: those run in jobs.rs, with ACLs, from the first lines of the files.
+fn is_of_a_controllers_job(text: &str) -> bool {
+    let is_about = |name: &&str| text.contains(name);
+    text.starts_with("nomad ")
+        && !text.contains("driver=docker")
+        && ["nomad-haproxy.nomad.hcl", "haproxy-local.nomad.hcl", "deploy/policy", "nomad/jobs/nomad-haproxy password"]
+            .iter()
+            .any(is_about)
+}
+
+/// The commands that the job files begin with.
+fn run_by_jobs() -> Vec<String> {
+    let files = fs::read_dir(root().join("deploy")).unwrap().map(|entry| entry.unwrap().path());
+    let jobs = files.filter(|path| path.extension().is_some_and(|name| name == "hcl"));
+    let lines = jobs.flat_map(|path| fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect::<Vec<_>>());
+    lines.filter_map(|line| line.strip_prefix("#   ").map(str::to_owned)).collect()
 }
 
 /// Whether it is about users, and files of the whole machine.
