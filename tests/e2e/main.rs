@@ -14,6 +14,7 @@ mod check;
 mod checks;
 mod claims;
 mod cli;
+mod connector;
 mod contract;
 mod crash;
 mod day;
