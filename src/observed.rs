@@ -385,6 +385,7 @@ impl ObservedBackend {
     }
 
     /// The backend of another controller as one of ours, whose settings are to be written.
+    #[must_use]
     pub fn taken_over(&self, services: &[ServiceKey]) -> Self {
         Self { ownership: Ownership::Ours(services.to_vec()), settings: None, ..self.clone() }
     }

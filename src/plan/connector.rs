@@ -271,15 +271,16 @@ backend shop from base
 
     #[test]
     fn a_server_goes_only_where_ours_has_its_address() {
+        let services: &[(&str, &[&str])] = &[("api", &["enable"]), ("shop", &["enable", "backend=custom"])];
         let other = TEXT.replace("10_0_0_1_80 10.0.0.1:80", "10_0_0_2_80 10.0.0.2:80");
-        let (planned, after) = adopted(SERVICES, &other);
+        let (planned, after) = adopted(services, &other);
         assert!(!planned.plan.retires() && other.lines().all(|line| after.contains(line)), "{after}");
         let notes = notes(&planned);
         assert!(notes.contains("no instance is registered at their addresses: api_10_0_0_2_80"), "{notes}");
         // One of two.
         let line = "  server api_10_0_0_1_80 10.0.0.1:80 check\n";
         let two = TEXT.replace(line, &format!("{line}  server api_10_0_0_2_80 10.0.0.2:80 check\n"));
-        let (_, after) = adopted(SERVICES, &two);
+        let (_, after) = adopted(services, &two);
         assert!(after.contains("api_10_0_0_2_80") && !after.contains("api_10_0_0_1_80"), "{after}");
     }
 

@@ -19,7 +19,7 @@ use super::{Edit, LeftOut, Options};
 pub type Lines = Vec<Entry>;
 
 /// The changes of the rules of ours in one frontend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuleEdit {
     /// All that it should have, in their order, behind the person's own.
     pub lines: Vec<String>,
