@@ -225,7 +225,7 @@ backend shop from base
     }
 
     fn notes(planned: &Planned) -> String {
-        planned.notes.iter().map(|note| format!("{note}\n")).collect()
+        planned.notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     }
 
     #[test]
