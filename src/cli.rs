@@ -106,7 +106,7 @@ pub enum Command {
         /// Plan to remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
-        /// Plan to take over what another owner marked: what `haproxy.owner` was before
+        /// Plan to take over what another owner marked: what `haproxy.owner` was before, or `haproxy-nomad-connector`
         #[arg(long, value_name = "OWNER")]
         adopt: Option<Owner>,
     },
@@ -124,7 +124,7 @@ pub enum Command {
         /// Remove also the instances that the guard would hold
         #[arg(long)]
         allow_removals: bool,
-        /// Take over what another owner marked: what `haproxy.owner` was before
+        /// Take over what another owner marked: what `haproxy.owner` was before, or `haproxy-nomad-connector`
         #[arg(long, value_name = "OWNER")]
         adopt: Option<Owner>,
         /// Write also while another controller has the lock of `leader.lock`

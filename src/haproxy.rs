@@ -1,6 +1,7 @@
 //! HAProxy's own interfaces: its configuration text, its sockets, its version.
 
 pub mod bytes;
+pub mod connector;
 pub mod default_server;
 pub mod maps;
 pub mod parse;

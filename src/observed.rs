@@ -3,6 +3,7 @@
 //! Both planes read the text. It is the one form that contains everything (foreign lines, defaults, comments), it comes
 //! with its version in one answer, and what one plane has written the other can read.
 
+mod connector;
 mod foreign;
 mod frontends;
 mod maps;
@@ -20,6 +21,7 @@ use crate::haproxy::default_server::ServerDefaults;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
 
+pub use connector::{ByConnector, ConnectorRule};
 pub use foreign::{Foreign, harm, lost_comments};
 pub use frontends::Frontend;
 pub use maps::Maps;
@@ -95,6 +97,8 @@ pub struct ObservedBackend {
     pub outdated: BTreeSet<ServerName>,
     /// The names of the servers that are not ours.
     pub foreign: BTreeSet<String>,
+    /// What haproxy-nomad-connector made in it.
+    pub by_connector: ByConnector,
     /// The lines of the servers of ours.
     our_lines: BTreeMap<usize, ServerName>,
     /// The line that marks it as ours.
@@ -166,6 +170,7 @@ impl Observed {
                 let effective = inherit(above.clone().unwrap_or_else(|| last.clone()), &directives);
                 let mode = effective.mode.as_deref();
                 let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], mode, owner);
+                frontend.by_connector = ConnectorRule::all(&text, &lines[1..], &directives[1..], owner);
                 frontend.by_hand.extend(effective.default_backend);
                 if section.kind == "listen" {
                     frontend.by_hand.insert(section.name.clone());
@@ -206,7 +211,7 @@ impl Observed {
                     let knows_defaults = above.servers.is_some();
                     let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
                     let effective = inherit(above, &directives);
-                    let mut backend = observed_backend(section, &lines[1..], &directives[1..], effective, owner);
+                    let mut backend = observed_backend(&text, section, &lines[1..], &directives[1..], effective, owner);
                     (backend.knows_defaults, backend.loads_system_ca) = (knows_defaults, loads_system_ca);
                     if unclear {
                         backend.is_unclear();
@@ -287,7 +292,9 @@ impl Observed {
 
     /// What the desired state depends on: which service holds which backend's name.
     pub fn present(&self) -> Present {
-        let place = |(name, backend): (&String, &ObservedBackend)| Some((name.parse().ok()?, backend.place()?));
+        let place = |(name, backend): (&String, &ObservedBackend)| {
+            Some((name.parse().ok()?, backend.place(self.owner.adopts_connector())?))
+        };
         let services = self.backends.values().flat_map(ObservedBackend::services).cloned().collect();
         let door = |(name, frontend): (&String, &Frontend)| Some((name.parse().ok()?, frontend.door.clone()));
         Present {
@@ -353,6 +360,7 @@ impl ObservedBackend {
         let names = servers.chain(std::mem::take(&mut self.drifted)).map(|name| name.to_string());
         self.foreign.extend(names);
         self.our_lines.clear();
+        self.by_connector = ByConnector::default();
     }
 
     /// A person's copy of a backend with servers of ours belongs to that person, under any name. `named` is the backend
@@ -376,7 +384,14 @@ impl ObservedBackend {
         self.drifted.retain(is_slot);
     }
 
+    /// The backend of another controller as one of ours, whose settings are to be written.
+    #[must_use]
+    pub fn taken_over(&self, services: &[ServiceKey]) -> Self {
+        Self { ownership: Ownership::Ours(services.to_vec()), settings: None, ..self.clone() }
+    }
+
     fn is_unclear(&mut self) {
+        self.by_connector = ByConnector::default();
         (self.settings, self.description) = (None, None);
         if let Ownership::Ours(services) = &mut self.ownership {
             self.ownership = Ownership::Unclear(std::mem::take(services));
@@ -384,11 +399,11 @@ impl ObservedBackend {
     }
 
     /// `None`: no service can hold the name.
-    fn place(&self) -> Option<Place> {
+    fn place(&self, adopts_connector: bool) -> Option<Place> {
         if self.is_repeated {
             return None;
         }
-        let is_foreign = self.ownership == Ownership::Foreign;
+        let is_foreign = self.ownership == Ownership::Foreign && !(adopts_connector && self.by_connector.is_whole);
         let seated: BTreeSet<_> = self.servers.iter().filter_map(|server| server.occupant.service()).collect();
         let holders = match is_foreign {
             true => seated.into_iter().cloned().collect(),
@@ -513,6 +528,7 @@ fn inherit(above: Inherited, directives: &[Directive]) -> Inherited {
 }
 
 fn observed_backend(
+    text: &ConfigText,
     section: Section,
     lines: &[usize],
     directives: &[Directive],
@@ -525,6 +541,7 @@ fn observed_backend(
         Some(Described { backend, services }) if section.kind == "backend" => (Ownership::Ours(services), backend),
         _ => (Ownership::Foreign, None),
     };
+    let by_connector = ByConnector::new(text, &section, lines, directives, owner);
     let mut backend = ObservedBackend {
         section,
         is_repeated: false,
@@ -542,6 +559,7 @@ fn observed_backend(
         drifted: BTreeSet::new(),
         outdated: BTreeSet::new(),
         foreign: BTreeSet::new(),
+        by_connector,
         our_lines: BTreeMap::new(),
         description: None,
     };

@@ -3,6 +3,7 @@
 //! It leaves no decision for when it is applied: both planes, both writers and the dry run act on the same edits.
 
 mod adopt;
+mod connector;
 pub mod display;
 pub mod guard;
 mod live;
@@ -116,6 +117,11 @@ pub enum ServerEdit {
         name: ServerName,
         /// Whether HAProxy removes it at run time.
         is_live: bool,
+    },
+    /// A line of haproxy-nomad-connector goes, as a server of ours has its address.
+    Retire {
+        /// The connector's server.
+        name: ServerName,
     },
 }
 
@@ -257,7 +263,7 @@ impl Plan {
                     .backend(name)
                     .and_then(|observed| without_the_gone(backend, observed, &built.held, options.now))
             } else {
-                planner.backend(name, backend)?
+                planner.taking_over(name, backend)?
             };
             plan.edits.extend(edit.map(|edit| (name.clone(), edit)));
         }
@@ -286,6 +292,7 @@ impl Plan {
         let next = idle.into_iter().map(|(_, until)| until).min();
         plan.adopt(observed);
         planner.notes.extend(adopt::left_behind(&built.desired, observed));
+        planner.notes.extend(connector::notes(&built.desired, observed, &plan));
         let Planner { notes, surplus, .. } = planner;
         Ok(Planned { plan, notes, next, surplus, kept: Vec::new() })
     }
@@ -387,6 +394,13 @@ impl Plan {
         instances
     }
 
+    /// Whether lines of haproxy-nomad-connector go.
+    pub fn retires(&self) -> bool {
+        let Self { edits, profiles: _, routes } = self;
+        let of_servers = edits.values().flat_map(Edit::servers).any(ServerEdit::is_retirement);
+        of_servers || routes.rules.values().any(|edit| !edit.retired.is_empty())
+    }
+
     /// How many sections and servers it writes.
     pub fn size(&self) -> usize {
         self.edits.values().map(Edit::size).sum::<usize>() + self.routes.rules.len()
@@ -394,6 +408,14 @@ impl Plan {
 }
 
 impl Edit {
+    /// The servers that it edits in a backend that exists.
+    fn servers(&self) -> &[ServerEdit] {
+        match self {
+            Self::Change { edits, .. } | Self::Servers(edits) => edits,
+            Self::Create { .. } | Self::Delete { .. } => &[],
+        }
+    }
+
     fn size(&self) -> usize {
         match self {
             Self::Create { servers, .. } => 1 + servers.len(),
@@ -455,8 +477,13 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn backend(&mut self, name: &BackendName, desired: &Backend) -> Result<Option<Edit>, Conflict> {
-        match (self.observed.backend(name), desired.kind) {
+    fn backend(
+        &mut self,
+        name: &BackendName,
+        desired: &Backend,
+        observed: Option<&ObservedBackend>,
+    ) -> Result<Option<Edit>, Conflict> {
+        match (observed, desired.kind) {
             // There is no need for a backend of what is left out.
             (None, BackendKind::Dynamic)
                 if !desired.instances.is_empty()
@@ -672,7 +699,7 @@ impl ServerEdit {
     pub fn name(&self) -> &ServerName {
         match self {
             Self::Add { server, .. } | Self::Set { after: server, .. } => &server.name,
-            Self::Remove { name, .. } => name,
+            Self::Remove { name, .. } | Self::Retire { name } => name,
         }
     }
 
@@ -680,8 +707,13 @@ impl ServerEdit {
     fn after(&self) -> Option<&Server> {
         match self {
             Self::Add { server, .. } | Self::Set { after: server, .. } => Some(server),
-            Self::Remove { .. } => None,
+            Self::Remove { .. } | Self::Retire { .. } => None,
         }
+    }
+
+    /// Whether a line of haproxy-nomad-connector goes.
+    fn is_retirement(&self) -> bool {
+        matches!(self, Self::Retire { .. })
     }
 
     /// Whether an instance comes in (`Some(true)`), goes out (`Some(false)`), or neither.
@@ -695,7 +727,7 @@ impl ServerEdit {
                     _ => None,
                 }
             }
-            Self::Remove { .. } => None,
+            Self::Remove { .. } | Self::Retire { .. } => None,
         }
     }
 }

@@ -82,6 +82,8 @@ pub enum Code {
     MissingBackend,
     /// Backends of another owner have instances of the service.
     LeftBehind,
+    /// What another controller made for the service becomes ours.
+    TakenOver,
     /// A backend that exists cannot be used.
     BackendInTheWay,
     /// `agent-check` leaves no room for spare servers.

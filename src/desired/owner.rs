@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
+use crate::haproxy::connector;
+
 use super::name::valid;
 use super::{BackendName, Invalid, ServiceKey};
 
@@ -47,6 +49,11 @@ impl Owner {
     /// Whether it takes over another owner's marks.
     pub fn is_adopting(&self) -> bool {
         self.adopted.is_some()
+    }
+
+    /// Whether it takes over what haproxy-nomad-connector made.
+    pub fn adopts_connector(&self) -> bool {
+        self.adopts(connector::NAME)
     }
 
     /// Whether the mark with this name is ours, or is taken over.

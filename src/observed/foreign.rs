@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use crate::haproxy::parse;
 use crate::haproxy::text::{Directive, Section};
 
+use super::Observed;
 use super::frontends::is_ours as is_our_rule;
-use super::{Observed, ObservedBackend};
 
 /// Directives that HAProxy evaluates in their order (configuration manual, chapter 4).
 const ORDERED: &[&str] = &[
@@ -142,9 +142,15 @@ fn entries(observed: &Observed) -> Vec<Entry> {
     let mut last = String::new();
     for section in text.sections().into_iter().filter(|section| !observed.profiles.has_line(section.lines.start)) {
         let backend = observed.backends.get(&section.name).filter(|backend| backend.section == section);
-        let all_ours = backend.is_some_and(ObservedBackend::is_ours);
+        let adopts = observed.owner.adopts_connector();
+        let all_ours = backend.is_some_and(|backend| backend.is_ours() || adopts && backend.by_connector.is_whole);
+        // What is taken over is as good as ours: it goes only where ours is in its place.
+        let rules = observed.frontends.get(&section.name).map_or(&[][..], |frontend| &frontend.by_connector);
         let ours = |at: usize, directive: &Directive| match (directive.keyword(), backend) {
-            ("server", Some(backend)) => backend.is_our_server(at),
+            _ if adopts && rules.iter().any(|rule| rule.lines.contains(&at)) => true,
+            ("server", Some(backend)) => {
+                backend.is_our_server(at) || adopts && backend.by_connector.servers.contains_key(&at)
+            }
             ("use_backend", _) => all_ours || is_our_rule(directive, &observed.owner),
             _ => all_ours,
         };

@@ -6,6 +6,8 @@ use crate::desired::{Door, Mode, Owner};
 use crate::haproxy::maps;
 use crate::haproxy::text::{Blocks, Directive, Section};
 
+use super::ConnectorRule;
+
 /// One frontend of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frontend {
@@ -19,6 +21,8 @@ pub struct Frontend {
     pub by_hand: BTreeSet<String>,
     /// Whether the rules of ours are where they belong: behind all others, and in no conditional block.
     pub is_in_order: bool,
+    /// The rules that haproxy-nomad-connector made.
+    pub by_connector: Vec<ConnectorRule>,
 }
 
 impl Frontend {
@@ -58,7 +62,7 @@ impl Frontend {
                 _ => {}
             }
         }
-        Self { section, door, rules, by_hand, is_in_order }
+        Self { section, door, rules, by_hand, is_in_order, by_connector: Vec::new() }
     }
 
     /// The folders of the maps that the rules of ours name.

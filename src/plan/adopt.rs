@@ -64,7 +64,7 @@ fn with_marks(section: &ObservedBackend, mut edits: Vec<ServerEdit>) -> Vec<Serv
 }
 
 /// The servers of ours after the edits.
-fn after(section: &ObservedBackend, edits: &[ServerEdit]) -> Vec<Server> {
+pub(super) fn after(section: &ObservedBackend, edits: &[ServerEdit]) -> Vec<Server> {
     let mut servers: BTreeMap<&ServerName, &Server> =
         section.servers.iter().map(|server| (&server.name, server)).collect();
     for edit in edits {
@@ -73,6 +73,7 @@ fn after(section: &ObservedBackend, edits: &[ServerEdit]) -> Vec<Server> {
                 servers.insert(&server.name, server)
             }
             ServerEdit::Remove { name, .. } => servers.remove(name),
+            ServerEdit::Retire { .. } => None,
         };
     }
     servers.into_values().cloned().collect()

@@ -14,6 +14,7 @@ use similar::TextDiff;
 
 use crate::desired::{BackendName, FrontendName, NamespaceNote, Note};
 use crate::haproxy::bytes;
+use crate::haproxy::connector;
 use crate::haproxy::maps;
 use crate::haproxy::parse::is_a_controllers;
 use crate::haproxy::text::{ConfigText, Directive, Section};
@@ -134,10 +135,13 @@ fn backend(name: &BackendName, edit: &Edit, observed: &Observed) -> BackendSumma
             (Some(true), _) => summary.instances_added += 1,
             (Some(false), _) => summary.instances_removed += 1,
             (None, ServerEdit::Remove { name, .. }) if seated.contains(name) => summary.instances_removed += 1,
-            (None, ServerEdit::Set { .. }) => summary.servers_changed += 1,
+            (None, ServerEdit::Set { .. } | ServerEdit::Retire { .. }) => summary.servers_changed += 1,
             (None, _) => {}
         }
     }
+    // It was in before: the server that goes has its address.
+    let renamed = edits.iter().filter(|edit| edit.is_retirement()).count();
+    summary.instances_added = summary.instances_added.saturating_sub(renamed);
     summary
 }
 
@@ -175,7 +179,11 @@ fn shown(text: &ConfigText, observed: &Observed, plan: &Plan) -> Vec<String> {
         let Some(ours) = ours else { continue };
         for (at, directive) in text.directives(&section).skip(1) {
             let is_line = is_a_controllers(&directive) && (ours || directive.keyword() == "server");
-            if is_line || directive.keyword() == "use_backend" && maps::owner_of(&directive.words).is_some() {
+            let is_connectors = || {
+                connector::is_rule_or_acl(&text.lines()[at]) || connector::server(&section.name, &directive).is_some()
+            };
+            let is_route = || directive.keyword() == "use_backend" && maps::owner_of(&directive.words).is_some();
+            if is_line || is_route() || is_connectors() {
                 shown[at].clone_from(&text.lines()[at]);
             }
         }

@@ -192,7 +192,7 @@ impl ServerEdit {
         let (before, after, fixed_weight) = match self {
             Self::Add { server: _, is_live } | Self::Remove { name: _, is_live } => return *is_live,
             Self::Set { before: Some(before), after, fixed_weight } => (before, after, fixed_weight),
-            Self::Set { before: None, .. } => return false,
+            Self::Set { before: None, .. } | Self::Retire { .. } => return false,
         };
         let (weight, fixed) = (after.options.weight, after.fixed() == before.fixed());
         // The process accepts no host name, and no address for a server whose name did not resolve. A server in

@@ -33,6 +33,8 @@ pub enum Reason {
     Options,
     /// A server of ours was edited by hand.
     Edited,
+    /// What haproxy-nomad-connector made is taken over.
+    TakenOver,
 }
 
 impl fmt::Display for Reason {
@@ -62,6 +64,7 @@ impl fmt::Display for Reason {
             Self::Options => "what HAProxy reads when it starts changes for an instance that stays: `maxconn`, `backup`, `ssl`, `sni`, \
                  `proxy-protocol` or its check",
             Self::Edited => "a server line was edited by hand",
+            Self::TakenOver => "servers of haproxy-nomad-connector are replaced by ours at the same addresses",
         })
     }
 }
@@ -77,6 +80,9 @@ fn reason(name: &BackendName, edit: &Edit, observed: &Observed, options: &Option
     match edit {
         whole if whole.is_live() => None,
         Edit::Create { settings, servers, is_live: _ } => Some(creation(name, settings, servers, observed, options)),
+        Edit::Change { edits, .. } | Edit::Servers(edits) if edits.iter().any(ServerEdit::is_retirement) => {
+            Some(Reason::TakenOver)
+        }
         Edit::Change { rewrite: Rewrite::Settings, .. } => Some(Reason::ChangedSettings),
         Edit::Change { edits, .. } | Edit::Servers(edits) => {
             let edit = edits.iter().find(|edit| !edit.is_live())?;
@@ -116,6 +122,7 @@ fn of_server(edit: &ServerEdit, section: Option<&ObservedBackend>, options: &Opt
     let algorithm = fixed.map(|section| Reason::Algorithm(section.balance.clone()));
     match edit {
         ServerEdit::Set { before: None, .. } => Reason::Edited,
+        ServerEdit::Retire { .. } => Reason::TakenOver,
         ServerEdit::Set { before: Some(before), after, fixed_weight: _ } => match (before, after) {
             _ if before.fixed() != after.fixed() => Reason::Options,
             _ if before.address != after.address => Reason::HostName,

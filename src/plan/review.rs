@@ -18,7 +18,7 @@ use crate::haproxy::render;
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Foreign, Observed};
 
-use super::{Edit, MapEdit, Plan, Rewrite, RouteEdits, ServerEdit};
+use super::{Edit, MapEdit, Plan, Rewrite, RouteEdits, RuleEdit, ServerEdit};
 
 /// The format of the file.
 const FORMAT: u64 = 1;
@@ -259,7 +259,10 @@ fn backends(plan: &Plan, owner: &Owner) -> BTreeMap<String, String> {
     let edits = edits.iter().filter_map(|(name, edit)| Some((name.to_string(), digest(written(edit, owner)?))));
     let removed = profiles.remove.iter().map(|section| (section.name.clone(), digest(vec!["delete\n".to_owned()])));
     let added = profiles.add.iter().map(|(name, lines)| (name.clone(), digest(lines.clone())));
-    let rules = rules.iter().map(|(name, edit)| (format!("frontend {name}"), digest(edit.lines.clone())));
+    let rules = rules.iter().map(|(name, RuleEdit { lines, retired })| {
+        let retired = retired.iter().map(|line| format!("retire {line}\n"));
+        (format!("frontend {name}"), digest(lines.iter().cloned().chain(retired).collect()))
+    });
     let lines = |edit: &MapEdit| match &edit.last {
         Some(lines) => lines.iter().map(|(key, value)| format!("{key} {value}\n")).collect(),
         None => vec!["delete\n".to_owned()],
@@ -279,6 +282,7 @@ fn written(edit: &Edit, owner: &Owner) -> Option<Vec<String>> {
             ServerEdit::Add { server, is_live: _ } => format!("add {}", line(server)),
             ServerEdit::Set { after, .. } => format!("set {}", line(after)),
             ServerEdit::Remove { name, is_live: _ } => format!("remove {name}\n"),
+            ServerEdit::Retire { name } => format!("retire {name}\n"),
         });
         written.collect()
     };

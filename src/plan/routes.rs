@@ -19,10 +19,12 @@ use super::{Edit, LeftOut, Options};
 pub type Lines = Vec<Entry>;
 
 /// The changes of the rules of ours in one frontend.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RuleEdit {
     /// All that it should have, in their order, behind the person's own.
     pub lines: Vec<String>,
+    /// The lines (from 0) of rules of haproxy-nomad-connector that go, as ours take their place.
+    pub retired: BTreeSet<usize>,
 }
 
 /// The changes of one map.
@@ -106,10 +108,15 @@ impl Router<'_> {
             if self.left_out.has_rules(&name) {
                 return None;
             }
-            let lines = self.lines(&name, frontend, wanted.get(&name).unwrap_or(&nothing), all);
+            let routes = wanted.get(&name).unwrap_or(&nothing);
+            let lines = self.lines(&name, frontend, routes, all);
+            let retired = match self.options.owner.adopts_connector() && !lines.is_empty() {
+                true => super::connector::retired_rules(frontend, routes),
+                false => BTreeSet::new(),
+            };
             let words: Vec<Vec<String>> = lines.iter().map(|line| Directive::parse(line).words).collect();
             let is_current = words.iter().eq(frontend.rules.values()) && (frontend.is_in_order || words.is_empty());
-            (!is_current).then_some((name, RuleEdit { lines }))
+            (!is_current || !retired.is_empty()).then_some((name, RuleEdit { lines, retired }))
         };
         self.observed.frontends.iter().filter_map(edit).collect()
     }
@@ -158,7 +165,7 @@ impl Router<'_> {
             let file = |kind| MapFile { frontend: name.clone(), kind };
             read_now.extend(read(frontend, observed).into_iter().map(file));
             match rules.get(&name) {
-                Some(RuleEdit { lines }) => {
+                Some(RuleEdit { lines, retired: _ }) => {
                     let words = lines.iter().map(|line| Directive::parse(line).words);
                     read_then.extend(words.filter_map(|words| maps::kind_of(&words, &options.owner)).map(file));
                 }

@@ -87,6 +87,7 @@ fn edited(edit: &ServerEdit, known: &[Server]) -> Vec<ServerSummary> {
             Some(server) => vec![removed(server)],
             None => vec![ServerSummary::unread(ServerAction::Remove, name)],
         },
+        ServerEdit::Retire { name } => vec![ServerSummary::unread(ServerAction::Remove, name)],
         ServerEdit::Set { before, after, fixed_weight: _ } => {
             let was = before.as_ref().filter(|before| before.is_enabled());
             if was.and_then(|was| was.occupant.id()) == after.occupant.id() {

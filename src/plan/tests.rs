@@ -23,7 +23,7 @@ listen both
   mode http
 ";
 
-fn owner() -> Owner {
+pub(super) fn owner() -> Owner {
     "nomad".parse().expect("an owner")
 }
 
@@ -31,7 +31,7 @@ fn built(services: &[(&str, &[&str])]) -> Built {
     built_over(&Present::default(), services)
 }
 
-fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
+pub(super) fn built_over(present: &Present, services: &[(&str, &[&str])]) -> Built {
     let mut catalog = Catalog::default();
     for (created, (service, tags)) in services.iter().enumerate() {
         let registration = Registration {
@@ -103,7 +103,7 @@ fn after(services: &[(&str, &[&str])], text: &str) -> Observed {
     Observed::new(1, super::text::apply(&planned.plan, &before, &owner()), &owner())
 }
 
-fn name(text: &str) -> BackendName {
+pub(super) fn name(text: &str) -> BackendName {
     text.parse().expect("a name")
 }
 

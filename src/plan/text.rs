@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::desired::Owner;
+use crate::haproxy::connector;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::render;
 use crate::haproxy::text::{Blocks, ConfigText, Directive, Section};
@@ -103,6 +104,7 @@ fn change(
             // A person's server of the same name is not ours.
             "server" => match parse::server(&directive, owner) {
                 ServerLine::Ours(name, _) => edits.iter().find(|edit| *edit.name() == name),
+                ServerLine::Foreign(_) if is_retired(section, &directive, edits) => continue,
                 ServerLine::Foreign(_) => None,
             },
             "description" if description.is_some() => {
@@ -119,24 +121,32 @@ fn change(
                 lines.push(render::server(after, owner));
             }
             Some(ServerEdit::Set { .. } | ServerEdit::Remove { .. }) => {}
-            Some(ServerEdit::Add { .. }) | None => lines.push(ended(line)),
+            Some(ServerEdit::Add { .. } | ServerEdit::Retire { .. }) | None => lines.push(ended(line)),
         }
     }
     let new = edits.iter().filter_map(|edit| match edit {
         ServerEdit::Add { server, .. } => Some(render::server(server, owner)),
         ServerEdit::Set { after, .. } if !written.contains(&after.name) => Some(render::server(after, owner)),
-        ServerEdit::Set { .. } | ServerEdit::Remove { .. } => None,
+        ServerEdit::Set { .. } | ServerEdit::Remove { .. } | ServerEdit::Retire { .. } => None,
     });
     let end = if blocks.is_inside() { before_block } else { lines.len() };
     lines.splice(end..end, new.collect::<Vec<_>>());
     text.splice(section.lines.clone(), lines);
 }
 
+/// Whether a line is a server of the connector that goes.
+fn is_retired(section: &Section, directive: &Directive, edits: &[ServerEdit]) -> bool {
+    let is_its =
+        |edit: &ServerEdit, name: &str| matches!(edit, ServerEdit::Retire { name: gone } if gone.as_str() == name);
+    connector::server(&section.name, directive).is_some_and(|its| edits.iter().any(|edit| is_its(edit, &its.name)))
+}
+
 /// Replaces the rules of ours in a frontend. They go behind its last directive, and outside of conditional blocks.
 fn change_rules(text: &mut ConfigText, frontend: &Frontend, edit: &RuleEdit) {
     let (mut lines, mut blocks, mut before_block) = (Vec::new(), Blocks::default(), 0);
     let mut indentation = "  ".to_owned();
-    for at in frontend.section.lines.clone().filter(|at| !frontend.rules.contains_key(at)) {
+    let goes = |at: &usize| frontend.rules.contains_key(at) || edit.retired.contains(at);
+    for at in frontend.section.lines.clone().filter(|at| !goes(at)) {
         let line = &text.lines()[at];
         let directive = Directive::parse(line);
         if !blocks.is_inside() {

@@ -425,7 +425,8 @@ impl Plane for Dataplane {
         let is_frontend = |name| observed.frontend(name).is_some_and(|known| known.section.kind == "frontend");
         let has_others = !plan.profiles.add.is_empty() || !plan.routes.rules.keys().all(is_frontend);
         let text_only = self.text_only.load(Ordering::Relaxed) || plan.size() > MAX_EDITS || has_others;
-        if write == Write::Text || (write == Write::Auto && text_only) {
+        // Lines of another controller are replaced in one step, and only as lines are they certain to be its own.
+        if write == Write::Text || plan.retires() || (write == Write::Auto && text_only) {
             return Ok(self.stage_text(observed, plan));
         }
         match self.stage_transaction(observed, plan).await? {

@@ -58,7 +58,8 @@ async fn each_command_does_what_its_page_says() {
     let nomad = Nomad::start().await;
     submit_readme_job(&nomad).await;
     let _edge = nomad.join_pool("edge-1", "edge").await;
-    for page in pages() {
+    // connector.rs runs the commands of its page, on what the connector made.
+    for page in pages().into_iter().filter(|page| page.name != "docs/connector.md") {
         for way in WAYS {
             run_page(&page, &Reader::new(way, &nomad).await).await;
             if page.name == "deploy/README.md" {

@@ -16,6 +16,7 @@ mod churn;
 mod claims;
 mod cli;
 mod compose;
+mod connector;
 mod contract;
 mod crash;
 mod day;

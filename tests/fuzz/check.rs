@@ -60,7 +60,7 @@ pub fn case(case: &Case, tally: &Tally) -> Result<(), Broken> {
         // So do rules that nothing needs.
         let left = run.observed();
         let rules = left.frontends.iter().filter(|(_, frontend)| !frontend.rules.is_empty());
-        let rules = rules.map(|(name, _)| (name.parse().expect("a name"), plan::RuleEdit { lines: Vec::new() }));
+        let rules = rules.map(|(name, _)| (name.parse().expect("a name"), plan::RuleEdit::default()));
         let routes = plan::RouteEdits { rules: rules.collect(), ..plan::RouteEdits::default() };
         let plan = Plan { profiles: left.profiles.edits([], &left.owner), routes, ..Plan::default() };
         let entries = left.maps.files.values().flatten().count();

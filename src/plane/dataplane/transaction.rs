@@ -170,7 +170,9 @@ impl Dataplane {
             ServerEdit::Set { after, .. } => {
                 self.write(Method::PUT, &one, transaction, Some(json::server(after, &self.owner))).await
             }
-            ServerEdit::Remove { .. } => self.write(Method::DELETE, &one, transaction, None).await,
+            ServerEdit::Remove { .. } | ServerEdit::Retire { .. } => {
+                self.write(Method::DELETE, &one, transaction, None).await
+            }
         }
     }
 
