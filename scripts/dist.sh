@@ -36,7 +36,7 @@ tar --create --sort=name --mtime="@$changed" --owner=0 --group=0 --numeric-owner
 rm -r "${dist:?}/$name"
 
 cyclonedx=$(scripts/cargo-tool.sh cargo-cyclonedx 0.5.9)
-"$cyclonedx" cyclonedx --quiet --format json --target "$target" --describe crate --override-filename "$name.cdx"
+"$cyclonedx" cyclonedx --quiet --format json --target "$target" --override-filename "$name.cdx"
 mv "$name.cdx.json" "$dist/"
 (cd "$dist" && sha256sum "$name.tar.gz" "$name.cdx.json" > SHA256SUMS)
 ls -l "$dist" >&2
