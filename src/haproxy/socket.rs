@@ -10,6 +10,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 /// Where a socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +43,10 @@ impl fmt::Display for SocketAddress {
     }
 }
 
-/// Until the next attempt to connect to a socket whose queue is full.
-const FULL_QUEUE: Duration = Duration::from_millis(5);
+/// Until the next attempt to connect.
+const PAUSE: Duration = Duration::from_millis(5);
+/// For a master that replaces itself to listen again.
+const REPLACED: Duration = Duration::from_secs(1);
 
 /// Why a command has no answer.
 #[derive(Debug, Error)]
@@ -83,13 +86,17 @@ impl SocketAddress {
 }
 
 /// Connects to a unix socket. One whose queue is full refuses with EAGAIN instead of waiting, as a TCP socket does
-/// (unix(7); seen on the master of HAProxy 3.4 under load). Bounded by the time-out of the command.
+/// (unix(7); seen on the master of HAProxy 3.4 under load); and a master that replaces itself for a reload has nobody
+/// who listens for a moment (seen on 3.2). Bounded by the time-out of the command.
 async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let start = Instant::now();
     loop {
         match UnixStream::connect(path).await {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::time::sleep(FULL_QUEUE).await,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && start.elapsed() < REPLACED => {}
             result => return result,
         }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -124,6 +131,25 @@ mod tests {
         stream.write_all(b"Uptime: 1\n").await.expect("an answer");
         drop(stream);
         assert_eq!(asked.await.expect("a task").expect("an answer"), "Uptime: 1");
+    }
+
+    /// A master that replaces itself leaves its socket behind, and binds another one to its path.
+    #[tokio::test]
+    async fn a_master_that_replaces_itself_is_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        drop(tokio::net::UnixListener::bind(&path).expect("a listener"));
+        let refused = UnixStream::connect(&path).await.expect_err("nobody listens");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let (asked, bound) = tokio::join!(connect(&path), async {
+            tokio::task::yield_now().await;
+            let listener = tokio::net::UnixListener::bind(path.with_extension("new")).expect("a listener");
+            std::fs::rename(path.with_extension("new"), &path).expect("renamed");
+            listener
+        });
+        asked.expect("a connection");
+        drop(bound);
+        assert!(connect(&path).await.is_err(), "not for ever");
     }
 
     #[test]

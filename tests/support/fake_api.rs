@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -19,6 +20,7 @@ use base64::prelude::BASE64_STANDARD;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
+use super::wait_for;
 use render::Config;
 
 mod json;
@@ -149,7 +151,9 @@ impl FakeApi {
     }
 
     pub async fn serve_at(self: &Arc<Self>, address: &str) -> (String, tokio::task::JoinHandle<()>) {
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        // One that was killed may take a moment to let go of its port.
+        let bind = async || tokio::net::TcpListener::bind(address).await.ok();
+        let listener = wait_for(address, Duration::from_secs(10), bind).await;
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = axum::Router::new().fallback(handle).with_state(self.clone());
         (url, tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }))

@@ -164,7 +164,7 @@ impl FakeApi {
                 }
                 let Some(server) = find().await else { return missing(&full, status) };
                 match self.change(&full, &server, &body).await {
-                    Ok(()) => ok(200, find().await.unwrap()),
+                    Ok(()) => find().await.map_or_else(|| missing(&full, 404), |server| ok(200, server)),
                     Err(why) => error(500, why),
                 }
             }
