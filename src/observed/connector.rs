@@ -115,8 +115,11 @@ mod tests {
     use super::super::Observed;
     use super::*;
 
-    /// What the connector wrote through the Data Plane API 3.2.
-    const WRITTEN: &str = include_str!("../../fixtures/connector/connector.cfg");
+    /// What the connector wrote through the Data Plane API 3.2. Read when it runs: an image is built without fixtures.
+    fn written() -> String {
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/connector/connector.cfg"))
+            .expect("a file")
+    }
 
     fn read(text: &str) -> Observed {
         Observed::new(1, ConfigText::new(text), &"nomad".parse().expect("an owner"))
@@ -124,7 +127,7 @@ mod tests {
 
     #[test]
     fn all_that_the_connector_wrote_is_recognised_and_nothing_of_a_person() {
-        let observed = read(WRITTEN);
+        let observed = read(&written());
         let found = |name: &str| {
             let by = &observed.backends[name].by_connector;
             (by.servers.len(), by.is_whole)
@@ -147,8 +150,8 @@ mod tests {
         let rules = |text: &str| read(text).frontends["web"].by_connector.len();
         let first = "  use_backend prefix if is_prefix_695252f6\n";
         let deny = "  http-request deny if !is_prefix_695252f6\n";
-        assert_eq!(rules(&WRITTEN.replace(first, &format!("{deny}{first}"))), 2);
-        assert_eq!(rules(&WRITTEN.replace(first, &format!("  use_backend shop if TRUE\n{first}"))), 3);
-        assert_eq!(rules(&WRITTEN.replace(first, &format!("{first}  use_backend shop if TRUE\n"))), 2);
+        assert_eq!(rules(&written().replace(first, &format!("{deny}{first}"))), 2);
+        assert_eq!(rules(&written().replace(first, &format!("  use_backend shop if TRUE\n{first}"))), 3);
+        assert_eq!(rules(&written().replace(first, &format!("{first}  use_backend shop if TRUE\n"))), 2);
     }
 }

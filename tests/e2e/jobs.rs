@@ -280,7 +280,14 @@ struct Edge {
     data: PathBuf,
 }
 
-async fn edges(nomad: &Nomad, job: &str) -> Vec<Edge> {
+/// Nomad registers a service before it says that the allocation runs.
+async fn edges(nomad: &Nomad, job: &str, count: usize) -> Vec<Edge> {
+    let what = format!("{count} allocations of {job} to run");
+    let all = async || Some(running(nomad, job).await).filter(|edges| edges.len() == count);
+    wait_for(&what, SOON, all).await
+}
+
+async fn running(nomad: &Nomad, job: &str) -> Vec<Edge> {
     let list = nomad.call(Method::GET, &format!("/v1/job/{job}/allocations"), None).await;
     let mut all = Vec::new();
     for one in list.as_array().unwrap().iter().filter(|one| one["ClientStatus"] == "running") {
@@ -335,8 +342,7 @@ async fn the_controllers_job_drives_the_haproxys_of_a_system_job() {
     ];
     run(&nomad, &commands, &[("PASSWORD", "s3cr:t")], &variables).await;
     pair(&nomad).await;
-    let edges = edges(&nomad, "haproxy").await;
-    assert_eq!(edges.len(), 2, "{edges:?}");
+    let edges = edges(&nomad, "haproxy", 2).await;
     for edge in &edges {
         wait_until_answered(edge.port, "web").await;
     }
@@ -392,8 +398,7 @@ async fn local_edges(nomad: &Nomad, driver: &str, count: usize) -> Vec<Edge> {
         (all.len() == count && all.iter().all(|one| one.ready == (200, "ok".into()))).then_some(())
     })
     .await;
-    let edges = edges(nomad, "haproxy-local").await;
-    assert_eq!(edges.len(), count, "{edges:?}");
+    let edges = edges(nomad, "haproxy-local", count).await;
     for edge in &edges {
         wait_until_answered(edge.port, "web").await;
     }

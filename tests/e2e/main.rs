@@ -54,5 +54,6 @@ mod settings;
 mod tags;
 mod tenant;
 mod uninstall;
+mod upgrade;
 mod validation;
 mod writers;
