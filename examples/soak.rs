@@ -142,7 +142,7 @@ async fn main() -> ExitCode {
             services: arguments.services.unwrap_or(if is_both { 200 } else { 300 }),
             churn,
             linger: LINGER.min(churn / LINGER_OF_CHURN),
-            // With a change of each kind: about five a second on two HAProxys.
+            // With a change of each kind: about four a second on two HAProxys.
             peak: if is_both { 4 } else { 20 },
             growing: if is_both { 24 } else { 4 },
             kill_every: is_both.then_some(KILL_EVERY),
