@@ -135,18 +135,21 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
-        let is_both = plane == Plane::Both;
+        // On two HAProxys: a change of each kind, about four a second.
+        let (services, peak, growing, kill_every, grace) = match plane {
+            Plane::Both => (200, 4, 24, Some(KILL_EVERY), GRACE),
+            _ => (300, 20, 4, None, Duration::ZERO),
+        };
         let settings = Settings {
             series: arguments.haproxy.clone(),
             plane,
-            services: arguments.services.unwrap_or(if is_both { 200 } else { 300 }),
+            services: arguments.services.unwrap_or(services),
             churn,
             linger: LINGER.min(churn / LINGER_OF_CHURN),
-            // With a change of each kind: about four a second on two HAProxys.
-            peak: if is_both { 4 } else { 20 },
-            growing: if is_both { 24 } else { 4 },
-            kill_every: is_both.then_some(KILL_EVERY),
-            grace: if is_both { GRACE } else { Duration::ZERO },
+            peak,
+            growing,
+            kill_every,
+            grace,
         };
         eprintln!("HAProxy {}, {}", settings.series, settings.plane.name());
         reports.push(run(&settings, show).await);

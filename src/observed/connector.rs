@@ -40,7 +40,10 @@ impl ByConnector {
                 None => rest.push(directive),
             }
         }
-        let is_whole = only_its && !servers.is_empty() && connector::is_backend(rest);
+        if servers.is_empty() {
+            return Self::default();
+        }
+        let is_whole = only_its && connector::is_backend(rest);
         let check = lines.iter().find_map(|line| connector::check(&text.lines()[*line]));
         Self { servers, is_whole, check }
     }

@@ -154,24 +154,14 @@ async fn the_services_work_together() {
     run_job(&compose["job"], folder.path(), &words).await;
     run_job(&compose["mysql-job"], folder.path(), &words).await;
 
-    let client = reqwest::Client::new();
-    let answered = async || {
-        wait_for("an answer of the sample job", SOON, async || {
-            let answer = load::get(&client, rig.haproxy.port, "hello.localhost").await.ok()?;
-            (answer.0 == 200 && answer.1.starts_with("hello from ")).then_some(())
-        })
-        .await;
-    };
+    let is_it = |body: &str| body.starts_with("hello from ");
+    let answered = async || load::wait_for_answer(rig.haproxy.port, "hello.localhost", SOON, is_it).await;
     answered().await;
 
     let mut connection = Connection::start(&compose["mysql-client"], folder.path(), &words);
     connection.answers(2).await;
     nomad.scale("hello", 4).await;
-    wait_for("four in service", SOON, async || {
-        let running = rig.haproxy.running_in("hello").await;
-        (running.values().filter(|server| server.state() == "ready").count() == 4).then_some(())
-    })
-    .await;
+    rig.haproxy.wait_for_in_service("hello", 4, SOON).await;
     answered().await;
     connection.answers(2).await;
     controller.wait_until_ready().await;
@@ -295,12 +285,6 @@ async fn the_haproxy_service_has_its_api() {
 
 /// How many reloads the master counts.
 async fn reloads(folder: &Path) -> u64 {
-    wait_for("the master to answer", SOON, async || {
-        let socket = folder.join("haproxy-master.sock");
-        let answer =
-            nomad_haproxy::haproxy::socket::command(&socket, "show proc", Duration::from_secs(5)).await.ok()?;
-        let line = answer.lines().find(|line| line.contains("master"))?;
-        line.split_whitespace().nth(2)?.parse().ok()
-    })
-    .await
+    wait_for("the master to answer", SOON, async || Some(haproxy::master(&folder.join("haproxy-master.sock")).await?.1))
+        .await
 }

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::support::api::{Rig, WAYS, Way};
 use crate::support::controller::{Env, binary, registration, run, stderr, stdout, write_catalog};
+use crate::support::docs::Page;
 use crate::support::haproxy::{Haproxy, foreign_meaning, has_backend, matrix};
 use crate::support::load::Load;
 use crate::support::routes::maps_agree;
@@ -335,9 +336,8 @@ async fn what_the_connector_did_not_make_for_an_instance_stays() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_page_lead_there_and_back() {
     let scene = Scene::start("3.2", Way::Api).await;
-    let page = std::fs::read_to_string(crate::support::root().join("docs/connector.md")).unwrap();
-    let blocks: Vec<&str> =
-        page.split("```sh\n").skip(1).filter_map(|rest| Some(rest.split_once("```\n")?.0)).collect();
+    let blocks = Page::read("docs/connector.md").blocks().into_iter().filter(|block| block.language == "sh");
+    let blocks: Vec<String> = blocks.map(|block| block.text).collect();
     let [plan, copy, take_over, check, back] = blocks.as_slice() else { panic!("{blocks:?}") };
     let loads = scene.load();
     let reloads = scene.rig.haproxy.reloads().await;

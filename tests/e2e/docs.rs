@@ -81,7 +81,8 @@ async fn run_page(page: &Page, reader: &Reader) {
         // The tour: a request through each HAProxy.
         "README.md" => {
             for rig in [&reader.local, &reader.api] {
-                answers(rig, "hello.example.com").await;
+                let is_hello = |body: &str| body.contains("version");
+                load::wait_for_answer(rig.haproxy.port, "hello.example.com", Duration::from_secs(20), is_hello).await;
             }
         }
         // It ends with the removal.
@@ -99,15 +100,6 @@ async fn run_page(page: &Page, reader: &Reader) {
         "deploy/README.md" if Machine::is_possible() => unit_runs_on(reader, page).await,
         _ => {}
     }
-}
-
-async fn answers(rig: &Rig, host: &str) {
-    let client = reqwest::Client::new();
-    wait_for("the request to be answered", Duration::from_secs(20), async || {
-        let (status, body) = load::get(&client, rig.haproxy.port, host).await.ok()?;
-        (status == 200 && body.contains("version")).then_some(())
-    })
-    .await;
 }
 
 /// The user, the rights and the settings that the commands made are those that the unit needs.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use nomad_haproxy::haproxy::socket;
 use reqwest::Method;
 use serde_json::Value;
 
 use crate::support::api::{self, Rig, Way};
+use crate::support::docs::{Block, Page};
 use crate::support::nomad::{self, Nomad, job};
 use crate::support::{controller, haproxy, load, root, wait_for};
 
@@ -83,17 +83,12 @@ async fn the_jobs_are_valid() {
     }
     let password = ["-var".to_owned(), "haproxy_password_file=/etc/haproxy/password".to_owned()];
     validate(&nomad, &password, &root().join("deploy/nomad-haproxy.nomad.hcl")).await;
-    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
-    let jobs: Vec<&str> = readme
-        .split("```hcl\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .filter(|b| b.starts_with("job "))
-        .collect();
+    let jobs: Vec<Block> =
+        Page::read("README.md").blocks().into_iter().filter(|block| block.text.starts_with("job ")).collect();
     assert!(!jobs.is_empty(), "the README shows a job");
-    for text in jobs {
+    for job in jobs {
         let file = tempfile::Builder::new().suffix(".nomad.hcl").tempfile().unwrap();
-        std::fs::write(file.path(), text).unwrap();
+        std::fs::write(file.path(), job.text).unwrap();
         validate(&nomad, &[], file.path()).await;
     }
 }
@@ -207,22 +202,9 @@ async fn wait_until_deployed(nomad: &Nomad, version: u64) {
     .await;
 }
 
-/// Waits until a request for this host is answered by an instance of the service.
-async fn wait_until_answered(port: u16, host: &str) {
-    let client = reqwest::Client::new();
-    wait_for(&format!("an answer for {host}"), SOON, async || {
-        load::get(&client, port, host).await.ok().filter(|(status, _)| *status == 200).map(drop)
-    })
-    .await;
-}
-
-/// Waits until HAProxy has so many servers of ours in service.
-async fn wait_until_served(rig: &Rig, count: usize) {
-    wait_for(&format!("{count} in service"), SOON, async || {
-        let running = rig.haproxy.running_in("web").await;
-        (running.values().filter(|server| server.state() == "ready").count() == count).then_some(())
-    })
-    .await;
+/// Waits until a request is answered by an instance of the service.
+async fn wait_until_answered(port: u16) {
+    load::wait_for_answer(port, "web", SOON, |_| true).await;
 }
 
 /// With the password from a Nomad variable that the job's own identity may read, then from a file.
@@ -238,8 +220,8 @@ async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
     let words = [("PASSWORD", "secret"), ("http://10.0.0.5:5555", &rig.api.as_ref().unwrap().url)];
     run(&nomad, &commands, &words, &[("binary", &binary)]).await;
     wait_until_deployed(&nomad, 0).await;
-    wait_until_served(&rig, 2).await;
-    wait_until_answered(rig.haproxy.port, "web").await;
+    rig.haproxy.wait_for_in_service("web", 2, SOON).await;
+    wait_until_answered(rig.haproxy.port).await;
 
     // The one that stood by leads when the leader is restarted, and keeps that.
     let [leads, stands_by] = pair(&nomad).await;
@@ -252,8 +234,8 @@ async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
     .await;
     assert_eq!(pair(&nomad).await, [stands_by, leads]);
     nomad.scale("web", 3).await;
-    wait_until_served(&rig, 3).await;
-    wait_until_answered(rig.haproxy.port, "web").await;
+    rig.haproxy.wait_for_in_service("web", 3, SOON).await;
+    wait_until_answered(rig.haproxy.port).await;
 
     // The next version takes the password from a file on the node, and needs no Nomad variable.
     let output = command(Some(&nomad), &["var", "purge", "nomad/jobs/nomad-haproxy"]).await;
@@ -266,8 +248,8 @@ async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
     wait_until_deployed(&nomad, 1).await;
     pair(&nomad).await;
     nomad.scale("web", 1).await;
-    wait_until_served(&rig, 1).await;
-    wait_until_answered(rig.haproxy.port, "web").await;
+    rig.haproxy.wait_for_in_service("web", 1, SOON).await;
+    wait_until_answered(rig.haproxy.port).await;
     nomad.stop_job("nomad-haproxy").await;
 }
 
@@ -311,11 +293,19 @@ fn folder_of(below: &Path, allocation: &str) -> Option<PathBuf> {
 }
 
 /// The process ID of HAProxy's master, and how often it was reloaded.
-async fn master(edge: &Edge) -> Option<(String, String)> {
-    let answer = socket::command(&edge.data.join("master.sock"), "show proc", Duration::from_secs(5)).await.ok()?;
-    let line = answer.lines().find(|line| line.contains("master"))?;
-    let mut words = line.split_whitespace();
-    Some((words.next()?.to_owned(), words.nth(1)?.to_owned()))
+async fn master(edge: &Edge) -> Option<(i32, u64)> {
+    haproxy::master(&edge.data.join("master.sock")).await
+}
+
+/// The variables of a job that runs HAProxys on loopback, at ports that Nomad chooses.
+fn on_edges<'a>(binary: &'a Path, haproxy: &'a Path, driver: &'a str) -> Vec<(&'static str, &'a str)> {
+    vec![
+        ("binary", binary.to_str().unwrap()),
+        ("haproxy", haproxy.to_str().unwrap()),
+        ("driver", driver),
+        ("bind", "127.0.0.1"),
+        ("http_port", "0"),
+    ]
 }
 
 /// A HAProxy with its API on each node, and one controller for all, which is a job itself.
@@ -332,19 +322,13 @@ async fn the_controllers_job_drives_the_haproxys_of_a_system_job() {
     let commands = commands(&root().join("deploy/haproxy.nomad.hcl"));
     assert_eq!(commands.len(), 5, "{commands:?}");
     let (binary, haproxy) = (controller::binary(), haproxy::binary("3.2").unwrap());
-    let variables = [
-        ("binary", binary.to_str().unwrap()),
-        ("haproxy", haproxy.to_str().unwrap()),
-        ("dataplaneapi", dataplaneapi.to_str().unwrap()),
-        ("driver", "raw_exec"),
-        ("bind", "127.0.0.1"),
-        ("http_port", "0"),
-    ];
+    let mut variables = on_edges(&binary, &haproxy, "raw_exec");
+    variables.push(("dataplaneapi", dataplaneapi.to_str().unwrap()));
     run(&nomad, &commands, &[("PASSWORD", "s3cr:t")], &variables).await;
     pair(&nomad).await;
     let edges = edges(&nomad, "haproxy", 2).await;
     for edge in &edges {
-        wait_until_answered(edge.port, "web").await;
+        wait_until_answered(edge.port).await;
     }
     nomad.stop_job("nomad-haproxy").await;
     nomad.stop_job("haproxy").await;
@@ -384,14 +368,7 @@ async fn local_edges(nomad: &Nomad, driver: &str, count: usize) -> Vec<Edge> {
     let commands = commands(&root().join("deploy/haproxy-local.nomad.hcl"));
     assert_eq!(commands.len(), 2, "{commands:?}");
     let (binary, haproxy) = (controller::binary(), haproxy::binary("3.2").unwrap());
-    let variables = [
-        ("binary", binary.to_str().unwrap()),
-        ("haproxy", haproxy.to_str().unwrap()),
-        ("driver", driver),
-        ("bind", "127.0.0.1"),
-        ("http_port", "0"),
-    ];
-    run(nomad, &commands, &[], &variables).await;
+    run(nomad, &commands, &[], &on_edges(&binary, &haproxy, driver)).await;
     wait_for("each controller to be ready", SOON, async || {
         let all = instances(nomad, "nomad-haproxy-local").await?;
         // Nobody stands by: there is no leader.
@@ -400,7 +377,7 @@ async fn local_edges(nomad: &Nomad, driver: &str, count: usize) -> Vec<Edge> {
     .await;
     let edges = edges(nomad, "haproxy-local", count).await;
     for edge in &edges {
-        wait_until_answered(edge.port, "web").await;
+        wait_until_answered(edge.port).await;
     }
     for one in instances(nomad, "nomad-haproxy-local").await.unwrap() {
         let edge = edges.iter().find(|edge| edge.allocation == one.allocation).unwrap();
@@ -427,11 +404,11 @@ async fn restarts(nomad: &Nomad, edge: &Edge) {
     };
     restart(&["-task", "controller", &edge.allocation]).await;
     ready().await;
-    wait_until_answered(edge.port, "web").await;
+    wait_until_answered(edge.port).await;
     assert_eq!(master(edge).await.unwrap(), before, "HAProxy was neither restarted nor reloaded");
 
     restart(&[&edge.allocation]).await;
     wait_for("another HAProxy", SOON, async || Some(master(edge).await?.0).filter(|pid| *pid != before.0)).await;
-    wait_until_answered(edge.port, "web").await;
+    wait_until_answered(edge.port).await;
     ready().await;
 }

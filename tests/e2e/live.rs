@@ -1,27 +1,15 @@
 //! Changes without a reload, on a running controller; and how file and process are made to agree after one of them
 //! changed alone.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::api::{Rig, WAYS, Way};
 use crate::support::controller::{Controller, apply, registration, run, stderr, stdout, write_catalog};
-use crate::support::haproxy::{has_backend, matrix};
+use crate::support::haproxy::{has_backend, matrix, seats};
 use crate::support::load::Load;
 use crate::support::nomad::{Nomad, job};
 use crate::support::servers::Server;
 use crate::support::wait_for;
-
-/// The slots and the allocations in them.
-fn seats(text: &str) -> BTreeMap<String, String> {
-    let lines = text.lines().filter(|line| line.contains("\"id\":"));
-    lines
-        .map(|line| {
-            let id = line.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
-            (id.to_owned(), line.split_whitespace().nth(1).unwrap().to_owned())
-        })
-        .collect()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_scale_changes_cost_no_reload_and_move_no_instance() {

@@ -1,14 +1,14 @@
 //! What earlier commits wrote is read, kept and converted: their files, as they wrote them on the local plane
 //! (`fixtures/upgrade/COMMIT-SERIES.cfg`; only folder and port of HAProxy differ), with requests all the time.
 
-use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::api::{Rig, Way};
 use crate::support::controller::{apply, registration, write_catalog};
-use crate::support::haproxy::{Haproxy, foreign_bytes};
+use crate::support::haproxy::{Haproxy, foreign_bytes, seats};
 use crate::support::load::Load;
 use crate::support::servers::{Plain, Server};
 use crate::support::{root, wait_for};
@@ -52,16 +52,6 @@ impl Instances {
 /// corrected with one reload; everything else is converted without any.
 const WITHOUT_TCP_CHECK: &str = "d77a2a4-";
 
-/// The server of each instance.
-fn seats(text: &str) -> BTreeMap<String, String> {
-    let lines = text.lines().filter_map(|line| Some((line, line.split("\"id\":\"").nth(1)?)));
-    lines
-        .map(|(line, id)| {
-            (id.split('"').next().unwrap().to_owned(), line.split_whitespace().nth(1).unwrap().to_owned())
-        })
-        .collect()
-}
-
 async fn is_taken_over(recorded: &Path) {
     let name = recorded.file_stem().unwrap().to_str().unwrap().to_owned();
     let series = name.rsplit_once('-').unwrap().1;
@@ -84,7 +74,7 @@ async fn is_taken_over(recorded: &Path) {
     // And on it goes as with a file of ours.
     write_catalog(&rig.catalog(), &instances.registrations(3));
     apply(&rig.env(), &rig.catalog()).await;
-    wait_for("the new instance to be asked", std::time::Duration::from_secs(20), async || {
+    wait_for("the new instance to be asked", Duration::from_secs(20), async || {
         load.tally().by_answer.contains_key("three").then_some(())
     })
     .await;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nomad_haproxy::haproxy::text::ConfigText;
+use serde_json::{Value, json};
 
 use super::controller::Env;
 use super::fake_api::FakeApi;
@@ -302,6 +303,14 @@ impl Rig {
     /// Whether backends come and go without a reload, with [`Rig::env`].
     pub fn makes_backends(&self) -> bool {
         self.series == "3.4" && self.api.is_none()
+    }
+
+    /// Its entry in a settings file, by the local plane.
+    pub fn local_entry(&self, name: &str) -> Value {
+        let Haproxy { binary, .. } = &self.haproxy;
+        json!({
+            "name": name, "config_file": self.haproxy.config(), "master_socket": self.haproxy.master(), "binary": binary,
+        })
     }
 
     pub fn env_with(&self, more: &[(&str, &str)]) -> Env {

@@ -33,10 +33,7 @@ impl Fleet {
             gates.push(gate);
             entries.push(json!({"name": name, "address": url}));
         }
-        entries.push(json!({
-            "name": NAMES[2], "config_file": local.haproxy.config(), "master_socket": local.haproxy.master(),
-            "binary": local.haproxy.binary,
-        }));
+        entries.push(local.local_entry(NAMES[2]));
         let fleet =
             Self { rigs: apis.into_iter().chain([local]).collect(), gates, folder: tempfile::tempdir().unwrap() };
         std::fs::write(fleet.settings(), json!({"haproxy": entries}).to_string()).unwrap();

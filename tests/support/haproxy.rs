@@ -45,6 +45,28 @@ pub fn conditional(folder: &Path, port: u16) -> String {
     format!("{}{odd}   # last words\n\n", hand_written(folder, port))
 }
 
+/// The master in an answer to `show proc`: its process ID, and how many reloads it counts, the failed ones included.
+fn master_in(answer: &str) -> Option<(i32, u64)> {
+    let mut words = answer.lines().find(|line| line.contains("master"))?.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.nth(1)?.parse().ok()?))
+}
+
+/// The same, of a master that something else started; `None`: it does not answer.
+pub async fn master(socket: &Path) -> Option<(i32, u64)> {
+    master_in(&socket::command(socket, "show proc", Duration::from_secs(5)).await.ok()?)
+}
+
+/// The server of each instance of ours in a file.
+pub fn seats(text: &str) -> std::collections::BTreeMap<String, String> {
+    let lines = text.lines().filter(|line| line.contains("\"id\":"));
+    lines
+        .map(|line| {
+            let id = line.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
+            (id.to_owned(), line.split_whitespace().nth(1).unwrap().to_owned())
+        })
+        .collect()
+}
+
 /// A server as the process has it.
 #[derive(Debug, Clone)]
 pub struct Running {
@@ -182,15 +204,23 @@ impl Haproxy {
         .await
     }
 
+    /// Waits until a backend has just so many servers in service.
+    pub async fn wait_for_in_service(&self, backend: &str, count: usize, within: Duration) {
+        wait_for(&format!("{count} of {backend} in service"), within, async || {
+            let running = self.running_in(backend).await;
+            (running.values().filter(|server| server.state() == "ready").count() == count).then_some(())
+        })
+        .await;
+    }
+
     async fn proc(&self) -> Vec<String> {
         self.command("show proc").await.lines().map(str::to_owned).collect()
     }
 
     /// How many reloads the master counts, the failed ones included.
     pub async fn reloads(&self) -> u64 {
-        let lines = self.proc().await;
-        let master = lines.iter().find(|line| line.contains("master")).unwrap_or_else(|| panic!("{lines:?}"));
-        master.split_whitespace().nth(2).unwrap().parse().unwrap()
+        let answer = self.command("show proc").await;
+        master_in(&answer).unwrap_or_else(|| panic!("{answer}")).1
     }
 
     /// The process ID of the current worker.

@@ -6,12 +6,24 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use super::wait_for;
+
 /// One request for a host; returns the answer's status and body.
 pub async fn get(client: &reqwest::Client, port: u16, host: &str) -> Result<(u16, String), String> {
     let request = client.get(format!("http://127.0.0.1:{port}/")).header("Host", host).timeout(Duration::from_secs(10));
     let response = request.send().await.map_err(|error| format!("{error:?}"))?;
     let status = response.status().as_u16();
     Ok((status, response.text().await.map_err(|error| error.to_string())?.trim().to_owned()))
+}
+
+/// Waits until a request for a host is answered as it should be.
+pub async fn wait_for_answer(port: u16, host: &str, within: Duration, is_it: impl Fn(&str) -> bool) {
+    let client = reqwest::Client::new();
+    wait_for(&format!("an answer for {host}"), within, async || {
+        let (status, body) = get(&client, port, host).await.ok()?;
+        (status == 200 && is_it(&body)).then_some(())
+    })
+    .await;
 }
 
 #[derive(Debug, Default, Clone)]

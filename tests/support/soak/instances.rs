@@ -186,7 +186,7 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
 }
 
 /// The services of Nomad's answer, in all namespaces.
-fn names(lists: &Value) -> Vec<String> {
+pub fn names(lists: &Value) -> Vec<String> {
     let services = lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).flatten();
     services.filter_map(|service| Some(service["ServiceName"].as_str()?.to_owned())).collect()
 }

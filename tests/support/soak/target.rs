@@ -290,16 +290,9 @@ impl Edge {
 
 /// The entry of the settings for one HAProxy.
 fn entry(plane: &Plane, rig: &Rig) -> Value {
-    let haproxy = &rig.haproxy;
-    match &rig.api {
-        Some(api) => {
-            let socket = (*plane != Plane::Slots).then(|| haproxy.folder().join("stats.sock"));
-            json!({"name": "api", "address": api.url, "runtime_socket": socket})
-        }
-        None => json!({
-            "name": "local", "config_file": haproxy.config(), "master_socket": haproxy.master(), "binary": haproxy.binary,
-        }),
-    }
+    let Some(api) = &rig.api else { return rig.local_entry("local") };
+    let socket = (*plane != Plane::Slots).then(|| rig.haproxy.folder().join("stats.sock"));
+    json!({"name": "api", "address": api.url, "runtime_socket": socket})
 }
 
 /// What a person has written: the frontends of the services and of the database.

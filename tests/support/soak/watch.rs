@@ -9,6 +9,7 @@ use reqwest::Method;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::instances::names;
 use super::target::Edge;
 use super::traffic::Requests;
 use super::{LATE_AFTER, REQUESTS_PER_SECOND, Report, Sample, Soak, Times, Trend};
@@ -171,7 +172,7 @@ impl Soak<'_> {
     /// How many services Nomad has.
     async fn registered(&self) -> usize {
         let lists = self.nomad.try_call(Method::GET, "/v1/services?namespace=*", None).await.unwrap_or_default();
-        lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).map(Vec::len).sum()
+        names(&lists).len()
     }
 
     /// How long the slowest validation of a HAProxy's file takes.
