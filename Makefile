@@ -58,10 +58,13 @@ soak: system tools ## An hour of churn under requests: failures, reloads, memory
 fuzz: system ## Generated catalogs over generated configurations (FUZZ_CASES, FUZZ_HAPROXY, FUZZ_JOBS)
 	FUZZ_CASES=$${FUZZ_CASES:-1000000} $(CARGO) test --profile fuzz --locked --test fuzz -- --nocapture
 
+image: system ## Build the image of deploy/Dockerfile without a container engine, and start it (as root)
+	@scripts/image.sh
+
 dist: system ## What a release consists of, under target/dist: archive, bill of materials, checksums
 	@scripts/dist.sh
 
 clean: ## Remove what was built; the tools stay
 	$(CARGO) clean --release; rm -rf target/debug
 
-.PHONY: help system tools demo playground check test bench bench-e2e soak fuzz dist clean
+.PHONY: help system tools demo playground check test bench bench-e2e soak fuzz image dist clean

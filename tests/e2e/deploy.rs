@@ -132,7 +132,7 @@ fn the_dockerfile_copies_all_that_the_build_needs() {
         }
     }
     let build = dockerfile.lines().find_map(|line| line.strip_prefix("RUN cargo build --release ")).unwrap();
-    // For the target of this machine's toolchain: `make dist` builds for the other one.
+    // For the target of this machine's toolchain: `make image` builds for the other one.
     let build = build.replace(" --target \"$(uname -m)-unknown-linux-musl\"", "");
     // With the bench, so that the dependencies have the same features as with `cargo clippy --all-targets`.
     let mut check = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
