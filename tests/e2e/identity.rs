@@ -45,6 +45,20 @@ async fn submit_web(nomad: &Nomad) {
     nomad.wait_for_instances("web", 1).await;
 }
 
+/// As in a small container.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_ca_of_the_system_http_works_and_a_named_ca_is_enough() {
+    let (plain, tls) = (Nomad::start().await, Nomad::start_with_tls(false, Tls::Server).await);
+    submit_web(&plain).await;
+    submit_web(&tls).await;
+    let (none, ca) = (path(plain.folder(), "none"), path(tls.folder(), "ca.pem"));
+    std::fs::create_dir(&none).unwrap();
+    let none = ("SSL_CERT_DIR", none.as_str());
+    reads(&[none, ("NOMAD_ADDR", &plain.address)]).await;
+    reads(&[none, ("NOMAD_ADDR", &tls.address), ("NOMAD_CACERT", &ca)]).await;
+    fails(&[none, ("NOMAD_ADDR", &tls.address)], &["install the package ca-certificates"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_private_ca_is_trusted_where_the_settings_name_it() {
     let nomad = Nomad::start_with_tls(true, Tls::Server).await;
