@@ -49,20 +49,39 @@ pub mod servers;
 pub mod soak;
 pub mod tls;
 
+use std::collections::VecDeque;
 use std::future::Future;
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 /// The repository.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A port from the kernel that is free now.
+/// A port from the kernel for a server that is started later. It is kept until many others were given out: as long as a
+/// socket here is bound to it and does not listen, the kernel gives it to no connection, and whoever sets `SO_REUSEADDR`,
+/// as servers do, may listen on it (socket(7)).
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static KEPT: Mutex<VecDeque<TcpSocket>> = Mutex::new(VecDeque::new());
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let mut kept = KEPT.lock().unwrap();
+    kept.push_back(socket);
+    if kept.len() > KEPT_PORTS {
+        kept.pop_front();
+    }
+    port
 }
+
+/// Well below the number of files that a process may open.
+const KEPT_PORTS: usize = 100;
 
 /// Waits for a state; if it is not reached, panics with its name.
 pub async fn wait_for<T, F: Future<Output = Option<T>>>(

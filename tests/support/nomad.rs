@@ -177,7 +177,7 @@ impl Nomad {
     fn agent(&self, name: &str, config: &str, dev: bool) -> Group {
         let file = self.folder.path().join(format!("{name}.hcl"));
         fs::write(&file, config).unwrap();
-        let log = fs::File::create(self.folder.path().join("log")).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         let mut command = Command::new(binary().expect("Nomad is not here: run `make tools`"));
         command.arg("agent").args(dev.then_some("-dev")).arg("-config").arg(&file).env_remove("AWS_CA_BUNDLE");
         command.env("NOMAD_HAPROXY_TEST", self.folder.path()).env("TMPDIR", self.folder.path());

@@ -246,7 +246,7 @@ impl Reader {
     }
 
     fn start(&self, text: &str) -> Group {
-        let log = fs::File::create(self.work().join("controller.log")).unwrap();
+        let log = fs::File::create(self.work().join("log")).unwrap();
         Group::spawn(self.shell(Shell::Prompt, &exec(text)).stdout(Stdio::null()).stderr(log))
     }
 
@@ -266,8 +266,7 @@ impl Reader {
     }
 
     async fn until_haproxy_answers(&self, text: &str) {
-        let mut shell = self.shell(Shell::Prompt, &exec(text));
-        let mut haproxy = Group::spawn(shell.stdout(Stdio::null()).stderr(Stdio::null()));
+        let mut haproxy = self.start(text);
         wait_for("HAProxy to answer", Duration::from_secs(20), async || {
             self.spare.try_command("@1 show info").await.filter(|answer| answer.contains("Version"))
         })
@@ -279,8 +278,8 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.work().join("controller.log")).unwrap_or_default();
-            eprintln!("--- the log of the last controller\n{log}");
+            let log = fs::read_to_string(self.work().join("log")).unwrap_or_default();
+            eprintln!("--- the log of the last process that a page started\n{log}");
         }
     }
 }
