@@ -6,10 +6,11 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::api::{self, Rig, Way};
 use crate::support::docs::{Block, Page};
+use crate::support::load::Load;
 use crate::support::nomad::{self, Nomad, job};
 use crate::support::{controller, haproxy, load, root, wait_for};
 
@@ -251,6 +252,55 @@ async fn two_controllers_run_as_a_nomad_job_with_its_own_identity() {
     rig.haproxy.wait_for_in_service("web", 1, SOON).await;
     wait_until_answered(rig.haproxy.port).await;
     nomad.stop_job("nomad-haproxy").await;
+}
+
+/// An older executable, which `UPGRADE_FROM` names; else this one, at a path of its own.
+fn upgraded_from(nomad: &Nomad) -> PathBuf {
+    std::env::var_os("UPGRADE_FROM").map_or_else(
+        || {
+            let copy = nomad.folder().join("nomad-haproxy");
+            std::fs::copy(controller::binary(), &copy).unwrap();
+            copy
+        },
+        PathBuf::from,
+    )
+}
+
+/// With services that scale all the while. An instance answers until there is a leader again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_upgrade_and_the_way_back_lose_no_request() {
+    let nomad = Nomad::start_with_acl().await;
+    let rig = Rig::start(Way::Api, "3.2").await;
+    let mut web = job("web", 5, &["enable=true"], Some("1"));
+    web["TaskGroups"][0]["ShutdownDelay"] = json!(10_000_000_000_u64);
+    nomad.submit(web).await;
+
+    let commands = commands(&root().join("deploy/nomad-haproxy.nomad.hcl"));
+    let words = [("PASSWORD", "secret"), ("http://10.0.0.5:5555", &rig.api.as_ref().unwrap().url)];
+    let (old, new) = (upgraded_from(&nomad), controller::binary());
+    run(&nomad, &commands, &words, &[("binary", old.to_str().unwrap())]).await;
+    wait_until_deployed(&nomad, 0).await;
+    pair(&nomad).await;
+    rig.haproxy.wait_for_in_service("web", 5, SOON).await;
+    wait_until_answered(rig.haproxy.port).await;
+
+    let reloads = rig.haproxy.reloads().await;
+    let load = Load::start(rig.haproxy.port, "web", 200);
+    for (version, binary) in [(1, &new), (2, &old)] {
+        run(&nomad, &commands[2..], &words, &[("binary", binary.to_str().unwrap())]).await;
+        let scaled = async {
+            for count in [3, 5, 2, 4] {
+                nomad.scale("web", count).await;
+                rig.haproxy.wait_for_in_service("web", count as usize, SOON).await;
+            }
+        };
+        tokio::join!(scaled, wait_until_deployed(&nomad, version));
+        pair(&nomad).await;
+    }
+    let tally = load.take();
+    assert_eq!(tally.failed, Vec::<String>::new(), "of {}", tally.requests);
+    assert!(tally.requests > 1000, "{}", tally.requests);
+    assert_eq!(rig.haproxy.reloads().await, reloads);
 }
 
 /// One node of the system job: its allocation, its HAProxy's port, and the shared folder.
