@@ -12,7 +12,7 @@ declare -A stages=()
 root='' name='' workdir=/ user=0:0 entrypoint='' command='' variables=()
 
 base() {
-  scripts/system.sh mmdebstrap
+  scripts/system.sh mmdebstrap curl
   if [ ! -e "$roots/base/etc/debian_version" ]; then
     rm -rf "$roots/base"
     mmdebstrap --quiet --variant=minbase --include=ca-certificates,gcc,libc6-dev,make trixie "$roots/base.new" http://deb.debian.org/debian >&2
@@ -81,8 +81,9 @@ done < <(grep -vE '^(#|$)' deploy/Dockerfile)
 
 # The program itself, as an engine would start it, with what compose sets: it lives although nobody answers.
 words() { sed 's/[][",]/ /g' <<< "$1"; }
-start() { env --ignore-environment "${variables[@]}" "$@"; }
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+# In the place of the shell that runs this, so that its process ID is the program's.
+start() { exec env --ignore-environment "${variables[@]}" "$(command -v "$1")" "${@:2}"; }
+port=$(perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport')
 variables+=(NOMAD_ADDR=http://127.0.0.1:1 HAPROXY_DATAPLANE_URL=http://127.0.0.1:1 HAPROXY_PASSWORD=secret
   "NOMAD_HAPROXY_HTTP_LISTEN=127.0.0.1:$port")
 start chroot --userspec="$user" "$root" $(words "$entrypoint") $(words "$command") >&2 &
