@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Parser, ValueEnum};
 use support::api::which;
 use support::soak::{Plane, Report, Sample, Settings, run};
@@ -64,7 +65,7 @@ struct Arguments {
     #[arg(long, env = "CONNECTOR_BIN")]
     connector: Option<PathBuf>,
     /// The same churn on one plane after the other
-    #[arg(long, env = "SOAK_COMPARE")]
+    #[arg(long, env = "SOAK_COMPARE", value_parser = BoolishValueParser::new())]
     compare: bool,
     /// The form of the report; text on a terminal, else JSON
     #[arg(long, value_enum)]
@@ -135,9 +136,9 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
-        // On two HAProxys: a change of each kind, about four a second.
+        // On two HAProxys: a change of each kind, about five a second.
         let (services, peak, growing, kill_every, grace) = match plane {
-            Plane::Both => (200, 4, 24, Some(KILL_EVERY), GRACE),
+            Plane::Both => (200, 4, 36, Some(KILL_EVERY), GRACE),
             _ => (300, 20, 4, None, Duration::ZERO),
         };
         let settings = Settings {

@@ -8,9 +8,9 @@ use super::Settings;
 use super::target::Without;
 
 /// How much more memory at the end than at the beginning still counts as flat: heaps have holes.
-const FLAT_PERCENT: f64 = 15.0;
+const FLAT_PERCENT: f64 = 5.0;
 /// Below this much churn memory says nothing: pools and caches still fill.
-const FLAT_AFTER: Duration = Duration::from_secs(600);
+const FLAT_AFTER: Duration = Duration::from_secs(1800);
 
 /// The state at one time.
 #[derive(Debug, Clone, Serialize)]

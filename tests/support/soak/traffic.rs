@@ -62,6 +62,9 @@ impl Requests {
         self.sent += requests;
         self.failed += failed.len();
         let room = FAILURES - self.failures.len();
-        self.failures.extend(failed.into_iter().take(room).map(|failure| format!("by {second} s: {failure}")));
+        for failure in failed.into_iter().take(room).map(|failure| format!("by {second} s: {failure}")) {
+            eprintln!("failed {failure}");
+            self.failures.push(failure);
+        }
     }
 }
