@@ -241,10 +241,11 @@ impl Edge {
         let csv = self.haproxy.command(&format!("@1 show stat {backend} 4 -1")).await;
         let mut rows = csv.lines().map(|line| line.split(',').collect::<Vec<_>>());
         let header = rows.next().unwrap_or_default();
-        let column = |name: &str| header.iter().position(|column| *column == name).expect("as HAProxy documents it");
-        let (status, address) = (column("status"), column("addr"));
+        let column = |name: &str| header.iter().position(|column| *column == name);
+        // A worker that a reload ends cuts its answer short, anywhere.
+        let Some((status, address)) = column("status").zip(column("addr")) else { return Vec::new() };
         let serving = rows.filter(|row| row.get(status).is_some_and(|s| s.starts_with("UP") || *s == "no check"));
-        serving.map(|row| row[address].to_owned()).collect()
+        serving.filter_map(|row| row.get(address).map(|address| (*address).to_owned())).collect()
     }
 
     /// Whether file and process have the same backends and servers; if not, the first difference.
