@@ -7,8 +7,10 @@
 mod arrivals;
 mod culprit;
 mod draft;
+mod dry_run;
 mod guard;
 mod leaving;
+mod look;
 mod maps;
 mod memory;
 mod refusal;
@@ -16,29 +18,27 @@ mod repair;
 mod status;
 mod write;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use crate::catalog::shared::{Reading, SharedCatalog};
-use crate::desired::build::{self, Built, TargetNames};
-use crate::desired::{BackendName, InstanceId, Occupant, ServiceKey};
+use crate::catalog::shared::SharedCatalog;
+use crate::desired::build;
 use crate::errors::chain;
 use crate::fleet::Names;
 use crate::leader::Lease;
-use crate::observed::Observed;
 use crate::plan::display::Summary;
-use crate::plan::guard::Holding;
 use crate::plan::review::{Permit, Review};
-use crate::plan::{self, Action, Changes, Conflict, Growth, Kept, Part, Waiting};
-use crate::plane::{AccessError, Capabilities, HaproxyInfo, Plane, Runtime, StateChange, Verdict, WriteError};
+use crate::plan::{self, Action, Changes, Conflict, Waiting};
+use crate::plane::{Plane, StateChange, WriteError};
 use arrivals::Arrivals;
 pub use draft::Draft;
+pub use dry_run::DryRun;
 use leaving::Found;
+use look::Seen;
 use maps::When;
-use memory::{Memory, Process};
+use memory::Memory;
 use status::Seated;
 pub use status::{BackendSeats, Outcome, PassError, PassStatus, Seats, Slots, Stage, StageTimes};
 
@@ -93,19 +93,6 @@ pub struct Options {
     pub reload_min_interval: Duration,
 }
 
-/// What a pass would do.
-#[derive(Debug)]
-pub struct DryRun {
-    /// For people and programs to read.
-    pub summary: Summary,
-    /// The configuration version that it was computed from.
-    pub version: u64,
-    /// For [`Controller::pass`], once it has been reviewed.
-    pub review: Review,
-    /// What `uninstall` does not remove.
-    pub kept: Vec<Kept>,
-}
-
 /// Runs passes on one HAProxy.
 #[derive(Debug)]
 pub struct Controller {
@@ -126,24 +113,6 @@ pub struct Controller {
     lease: Lease,
     /// Whether the last pass was a leader's.
     led: bool,
-}
-
-/// The input of one round.
-struct Seen {
-    info: HaproxyInfo,
-    moment: Moment,
-    observed: Observed,
-    /// Including what the guard holds.
-    built: Built,
-    /// What it holds.
-    holding: Option<Holding>,
-    process: Runtime,
-    /// How servers come into it.
-    growth: Growth,
-    /// Whether the process was actually read.
-    looked: bool,
-    /// Why its maps could not be read.
-    maps_error: Option<AccessError>,
 }
 
 /// How a round ended.
@@ -211,26 +180,6 @@ impl Controller {
         self.guard.release()
     }
 
-    /// Whether an instance is gone that HAProxy still sends traffic to, as far as the catalog says now and HAProxy did
-    /// in the last pass. Asks Nomad only.
-    pub async fn has_leaver(&self, moment: Moment) -> bool {
-        let seated: BTreeSet<_> = self.seated.seats.occupants().filter_map(Occupant::id).collect();
-        if seated.is_empty() {
-            return false;
-        }
-        let served = self.seated.seats.namespaces();
-        let Ok(Reading { catalog, .. }) = self.source.read(&served, moment.catalog_since, None).await else {
-            return false;
-        };
-        let registered: BTreeSet<_> = catalog.services.values().flatten().map(|one| InstanceId::new(&one.id)).collect();
-        seated.into_iter().any(|id| !registered.contains(id))
-    }
-
-    /// Asks HAProxy which it is, and nothing else.
-    pub async fn probe(&self) -> Result<(), AccessError> {
-        self.plane.info().await.map(drop)
-    }
-
     /// Has HAProxy load its configuration again.
     pub async fn reload(&mut self) -> Result<(), WriteError> {
         self.memory.forget_process();
@@ -285,20 +234,6 @@ impl Controller {
         status
     }
 
-    /// A dry run as the pass of a standby: what there is, and what would be done.
-    pub async fn look_on(&mut self, moment: Moment) -> PassStatus {
-        let mut status = PassStatus { is_standby: true, ..PassStatus::default() };
-        match self.plan_in(moment, &mut status).await {
-            Ok(DryRun { summary, .. }) => {
-                status.notes.clone_from(&summary.notes);
-                status.pending = summary.changes.then_some(summary);
-            }
-            Err(error) => status.error = Some(error),
-        }
-        status.leave();
-        status
-    }
-
     async fn rounds(
         &mut self,
         moment: Moment,
@@ -346,85 +281,6 @@ impl Controller {
                 }
             }
         }
-    }
-
-    /// The pass of a standby: what the leader should have to do is known here, too, and left to it.
-    async fn stand_by(&mut self, moment: Moment, status: &mut PassStatus) -> Result<(), PassError> {
-        let asked = Instant::now();
-        let info = self.plane.info().await?;
-        (status.response_time, status.haproxy, status.is_standby) = (Some(asked.elapsed()), Some(info.clone()), true);
-        self.find_capabilities(&info).await?;
-        let seen = self.look(info, moment, &mut None, status).await?;
-        status.enter(Stage::Plan);
-        let draft = self.draft(&seen, status)?;
-        status.pending = (!draft.plan.is_empty()).then(|| draft.summary(&seen.observed, &draft.after.text));
-        (status.notes, status.kept) = (draft.notes, draft.kept);
-        Ok(())
-    }
-
-    /// Finds out what HAProxy takes at run time, which the plan is sorted by.
-    async fn find_capabilities(&mut self, info: &HaproxyInfo) -> Result<(), AccessError> {
-        let known = std::mem::take(&mut self.options.plan.capabilities);
-        let found = self.plane.capabilities(info).await?;
-        if found != known {
-            let Capabilities { servers, backends } = found;
-            tracing::debug!(servers, backends, "found out what HAProxy adds without a reload");
-        }
-        self.options.plan.capabilities = found;
-        Ok(())
-    }
-
-    /// Reads what HAProxy has; the catalog is read once per pass.
-    async fn look(
-        &mut self,
-        info: HaproxyInfo,
-        moment: Moment,
-        reading: &mut Option<Reading>,
-        status: &mut PassStatus,
-    ) -> Result<Seen, PassError> {
-        status.enter(Stage::Observe);
-        let observed = self.plane.observe().await?;
-        status.saw(&observed, &self.seated);
-        let known = self.memory.process(observed.version);
-        let (observed, maps_error) = self.look_at_maps(observed, known == Process::Unknown).await;
-        let present = Arc::new(observed.present());
-        status.routes = present.routes.clone();
-        let process = match known {
-            Process::Unknown => self.plane.runtime(&observed).await?,
-            Process::Loaded { .. } => Runtime::loaded(&observed),
-            Process::Agrees { .. } => Runtime::of(&observed).with_leaving(self.memory.leaving()),
-        };
-        status.enter(Stage::Catalog);
-        let Reading { catalog, at } = match reading {
-            Some(reading) => reading,
-            None => {
-                let (since, full_since) = (moment.catalog_since, moment.catalog_full_since);
-                let read = self.source.read(&observed.namespaces(), since, full_since).await?;
-                self.guard.saw_catalog(&read.catalog);
-                reading.insert(read)
-            }
-        };
-        status.index = catalog.index;
-        (status.catalog_read, status.catalog) = (Some(*at), Some(catalog.clone()));
-        let init_state = info.version.has_init_state();
-        let targets = TargetNames { own: self.name.clone(), all: self.names.borrow().clone() };
-        let options = build::Options { init_state, targets, ..self.options.build.clone() };
-        let mut built = build::build(catalog, &present, &options);
-        self.memory.keep_refusals(&built.desired, &observed);
-        self.memory.keep_unresolved(&observed);
-        let looked = known == Process::Unknown;
-        if looked {
-            self.memory.unresolved(plan::unresolved(&process, &observed), moment.instant);
-        }
-        status.became_ready.extend(self.arrivals.look(&built.desired, &observed, Instant::now()));
-        let holding = self.guard.review(&self.source, &mut built, &observed, moment).await;
-        let (seats, index) = (status.seats.clone(), status.index);
-        self.found.send_replace(self.guard.is_calm().then_some(Found { seats, present, build: options, index }));
-        status.guard.clone_from(&holding);
-        status.namespaces.clone_from(&built.namespaces);
-        self.options.plan.taken = process.surplus(&observed, self.options.plan.capabilities).collect();
-        let growth = Growth::new(self.options.plan.capabilities, &built.desired);
-        Ok(Seen { info, moment, observed, built, holding, process, growth, looked, maps_error })
     }
 
     async fn round(
@@ -604,74 +460,5 @@ impl Controller {
             return self.memory.next_retry();
         }
         self.memory.reload_waits(self.options.reload_min_interval, now)
-    }
-
-    /// Plans, has HAProxy validate the plan, and discards it.
-    pub async fn dry_run(&mut self, moment: Moment) -> Result<DryRun, PassError> {
-        self.plan_in(moment, &mut PassStatus::default()).await
-    }
-
-    async fn plan_in(&mut self, moment: Moment, status: &mut PassStatus) -> Result<DryRun, PassError> {
-        let info = self.plane.info().await?;
-        self.find_capabilities(&info).await?;
-        let seen = self.look(info, moment, &mut None, status).await?;
-        let owner = self.options.plan.owner.clone();
-        loop {
-            let mut draft = self.draft(&seen, status)?;
-            let review = Review::new(&draft.plan, &seen.observed, &owner, moment.clock);
-            let kept = draft.kept.clone();
-            let done = |summary| Ok(DryRun { summary, version: seen.observed.version, review, kept });
-            draft.notes.extend(self.memory.notes());
-            draft.notes.sort();
-            let offline = draft.summary(&seen.observed, &draft.after.text);
-            if !draft.plan.writes_text() {
-                return done(offline);
-            }
-            match self.survey(&seen.observed).await {
-                Err(PassError::Harm(harm)) => {
-                    return done(Summary { blocked: Some(harm.to_string()), ..offline });
-                }
-                Ok(Some(moved)) => return Err(moved.into()),
-                other => other.map(drop)?,
-            }
-            let staged = self.plane.stage(&seen.observed, &draft.plan).await?;
-            let verdict = self.plane.validate(&staged.text).await;
-            let summary = draft.summary(&seen.observed, &staged.text);
-            self.plane.abort(staged).await?;
-            match verdict? {
-                Verdict::Valid => return done(summary),
-                Verdict::Refused(message) => self.leave_out(&seen, &draft, WriteError::Invalid { message }).await?,
-                Verdict::TooLong(limit) => self.leave_out(&seen, &draft, WriteError::TooLong { limit }).await?,
-            }
-        }
-    }
-}
-
-impl Seen {
-    /// The services that a part belongs to.
-    fn concerned_by(&self, part: &Part) -> BTreeSet<ServiceKey> {
-        let desired = &self.built.desired;
-        match part {
-            Part::Backend(name) => self.concerned(name),
-            Part::Rules(frontend) => {
-                let backends = desired.routes.get(frontend).into_iter().flat_map(|routes| routes.values());
-                backends.flat_map(|name| self.concerned(name)).collect()
-            }
-            Part::Instance(name, id) => {
-                let instances = desired.backends.get(name).into_iter().flat_map(|backend| &backend.instances);
-                instances.filter(|instance| instance.id == *id).map(|instance| instance.service.clone()).collect()
-            }
-        }
-    }
-
-    /// The services that a backend is, or was, made for.
-    fn concerned(&self, name: &BackendName) -> BTreeSet<ServiceKey> {
-        let Self { built, observed, .. } = self;
-        let services = match (built.desired.backends.get(name), observed.backend(name)) {
-            (Some(backend), _) => backend.services.as_slice(),
-            (None, Some(backend)) => backend.ownership.services(),
-            (None, None) => &[],
-        };
-        services.iter().cloned().collect()
     }
 }

@@ -1,6 +1,7 @@
 //! How an HTTP server is reached: Nomad and the Data Plane API have the same settings.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -11,6 +12,9 @@ use crate::errors::chain;
 
 /// For connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Why a client cannot be built with the CAs of the system: it has none. Reading them takes a while, so it is done once.
+static NO_SYSTEM_CA: LazyLock<Option<Arc<reqwest::Error>>> =
+    LazyLock::new(|| reqwest::Client::builder().build().err().map(Arc::new));
 
 /// A client certificate and its key, each a PEM file.
 pub type Identity = (PathBuf, PathBuf);
@@ -101,14 +105,14 @@ pub fn client(address: &str, tls: &Tls) -> Result<(reqwest::ClientBuilder, Strin
             .map_err(|e| wrong(format!("{} and {} are no PEM pair", certificate.display(), key.display()), e))?;
         builder = builder.identity(identity);
     }
-    // It fails where the system has no CA. Plain HTTP needs none.
+    // Plain HTTP needs none.
     if ca_file.is_none()
         && !skip_verify
-        && let Err(source) = reqwest::Client::builder().build()
+        && let Some(source) = &*NO_SYSTEM_CA
     {
         if address.starts_with("https://") {
             let what = format!("cannot trust {address}: install the package ca-certificates, or name a CA file");
-            return Err(wrong(what, source));
+            return Err(wrong(what, source.clone()));
         }
         builder = builder.tls_certs_only([]);
     }

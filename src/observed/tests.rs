@@ -1,6 +1,7 @@
 //! What is read from a small configuration.
 
 use super::*;
+use crate::desired::ServerName;
 
 const TEXT: &str = r#"
 defaults tcp

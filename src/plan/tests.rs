@@ -4,7 +4,7 @@ use super::review::{Permit, Review, Reviews};
 use super::*;
 use crate::catalog::{Catalog, Registration};
 use crate::desired::build::{self, build};
-use crate::desired::{Grant, Grants, InstanceId, Present, ServiceKey, SlotPolicy};
+use crate::desired::{Grant, Grants, Held, InstanceId, Present, ServiceKey, SlotPolicy, State};
 use crate::haproxy::text::ConfigText;
 use crate::plane::{Runtime, RuntimeServer};
 
