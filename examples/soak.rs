@@ -136,9 +136,9 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
-        // On two HAProxys: a change of each kind, about four a second.
+        // On two HAProxys: a change of each kind, about five a second.
         let (services, peak, growing, kill_every, grace) = match plane {
-            Plane::Both => (200, 4, 36, Some(KILL_EVERY), GRACE),
+            Plane::Both => (200, 4, 44, Some(KILL_EVERY), GRACE),
             _ => (300, 20, 4, None, Duration::ZERO),
         };
         let settings = Settings {
@@ -153,7 +153,10 @@ async fn main() -> ExitCode {
             grace,
         };
         eprintln!("HAProxy {}, {}", settings.series, settings.plane.name());
-        reports.push(run(&settings, show).await);
+        let report = run(&settings, show).await;
+        // What comes after it may break off.
+        report.rows().iter().for_each(|(what, value)| eprintln!("{what:<36}{value}"));
+        reports.push(report);
     }
     let default = if std::io::stdout().is_terminal() { Output::Text } else { Output::Json };
     match arguments.output.unwrap_or(default) {

@@ -40,6 +40,7 @@ fn good() -> Report {
         pass_ms: Times::of(&[Duration::from_millis(1)]),
         reloads_of_passes: 0,
         reloads_of_a_pass: 0,
+        stalled: 0,
         unrouted: Vec::new(),
         late: Vec::new(),
         validation_ms: Some(1.0),

@@ -21,6 +21,12 @@ use crate::support::nomad::job;
 const SHUTDOWN_DELAY: Duration = Duration::from_secs(3);
 /// How long Nomad waits with the next instances of a roll once these run: longer than their first health check takes.
 const MIN_HEALTHY: Duration = Duration::from_secs(3);
+/// Nomad's own deadlines of a deployment.
+const HEALTHY: Duration = Duration::from_secs(300);
+const PROGRESS: Duration = Duration::from_secs(600);
+/// How long Nomad waits before it replaces an instance that failed. It fails each one that it is about to register when
+/// its server is killed (seen on 1.11.3).
+const RESCHEDULE: Duration = Duration::from_secs(5);
 /// Settings with which people run services; all of a soak have the same.
 const TAGS: [&str; 2] = ["enable=true", "check.path=/health"];
 
@@ -53,8 +59,12 @@ impl Version {
         let mut job = job(service, count, &TAGS, None);
         job["Update"]["MaxParallel"] = count.div_ceil(4).into();
         job["Update"]["MinHealthyTime"] = nanoseconds(MIN_HEALTHY).into();
+        job["Update"]["HealthyDeadline"] = nanoseconds(HEALTHY).into();
+        job["Update"]["ProgressDeadline"] = nanoseconds(PROGRESS).into();
         let group = &mut job["TaskGroups"][0];
         group["Networks"] = json!([]);
+        group["ReschedulePolicy"] =
+            json!({"Delay": nanoseconds(RESCHEDULE), "DelayFunction": "constant", "Unlimited": true});
         group["ShutdownDelay"] = nanoseconds(SHUTDOWN_DELAY).into();
         group["Services"][0]["Address"] = format!("{}${{NOMAD_ALLOC_INDEX}}", self.prefix()).into();
         group["Services"][0]["PortLabel"] = port.to_string().into();
@@ -69,12 +79,19 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).expect("seconds")
 }
 
+/// The allocation that has an address.
+#[derive(Debug, Clone)]
+struct Holder {
+    allocation: String,
+    /// It answers for a while after Nomad has deregistered it.
+    is_registered: bool,
+}
+
 #[derive(Default)]
 struct Known {
     /// The service of each version.
     services: Vec<String>,
-    /// The allocation that has an address.
-    held: HashMap<Ipv4Addr, String>,
+    held: HashMap<Ipv4Addr, Holder>,
     /// Addresses where nothing runs any more.
     gone: HashSet<Ipv4Addr>,
     /// When Nomad reported a service for the first time.
@@ -110,6 +127,16 @@ impl Instances {
         let version = Version(u16::try_from(known.services.len()).expect("fewer versions than addresses"));
         known.services.push(service.to_owned());
         version
+    }
+
+    /// Whether Nomad has just so many instances of a service, all in this version.
+    pub fn are(&self, service: &str, version: Version, count: u32) -> bool {
+        let known = self.known();
+        let registered = known.held.iter().filter(|(_, holder)| holder.is_registered);
+        let versions = registered.filter_map(|(address, _)| Version::at(*address));
+        let of_service = |one: &Version| known.services.get(usize::from(one.0)).is_some_and(|name| name == service);
+        let versions: Vec<_> = versions.filter(of_service).collect();
+        versions.len() == count as usize && versions.iter().all(|one| *one == version)
     }
 
     /// When Nomad reported this service for the first time.
@@ -165,8 +192,9 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
     let (client, mut index) = (reqwest::Client::new(), 0);
     loop {
         // A server that was killed has no events from before.
-        if index > 0 {
-            catch_up(&client, &nomad, &known, delay).await;
+        if index > 0 && catch_up(&client, &nomad, &known, delay).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
         }
         let url = format!("{nomad}/v1/event/stream?topic=Service&index={index}");
         let (mut buffer, stream) = (Vec::new(), client.get(url).send().await);
@@ -191,23 +219,24 @@ pub fn names(lists: &Value) -> Vec<String> {
     services.filter_map(|service| Some(service["ServiceName"].as_str()?.to_owned())).collect()
 }
 
-/// Takes what Nomad has now for events that were missed. If it does not answer, the next attempt does so.
-async fn catch_up(client: &reqwest::Client, nomad: &str, known: &Arc<Mutex<Known>>, delay: Duration) {
+/// Takes what Nomad has now for events that were missed. `None`: it does not answer.
+async fn catch_up(client: &reqwest::Client, nomad: &str, known: &Arc<Mutex<Known>>, delay: Duration) -> Option<()> {
     let read = async |path: &str| client.get(format!("{nomad}{path}")).send().await.ok()?.json::<Value>().await.ok();
-    let Some(lists) = read("/v1/services").await else { return };
+    let lists = read("/v1/services").await?;
     let mut now = HashSet::new();
     for name in names(&lists) {
-        let Some(Value::Array(instances)) = read(&format!("/v1/service/{name}")).await else { return };
+        let Value::Array(instances) = read(&format!("/v1/service/{name}")).await? else { return None };
         for service in instances {
             now.insert(service["AllocID"].as_str().unwrap_or_default().to_owned());
             take(&json!({"Type": "ServiceRegistration", "Payload": {"Service": service}}), known, delay);
         }
     }
     let held: Vec<_> = known.lock().unwrap().held.clone().into_iter().collect();
-    for (address, allocation) in held.into_iter().filter(|(_, allocation)| !now.contains(allocation)) {
-        let service = json!({"Address": address.to_string(), "AllocID": allocation});
+    for (address, holder) in held.into_iter().filter(|(_, holder)| !now.contains(&holder.allocation)) {
+        let service = json!({"Address": address.to_string(), "AllocID": holder.allocation});
         take(&json!({"Type": "ServiceDeregistration", "Payload": {"Service": service}}), known, delay);
     }
+    Some(())
 }
 
 fn take(event: &Value, known: &Arc<Mutex<Known>>, delay: Duration) {
@@ -218,15 +247,18 @@ fn take(event: &Value, known: &Arc<Mutex<Known>>, delay: Duration) {
         let mut known = known.lock().unwrap();
         known.registered.entry(text("ServiceName")).or_insert_with(Instant::now);
         known.gone.remove(&address);
-        known.held.insert(address, allocation);
+        known.held.insert(address, Holder { allocation, is_registered: true });
         return;
+    }
+    if let Some(holder) = known.lock().unwrap().held.get_mut(&address).filter(|one| one.allocation == allocation) {
+        holder.is_registered = false;
     }
     let known = known.clone();
     tokio::spawn(async move {
         tokio::time::sleep(delay).await;
         let mut known = known.lock().unwrap();
         // Another one may have its address by now.
-        if known.held.get(&address) == Some(&allocation) {
+        if known.held.get(&address).is_some_and(|holder| holder.allocation == allocation) {
             known.held.remove(&address);
             known.gone.insert(address);
         }

@@ -39,8 +39,12 @@ const CREATING: usize = 64;
 const REQUESTS_PER_SECOND: u32 = 200;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
-const UNROUTED_AFTER: Duration = Duration::from_secs(60);
-const LATE_AFTER: Duration = Duration::from_secs(120);
+/// After Nomad has what it was asked for.
+const LATE_AFTER: Duration = Duration::from_secs(60);
+/// Nomad may leave undone what it was asked around the time that its server was killed: then it is asked again.
+const STALLED_AFTER: Duration = Duration::from_secs(120);
+/// How often at most.
+const STALLS: usize = 10;
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -83,6 +87,8 @@ struct Soak<'a> {
     routed: Mutex<Vec<Duration>>,
     unrouted: Mutex<Vec<String>>,
     late: Mutex<Vec<String>>,
+    /// How often Nomad was asked again.
+    stalled: AtomicUsize,
     stopped: AtomicUsize,
     grown: AtomicUsize,
     /// What Nomad was asked to change.
@@ -116,16 +122,47 @@ impl Soak<'_> {
     /// Creates a service and waits until a request is routed to it, by each HAProxy.
     async fn create(&self) {
         let name = format!("s{}", self.next.fetch_add(1, Ordering::Relaxed));
-        let service = Service { version: self.instances.version(&name), name, count: 1 };
+        let mut service = Service { version: self.instances.version(&name), name: name.clone(), count: 1 };
         self.submit(&service).await;
-        if let Ok(after) = timeout(UNROUTED_AFTER, self.first_answer(&service.name)).await {
+        let is_late = async {
+            self.until_nomad_has(&mut service).await;
+            sleep(LATE_AFTER).await;
+        };
+        let after = tokio::select! {
+            after = self.first_answer(&name) => Some(after),
+            () = is_late => None,
+        };
+        if let Some(after) = after {
             self.routed.lock().unwrap().push(after);
-            self.hosts.add(&service.name);
+            self.hosts.add(&name);
             self.idle.lock().unwrap().push_back(service);
         } else {
-            self.end(&service.name).await;
-            self.unrouted.lock().unwrap().push(service.name);
+            eprintln!("not routed: {name}: {}", self.situation(&name).await);
+            self.end(&name).await;
+            self.unrouted.lock().unwrap().push(name);
         }
+    }
+
+    /// Returns once Nomad has exactly the instances of a service that it was asked for.
+    async fn until_nomad_has(&self, service: &mut Service) {
+        let has = async |Service { name, version, count }: &Service| {
+            while !self.instances.are(name, *version, *count) {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        for _ in 0..STALLS {
+            if timeout(STALLED_AFTER, has(service)).await.is_ok() {
+                return;
+            }
+            eprintln!("Nomad is asked again for {}: {}", service.name, self.situation(&service.name).await);
+            self.stalled.fetch_add(1, Ordering::Relaxed);
+            // A deployment that failed is not continued, another version is. A single instance would be gone meanwhile.
+            if service.count > 1 {
+                service.version = self.instances.version(&service.name);
+            }
+            self.submit(service).await;
+        }
+        panic!("Nomad does not do what it is asked for {}", service.name);
     }
 
     /// From the registration of a service to the first answer.
@@ -139,7 +176,7 @@ impl Soak<'_> {
         }
         let answered = std::time::Instant::now();
         // Nomad's event may arrive after the answer.
-        let registered = wait_for(&format!("the registration of {service}"), UNROUTED_AFTER, async || {
+        let registered = wait_for(&format!("the registration of {service}"), LATE_AFTER, async || {
             self.instances.registered(service)
         })
         .await;
@@ -155,18 +192,19 @@ impl Soak<'_> {
     /// Scales a service to the peak, rolls it there, and scales it back, under requests.
     async fn grow(&self, mut service: Service) {
         service.count = self.settings.peak;
-        self.reach(&service).await;
+        self.reach(&mut service).await;
         service.version = self.instances.version(&service.name);
-        self.reach(&service).await;
+        self.reach(&mut service).await;
         service.count = 1;
-        self.reach(&service).await;
+        self.reach(&mut service).await;
         self.grown.fetch_add(1, Ordering::Relaxed);
         self.idle.lock().unwrap().push_back(service);
     }
 
     /// Submits a service and waits until exactly its instances take traffic in each HAProxy.
-    async fn reach(&self, service: &Service) {
+    async fn reach(&self, service: &mut Service) {
         self.submit(service).await;
+        self.until_nomad_has(service).await;
         let Service { name, version, count } = service;
         let prefix = version.prefix();
         let is_reached = async |edge: &Edge| {
@@ -181,8 +219,35 @@ impl Soak<'_> {
             }
         };
         if timeout(LATE_AFTER, reached).await.is_err() {
-            self.late.lock().unwrap().push(format!("{name}: {count} at {prefix}"));
+            let late = format!("{name}: {count} at {prefix}");
+            eprintln!("late: {late}: {}", self.situation(name).await);
+            self.late.lock().unwrap().push(late);
         }
+    }
+
+    /// What Nomad and each HAProxy have of a service: it tells which of them hangs.
+    async fn situation(&self, service: &str) -> Value {
+        let nomad = async |path: &str| self.nomad.try_call(Method::GET, path, None).await.unwrap_or_default();
+        let path = format!("/v1/job/{service}");
+        let part = async |part: &str| nomad(&format!("{path}/{part}")).await;
+        let told = |all: Value, keys: &[&str]| -> Vec<Value> {
+            let one = |one: &Value| keys.iter().map(|key| ((*key).to_owned(), one[*key].clone())).collect();
+            all.as_array().into_iter().flatten().map(one).collect()
+        };
+        let allocations = ["Name", "JobVersion", "DesiredStatus", "ClientStatus", "DeploymentStatus"];
+        let evaluations = ["CreateIndex", "TriggeredBy", "Status", "StatusDescription", "WaitUntil"];
+        let (job, deployment) = (nomad(&path).await, part("deployment").await);
+        let registered = nomad(&format!("/v1/service/{service}")).await;
+        let registered = registered.as_array().into_iter().flatten().map(|one| one["Address"].clone());
+        let serving = join_all(self.target.edges.iter().map(|edge| edge.serving(service))).await;
+        json!({
+            "version": [job["Version"], job["JobModifyIndex"]],
+            "deployment": [deployment["JobVersion"], deployment["Status"], deployment["StatusDescription"]],
+            "allocations": told(part("allocations").await, &allocations),
+            "evaluations": told(part("evaluations").await, &evaluations),
+            "registered": registered.collect::<Vec<_>>(),
+            "serving": serving,
+        })
     }
 
     fn oldest(&self) -> Option<Service> {
@@ -268,6 +333,7 @@ pub async fn run(settings: &Settings, show: impl Fn(&Sample)) -> Report {
         routed: Mutex::default(),
         unrouted: Mutex::default(),
         late: Mutex::default(),
+        stalled: AtomicUsize::new(0),
         stopped: AtomicUsize::new(0),
         grown: AtomicUsize::new(0),
         changes: AtomicUsize::new(0),

@@ -154,6 +154,7 @@ impl Soak<'_> {
             pass_ms: Times::of(&passes.iter().map(|pass| pass.took).collect::<Vec<_>>()),
             reloads_of_passes: passes.iter().map(|pass| pass.reloads).sum(),
             reloads_of_a_pass: passes.iter().map(|pass| pass.reloads).max().unwrap_or_default(),
+            stalled: self.stalled.load(Ordering::Relaxed),
             unrouted: self.unrouted.lock().unwrap().clone(),
             late: self.late.lock().unwrap().clone(),
             validation_ms: validation.as_ref().ok().map(|time| time.as_secs_f64() * 1000.0),
