@@ -40,7 +40,7 @@ const REQUESTS_PER_SECOND: u32 = 200;
 /// One of this many services grows before the churn begins.
 const GROWN_OF: usize = 10;
 /// After Nomad has what it was asked for.
-const LATE_AFTER: Duration = Duration::from_secs(60);
+const LATE_AFTER: Duration = Duration::from_secs(120);
 /// Nomad may leave undone what it was asked around the time that its server was killed: then it is asked again.
 const STALLED_AFTER: Duration = Duration::from_secs(120);
 /// How often at most.

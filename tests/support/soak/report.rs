@@ -116,9 +116,9 @@ pub struct Report {
     pub reloads_of_a_pass: u64,
     /// How often Nomad had not done within two minutes what it was asked, and was asked again.
     pub stalled: usize,
-    /// Services to which no request was routed within a minute after Nomad had registered them.
+    /// Services to which no request was routed within two minutes after Nomad had registered them.
     pub unrouted: Vec<String>,
-    /// Growths, rolls and shrinkings that HAProxy did not have within a minute after Nomad.
+    /// Growths, rolls and shrinkings that HAProxy did not have within two minutes after Nomad.
     pub late: Vec<String>,
     /// One validation of the last file.
     pub validation_ms: Option<f64>,
@@ -216,7 +216,7 @@ impl Report {
             ("a pass, median", milliseconds(self.pass_ms.median)),
             ("a pass, slowest", milliseconds(self.pass_ms.slowest)),
             ("Nomad asked again", self.stalled.to_string()),
-            ("not routed within a minute", self.unrouted.len().to_string()),
+            ("not routed within two minutes", self.unrouted.len().to_string()),
             ("late in growth", self.late.len().to_string()),
             ("one validation of the file", self.validation_ms.map_or("refused".to_owned(), milliseconds)),
             ("memory of HAProxy", memory(&self.haproxy_kb)),
