@@ -192,7 +192,7 @@ async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
     let (client, mut index) = (reqwest::Client::new(), 0);
     loop {
         // A server that was killed has no events from before.
-        if index > 0 && catch_up(&client, &nomad, &known, delay).await.is_none() {
+        if index > 0 && catch_up(&client, &nomad, index, &known, delay).await.is_none() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         }
@@ -219,13 +219,27 @@ pub fn names(lists: &Value) -> Vec<String> {
     services.filter_map(|service| Some(service["ServiceName"].as_str()?.to_owned())).collect()
 }
 
-/// Takes what Nomad has now for events that were missed. `None`: it does not answer.
-async fn catch_up(client: &reqwest::Client, nomad: &str, known: &Arc<Mutex<Known>>, delay: Duration) -> Option<()> {
-    let read = async |path: &str| client.get(format!("{nomad}{path}")).send().await.ok()?.json::<Value>().await.ok();
-    let lists = read("/v1/services").await?;
+/// Takes what Nomad has now for events that were missed: those from `index` on. `None`: it does not answer, or has not
+/// yet read all of its log again.
+async fn catch_up(
+    client: &reqwest::Client,
+    nomad: &str,
+    index: u64,
+    known: &Arc<Mutex<Known>>,
+    delay: Duration,
+) -> Option<()> {
+    let read = async |path: &str| {
+        let answer = client.get(format!("{nomad}{path}")).send().await.ok()?;
+        let at: u64 = answer.headers().get("X-Nomad-Index")?.to_str().ok()?.parse().ok()?;
+        Some((at, answer.json::<Value>().await.ok()?))
+    };
+    let (at, lists) = read("/v1/services").await?;
+    if at + 1 < index {
+        return None;
+    }
     let mut now = HashSet::new();
     for name in names(&lists) {
-        let Value::Array(instances) = read(&format!("/v1/service/{name}")).await? else { return None };
+        let (_, Value::Array(instances)) = read(&format!("/v1/service/{name}")).await? else { return None };
         for service in instances {
             now.insert(service["AllocID"].as_str().unwrap_or_default().to_owned());
             take(&json!({"Type": "ServiceRegistration", "Payload": {"Service": service}}), known, delay);

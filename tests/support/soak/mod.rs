@@ -151,7 +151,8 @@ impl Soak<'_> {
             }
         };
         for _ in 0..STALLS {
-            if timeout(STALLED_AFTER, has(service)).await.is_ok() {
+            // An event may have been lost.
+            if timeout(STALLED_AFTER, has(service)).await.is_ok() || self.has_now(service).await {
                 return;
             }
             eprintln!("Nomad is asked again for {}: {}", service.name, self.situation(&service.name).await);
@@ -163,6 +164,15 @@ impl Soak<'_> {
             self.submit(service).await;
         }
         panic!("Nomad does not do what it is asked for {}", service.name);
+    }
+
+    /// The same as Nomad says when it is asked.
+    async fn has_now(&self, Service { name, version, count }: &Service) -> bool {
+        let registered = self.nomad.try_call(Method::GET, &format!("/v1/service/{name}"), None).await;
+        let (registered, prefix) = (registered.iter().filter_map(Value::as_array).flatten(), version.prefix());
+        let is_of_version = |one: &Value| one["Address"].as_str().is_some_and(|address| address.starts_with(&prefix));
+        let of_version: Vec<bool> = registered.map(is_of_version).collect();
+        of_version.len() == *count as usize && !of_version.contains(&false)
     }
 
     /// From the registration of a service to the first answer.
