@@ -136,7 +136,7 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
-        // On two HAProxys: a change of each kind, about five a second.
+        // On two HAProxys: a change of each kind, four to five a second.
         let (services, peak, growing, kill_every, grace) = match plane {
             Plane::Both => (200, 4, 44, Some(KILL_EVERY), GRACE),
             _ => (300, 20, 4, None, Duration::ZERO),
