@@ -113,18 +113,20 @@ fn show(sample: &Sample) {
 }
 
 /// One column for each report.
-fn print(reports: &[Report]) {
+fn table(reports: &[Report]) -> String {
     let columns: Vec<_> = reports.iter().map(Report::rows).collect();
-    let cells = |cells: Vec<String>| cells.iter().map(|cell| format!("{cell:<28}")).collect::<Vec<_>>().concat();
-    println!("{:<36}{}", "", cells(reports.iter().map(|report| report.plane.to_owned()).collect()).trim_end());
+    let line = |what: &str, cells: Vec<String>| {
+        let cells = cells.iter().map(|cell| format!("{cell:<28}")).collect::<Vec<_>>().concat();
+        format!("{what:<36}{}", cells.trim_end())
+    };
+    let mut lines = vec![line("", reports.iter().map(|report| report.plane.to_owned()).collect())];
     for (at, (what, _)) in columns.first().into_iter().flatten().enumerate() {
-        println!("{what:<36}{}", cells(columns.iter().map(|rows| rows[at].1.clone()).collect()).trim_end());
+        lines.push(line(what, columns.iter().map(|rows| rows[at].1.clone()).collect()));
     }
     for report in reports {
-        for broken in &report.broken {
-            println!("{}: {broken}", report.plane);
-        }
+        lines.extend(report.broken.iter().map(|broken| format!("{}: {broken}", report.plane)));
     }
+    lines.join("\n")
 }
 
 #[tokio::main]
@@ -155,12 +157,12 @@ async fn main() -> ExitCode {
         eprintln!("HAProxy {}, {}", settings.series, settings.plane.name());
         let report = run(&settings, show).await;
         // What comes after it may break off.
-        report.rows().iter().for_each(|(what, value)| eprintln!("{what:<36}{value}"));
+        eprintln!("{}", table(std::slice::from_ref(&report)));
         reports.push(report);
     }
     let default = if std::io::stdout().is_terminal() { Output::Text } else { Output::Json };
     match arguments.output.unwrap_or(default) {
-        Output::Text => print(&reports),
+        Output::Text => println!("{}", table(&reports)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&reports).unwrap()),
     }
     if reports.iter().all(|report| report.broken.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }

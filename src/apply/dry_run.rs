@@ -55,7 +55,7 @@ impl Controller {
         self.plan_in(moment, &mut PassStatus::default()).await
     }
 
-    pub(super) async fn plan_in(&mut self, moment: Moment, status: &mut PassStatus) -> Result<DryRun, PassError> {
+    async fn plan_in(&mut self, moment: Moment, status: &mut PassStatus) -> Result<DryRun, PassError> {
         let info = self.plane.info().await?;
         self.find_capabilities(&info).await?;
         let seen = self.look(info, moment, &mut None, status).await?;

@@ -72,7 +72,7 @@ impl Planner<'_> {
         }
     }
 
-    pub(super) fn note(&mut self, severity: Severity, code: Code, desired: &Backend, text: &str) {
+    fn note(&mut self, severity: Severity, code: Code, desired: &Backend, text: &str) {
         self.notes.extend(desired.services.iter().map(|service| Note {
             severity,
             service: service.clone(),
@@ -112,12 +112,7 @@ impl Planner<'_> {
     }
 
     /// A backend that is not ours: only servers of ours.
-    pub(super) fn servers(
-        &mut self,
-        name: &BackendName,
-        desired: &Backend,
-        observed: &ObservedBackend,
-    ) -> Option<Edit> {
+    fn servers(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         for (service, tags) in desired.tags.iter().filter(|(_, tags)| !tags.is_empty()) {
             let text = format!("ignored, as the backend {name} is not ours: {}", tags.join(", "));
             let (severity, service) = (Severity::Warning, service.clone());
@@ -128,7 +123,7 @@ impl Planner<'_> {
     }
 
     /// A backend of ours: both its settings and its servers.
-    pub(super) fn change(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
+    fn change(&mut self, name: &BackendName, desired: &Backend, observed: &ObservedBackend) -> Option<Edit> {
         self.note_agent_check(name, desired, Some(observed));
         let rewrite = rewrite(observed.settings.as_ref(), &desired.settings);
         let mut servers = self.seat(name, desired, Some(observed), rewrite == Rewrite::Settings);

@@ -129,14 +129,15 @@ impl Instances {
         version
     }
 
-    /// Whether Nomad has just so many instances of a service, all in this version.
-    pub fn are(&self, service: &str, version: Version, count: u32) -> bool {
+    /// Where Nomad has instances of a service, as far as its events say.
+    pub fn addresses(&self, service: &str) -> Vec<String> {
         let known = self.known();
-        let registered = known.held.iter().filter(|(_, holder)| holder.is_registered);
-        let versions = registered.filter_map(|(address, _)| Version::at(*address));
-        let of_service = |one: &Version| known.services.get(usize::from(one.0)).is_some_and(|name| name == service);
-        let versions: Vec<_> = versions.filter(of_service).collect();
-        versions.len() == count as usize && versions.iter().all(|one| *one == version)
+        let of_service = |address: &Ipv4Addr| {
+            let version = Version::at(*address)?;
+            known.services.get(usize::from(version.0)).filter(|name| *name == service)
+        };
+        let registered = known.held.iter().filter(|(_, holder)| holder.is_registered).map(|(address, _)| address);
+        registered.filter(|address| of_service(address).is_some()).map(Ipv4Addr::to_string).collect()
     }
 
     /// When Nomad reported this service for the first time.

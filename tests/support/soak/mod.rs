@@ -73,6 +73,14 @@ struct Service {
     count: u32,
 }
 
+impl Service {
+    /// Whether its instances, and no others, are at these addresses.
+    fn is_at(&self, addresses: &[String]) -> bool {
+        let prefix = self.version.prefix();
+        addresses.len() == self.count as usize && addresses.iter().all(|address| address.starts_with(&prefix))
+    }
+}
+
 struct Soak<'a> {
     settings: &'a Settings,
     nomad: Nomad,
@@ -145,14 +153,15 @@ impl Soak<'_> {
 
     /// Returns once Nomad has exactly the instances of a service that it was asked for.
     async fn until_nomad_has(&self, service: &mut Service) {
-        let has = async |Service { name, version, count }: &Service| {
-            while !self.instances.are(name, *version, *count) {
+        let has = async |service: &Service| {
+            while !service.is_at(&self.instances.addresses(&service.name)) {
                 sleep(Duration::from_millis(100)).await;
             }
         };
         for _ in 0..STALLS {
             // An event may have been lost.
-            if timeout(STALLED_AFTER, has(service)).await.is_ok() || self.has_now(service).await {
+            if timeout(STALLED_AFTER, has(service)).await.is_ok() || service.is_at(&self.addresses(&service.name).await)
+            {
                 return;
             }
             eprintln!("Nomad is asked again for {}: {}", service.name, self.situation(&service.name).await);
@@ -166,13 +175,11 @@ impl Soak<'_> {
         panic!("Nomad does not do what it is asked for {}", service.name);
     }
 
-    /// The same as Nomad says when it is asked.
-    async fn has_now(&self, Service { name, version, count }: &Service) -> bool {
-        let registered = self.nomad.try_call(Method::GET, &format!("/v1/service/{name}"), None).await;
-        let (registered, prefix) = (registered.iter().filter_map(Value::as_array).flatten(), version.prefix());
-        let is_of_version = |one: &Value| one["Address"].as_str().is_some_and(|address| address.starts_with(&prefix));
-        let of_version: Vec<bool> = registered.map(is_of_version).collect();
-        of_version.len() == *count as usize && !of_version.contains(&false)
+    /// Where Nomad has instances of a service, as it says when it is asked.
+    async fn addresses(&self, service: &str) -> Vec<String> {
+        let registered = self.nomad.try_call(Method::GET, &format!("/v1/service/{service}"), None).await;
+        let registered = registered.iter().filter_map(Value::as_array).flatten();
+        registered.map(|one| one["Address"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
     /// From the registration of a service to the first answer.
@@ -215,12 +222,8 @@ impl Soak<'_> {
     async fn reach(&self, service: &mut Service) {
         self.submit(service).await;
         self.until_nomad_has(service).await;
-        let Service { name, version, count } = service;
-        let prefix = version.prefix();
-        let is_reached = async |edge: &Edge| {
-            let serving = edge.serving(name).await;
-            serving.len() == *count as usize && serving.iter().all(|address| address.starts_with(&prefix))
-        };
+        let service = &*service;
+        let is_reached = async |edge: &Edge| service.is_at(&edge.serving(&service.name).await);
         let reached = async {
             for edge in &self.target.edges {
                 while !is_reached(edge).await {
@@ -229,7 +232,8 @@ impl Soak<'_> {
             }
         };
         if timeout(LATE_AFTER, reached).await.is_err() {
-            let late = format!("{name}: {count} at {prefix}");
+            let Service { name, version, count } = service;
+            let late = format!("{name}: {count} at {}", version.prefix());
             eprintln!("late: {late}: {}", self.situation(name).await);
             self.late.lock().unwrap().push(late);
         }
@@ -247,15 +251,13 @@ impl Soak<'_> {
         let allocations = ["Name", "JobVersion", "DesiredStatus", "ClientStatus", "DeploymentStatus"];
         let evaluations = ["CreateIndex", "TriggeredBy", "Status", "StatusDescription", "WaitUntil"];
         let (job, deployment) = (nomad(&path).await, part("deployment").await);
-        let registered = nomad(&format!("/v1/service/{service}")).await;
-        let registered = registered.as_array().into_iter().flatten().map(|one| one["Address"].clone());
         let serving = join_all(self.target.edges.iter().map(|edge| edge.serving(service))).await;
         json!({
             "version": [job["Version"], job["JobModifyIndex"]],
             "deployment": [deployment["JobVersion"], deployment["Status"], deployment["StatusDescription"]],
             "allocations": told(part("allocations").await, &allocations),
             "evaluations": told(part("evaluations").await, &evaluations),
-            "registered": registered.collect::<Vec<_>>(),
+            "registered": self.addresses(service).await,
             "serving": serving,
         })
     }
