@@ -113,7 +113,9 @@ impl Instances {
         let router = Router::new().fallback(answer).with_state(known.clone());
         let service = router.into_make_service_with_connect_info::<Here>();
         let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
-        let following = tokio::spawn(follow(nomad.to_owned(), known.clone(), SHUTDOWN_DELAY + grace));
+        let (nomad, delay) = (nomad.to_owned(), SHUTDOWN_DELAY + grace);
+        let follower = Follower { client: reqwest::Client::new(), nomad, known: known.clone(), delay, index: 0 };
+        let following = tokio::spawn(follower.run());
         Self { port, known, tasks: [serving, following] }
     }
 
@@ -189,93 +191,111 @@ async fn answer(
 }
 
 /// Follows Nomad's registrations.
-async fn follow(nomad: String, known: Arc<Mutex<Known>>, delay: Duration) {
-    let (client, mut index) = (reqwest::Client::new(), 0);
-    loop {
-        // A server that was killed has no events from before.
-        if index > 0 && catch_up(&client, &nomad, index, &known, delay).await.is_none() {
+struct Follower {
+    client: reqwest::Client,
+    nomad: String,
+    known: Arc<Mutex<Known>>,
+    /// Between an instance's deregistration and its last answer.
+    delay: Duration,
+    /// Of the next event.
+    index: u64,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        loop {
+            // A server that was killed has no events from before.
+            if self.index == 0 || self.catch_up().await.is_some() {
+                // The stream ends with the server.
+                let _ = self.follow().await;
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
         }
-        let url = format!("{nomad}/v1/event/stream?topic=Service&index={index}");
-        let (mut buffer, stream) = (Vec::new(), client.get(url).send().await);
-        if let Ok(mut stream) = stream {
-            while let Ok(Some(chunk)) = stream.chunk().await {
-                buffer.extend_from_slice(&chunk);
-                while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = buffer.drain(..=end).collect();
-                    let Ok(entry) = serde_json::from_slice::<Value>(&line) else { continue };
-                    index = entry["Index"].as_u64().map_or(index, |seen| seen + 1);
-                    entry["Events"].as_array().into_iter().flatten().for_each(|event| take(event, &known, delay));
+    }
+
+    /// Takes Nomad's events until their stream ends.
+    async fn follow(&mut self) -> reqwest::Result<()> {
+        let url = format!("{}/v1/event/stream?topic=Service&index={}", self.nomad, self.index);
+        let (mut buffer, mut stream) = (Vec::new(), self.client.get(url).send().await?);
+        while let Some(chunk) = stream.chunk().await? {
+            buffer.extend_from_slice(&chunk);
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                let Ok(entry) = serde_json::from_slice::<Value>(&line) else { continue };
+                self.index = entry["Index"].as_u64().map_or(self.index, |seen| seen + 1);
+                for event in entry["Events"].as_array().into_iter().flatten() {
+                    let service = &event["Payload"]["Service"];
+                    match event["Type"].as_str() {
+                        Some("ServiceRegistration") => self.registered(service),
+                        _ => self.deregistered(service),
+                    }
                 }
             }
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(())
     }
+
+    /// Takes what Nomad has now for events that were missed. `None`: it does not answer, or has not yet read all of its
+    /// log again.
+    async fn catch_up(&self) -> Option<()> {
+        let (at, lists) = self.read("/v1/services").await?;
+        if at + 1 < self.index {
+            return None;
+        }
+        let mut now = HashSet::new();
+        for name in names(&lists) {
+            let (_, Value::Array(instances)) = self.read(&format!("/v1/service/{name}")).await? else { return None };
+            for service in instances {
+                now.insert(text(&service, "AllocID"));
+                self.registered(&service);
+            }
+        }
+        let held: Vec<_> = self.known.lock().unwrap().held.clone().into_iter().collect();
+        for (address, holder) in held.into_iter().filter(|(_, holder)| !now.contains(&holder.allocation)) {
+            self.deregistered(&json!({"Address": address.to_string(), "AllocID": holder.allocation}));
+        }
+        Some(())
+    }
+
+    /// What Nomad answers, and the index that it is of.
+    async fn read(&self, path: &str) -> Option<(u64, Value)> {
+        let answer = self.client.get(format!("{}{path}", self.nomad)).send().await.ok()?;
+        let at = answer.headers().get("X-Nomad-Index")?.to_str().ok()?.parse().ok()?;
+        Some((at, answer.json().await.ok()?))
+    }
+
+    fn registered(&self, service: &Value) {
+        let Ok(address) = text(service, "Address").parse() else { return };
+        let mut known = self.known.lock().unwrap();
+        known.registered.entry(text(service, "ServiceName")).or_insert_with(Instant::now);
+        known.gone.remove(&address);
+        known.held.insert(address, Holder { allocation: text(service, "AllocID"), is_registered: true });
+    }
+
+    fn deregistered(&self, service: &Value) {
+        let Ok(address) = text(service, "Address").parse() else { return };
+        let (known, delay, allocation) = (self.known.clone(), self.delay, text(service, "AllocID"));
+        if let Some(holder) = known.lock().unwrap().held.get_mut(&address).filter(|one| one.allocation == allocation) {
+            holder.is_registered = false;
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let mut known = known.lock().unwrap();
+            // Another one may have its address by now.
+            if known.held.get(&address).is_some_and(|holder| holder.allocation == allocation) {
+                known.held.remove(&address);
+                known.gone.insert(address);
+            }
+        });
+    }
+}
+
+fn text(service: &Value, field: &str) -> String {
+    service[field].as_str().unwrap_or_default().to_owned()
 }
 
 /// The services of Nomad's answer, in all namespaces.
 pub fn names(lists: &Value) -> Vec<String> {
     let services = lists.as_array().into_iter().flatten().filter_map(|list| list["Services"].as_array()).flatten();
     services.filter_map(|service| Some(service["ServiceName"].as_str()?.to_owned())).collect()
-}
-
-/// Takes what Nomad has now for events that were missed: those from `index` on. `None`: it does not answer, or has not
-/// yet read all of its log again.
-async fn catch_up(
-    client: &reqwest::Client,
-    nomad: &str,
-    index: u64,
-    known: &Arc<Mutex<Known>>,
-    delay: Duration,
-) -> Option<()> {
-    let read = async |path: &str| {
-        let answer = client.get(format!("{nomad}{path}")).send().await.ok()?;
-        let at: u64 = answer.headers().get("X-Nomad-Index")?.to_str().ok()?.parse().ok()?;
-        Some((at, answer.json::<Value>().await.ok()?))
-    };
-    let (at, lists) = read("/v1/services").await?;
-    if at + 1 < index {
-        return None;
-    }
-    let mut now = HashSet::new();
-    for name in names(&lists) {
-        let (_, Value::Array(instances)) = read(&format!("/v1/service/{name}")).await? else { return None };
-        for service in instances {
-            now.insert(service["AllocID"].as_str().unwrap_or_default().to_owned());
-            take(&json!({"Type": "ServiceRegistration", "Payload": {"Service": service}}), known, delay);
-        }
-    }
-    let held: Vec<_> = known.lock().unwrap().held.clone().into_iter().collect();
-    for (address, holder) in held.into_iter().filter(|(_, holder)| !now.contains(&holder.allocation)) {
-        let service = json!({"Address": address.to_string(), "AllocID": holder.allocation});
-        take(&json!({"Type": "ServiceDeregistration", "Payload": {"Service": service}}), known, delay);
-    }
-    Some(())
-}
-
-fn take(event: &Value, known: &Arc<Mutex<Known>>, delay: Duration) {
-    let service = &event["Payload"]["Service"];
-    let text = |name: &str| service[name].as_str().unwrap_or_default().to_owned();
-    let (Ok(address), allocation) = (text("Address").parse::<Ipv4Addr>(), text("AllocID")) else { return };
-    if event["Type"] == "ServiceRegistration" {
-        let mut known = known.lock().unwrap();
-        known.registered.entry(text("ServiceName")).or_insert_with(Instant::now);
-        known.gone.remove(&address);
-        known.held.insert(address, Holder { allocation, is_registered: true });
-        return;
-    }
-    if let Some(holder) = known.lock().unwrap().held.get_mut(&address).filter(|one| one.allocation == allocation) {
-        holder.is_registered = false;
-    }
-    let known = known.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(delay).await;
-        let mut known = known.lock().unwrap();
-        // Another one may have its address by now.
-        if known.held.get(&address).is_some_and(|holder| holder.allocation == allocation) {
-            known.held.remove(&address);
-            known.gone.insert(address);
-        }
-    });
 }
