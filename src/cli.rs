@@ -18,7 +18,6 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use clap_complete::Shell;
 
 use crate::catalog;
 use crate::config::{Config, Settings};
@@ -27,6 +26,7 @@ use crate::haproxy::version::Version;
 use crate::leader::Lease;
 use crate::plan::guard;
 use crate::telemetry;
+use generate::Generate;
 use plan::Plans;
 
 /// Keeps HAProxy in line with Nomad's native service catalog.
@@ -77,6 +77,17 @@ impl Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// With Nomad and HAProxy, as the settings have them.
+    #[command(flatten)]
+    Task(Task),
+    /// With the command line alone.
+    #[command(flatten)]
+    Generate(Generate),
+}
+
+/// What the settings are for.
+#[derive(Debug, Subcommand)]
+pub enum Task {
     /// Run the controller: a pass at each change, until SIGTERM
     Run {
         /// Read the catalog from a file instead of Nomad, again for each pass
@@ -161,18 +172,6 @@ pub enum Command {
     },
     /// Print the live catalog, as the file that --catalog takes
     Catalog,
-    /// Print the completions for a shell
-    #[command(hide = true)]
-    Completions {
-        /// The shell that sources them
-        shell: Shell,
-    },
-    /// Write the man pages
-    #[command(hide = true)]
-    Man {
-        /// Where to
-        folder: PathBuf,
-    },
 }
 
 /// How a plan is printed.
@@ -187,11 +186,10 @@ pub enum Output {
 /// Runs the command. The error is for people to read.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let Cli { command, config, haproxy, settings } = cli;
-    match &command {
-        Command::Completions { shell } => return generate::completions(*shell),
-        Command::Man { folder } => return generate::man(folder),
-        _ => {}
-    }
+    let task = match command {
+        Command::Generate(what) => return what.run(),
+        Command::Task(task) => task,
+    };
     let settings = match config {
         Some(path) => settings.or(Settings::from_file(&path)?),
         None => settings,
@@ -204,14 +202,14 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
              token, and say what is routed where"
         );
     }
-    if let Command::Plan { allow_removals: true, .. } | Command::Apply { allow_removals: true, .. } = command {
+    if let Task::Plan { allow_removals: true, .. } | Task::Apply { allow_removals: true, .. } = task {
         config.guard = guard::Options::OFF;
     }
-    if let Command::Plan { adopt: Some(other), .. } | Command::Apply { adopt: Some(other), .. } = &command {
+    if let Task::Plan { adopt: Some(other), .. } | Task::Apply { adopt: Some(other), .. } = &task {
         config.targets.adopt(other)?;
     }
-    match command {
-        Command::Catalog => {
+    match task {
+        Task::Catalog => {
             let read = targets::catalog(&config, None)?.source().read(&BTreeSet::new(), true).await?.catalog;
             print::print(&catalog::file::render(&read))?;
             // A file has no record of what is missing from it.
@@ -219,19 +217,21 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(missing.is_empty(), "this is not the whole catalog: {}", missing.join("; "));
             Ok(ExitCode::SUCCESS)
         }
-        Command::Explain { service, catalog, output } => {
+        Task::Explain { service, catalog, output } => {
             explain::run(&config, haproxy.as_deref(), catalog, &service, output).await
         }
-        Command::Completions { .. } | Command::Man { .. } => unreachable!("they need no settings"),
-        Command::Check { output } => check::check(&config, haproxy.as_deref(), output).await,
-        Command::Uninstall { yes, no_lock } => {
+        Task::Check { output } => check::check(&config, haproxy.as_deref(), output).await,
+        Task::Uninstall { yes, no_lock } => {
             let work = async |lease: &Lease| {
                 uninstall::uninstall(targets::removers(&config, haproxy.as_deref(), lease).await?, yes).await
             };
             targets::with_lock(&config, no_lock, work).await
         }
-        Command::Run { catalog } => serve::serve(&config, catalog, level).await,
-        Command::Plan {
+        Task::Run { catalog } => {
+            anyhow::ensure!(haproxy.is_none(), "`run` is for all HAProxys of the settings: it takes no --haproxy");
+            serve::serve(&config, catalog, level).await
+        }
+        Task::Plan {
             catalog,
             haproxy_config,
             haproxy_version,
@@ -254,10 +254,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             plans.show(output, out.as_deref())?;
             plans.exit_code(detailed_exitcode)
         }
-        Command::Apply { catalog, plan, strict, allow_removals: _, adopt: _, no_lock } => {
+        Task::Apply { catalog, plan, strict, allow_removals: _, adopt: _, no_lock } => {
             let work = async |lease: &Lease| {
                 let controllers = targets::controllers(&config, haproxy.as_deref(), catalog, lease).await?;
-                apply::apply(controllers, plan.as_deref(), strict).await
+                apply::apply(controllers, haproxy.as_deref(), plan.as_deref(), strict).await
             };
             targets::with_lock(&config, no_lock, work).await
         }

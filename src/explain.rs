@@ -34,6 +34,16 @@ pub struct Explanation<'a> {
     pub haproxys: Vec<OnTarget<'a>>,
 }
 
+impl Explanation<'_> {
+    /// Whether it is routed as asked: on each HAProxy but those that its tags leave out.
+    pub fn is_as_asked(&self) -> bool {
+        let is_routed = |haproxy: &OnTarget| haproxy.routed == Routed::Fully;
+        let is_left_out = |haproxy: &OnTarget| haproxy.reason == Some(Reason::OtherTarget);
+        let mut asked = self.haproxys.iter().filter(|haproxy| !is_left_out(haproxy)).peekable();
+        asked.peek().is_some() && asked.all(is_routed)
+    }
+}
+
 /// A service on one HAProxy.
 #[derive(Debug, Serialize)]
 pub struct OnTarget<'a> {
@@ -415,6 +425,9 @@ impl Facts<'_> {
         };
         if last.error.is_some() || *missing == 0 {
             return self.failed();
+        }
+        if let Some(blocked) = target.pending.as_ref().and_then(|pending| pending.blocked.as_ref()) {
+            return Some((Reason::PassFailed, format!("the configuration is not written: {blocked}")));
         }
         match &target.pending {
             pending if last.outcome == Outcome::Standby => {

@@ -59,6 +59,7 @@ impl Controller {
         let info = self.plane.info().await?;
         self.find_capabilities(&info).await?;
         let seen = self.look(info, moment, &mut None, status).await?;
+        status.enter(Stage::Plan);
         let owner = self.options.plan.owner.clone();
         loop {
             let mut draft = self.draft(&seen, status)?;

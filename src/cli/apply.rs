@@ -15,11 +15,16 @@ use crate::plan::review::{Review, Reviews};
 use super::print::{self, coloured, heading, print};
 use super::targets::{Controllers, LOST};
 
-/// Runs a pass over each; with a plan file, only over those that it has a plan for.
-pub(super) async fn apply(controllers: Controllers, plan: Option<&Path>, strict: bool) -> anyhow::Result<ExitCode> {
+/// Runs a pass over each, or over `only` one of several; with a plan file, only over those that it has a plan for.
+pub(super) async fn apply(
+    controllers: Controllers,
+    only: Option<&str>,
+    plan: Option<&Path>,
+    strict: bool,
+) -> anyhow::Result<ExitCode> {
     let Controllers { all, are_named } = controllers;
     let work = match plan {
-        Some(path) => reviewed(all, read(path)?, are_named)?,
+        Some(path) => reviewed(all, read(path)?, are_named, only.is_some())?,
         None => all.into_iter().map(|(name, controller)| (name, controller, None)).collect(),
     };
     let moment = Moment::now(true);
@@ -64,6 +69,7 @@ fn reviewed(
     mut all: Vec<(String, Controller)>,
     reviews: Reviews,
     are_named: bool,
+    is_one_of_them: bool,
 ) -> anyhow::Result<Vec<(String, Controller, Option<Review>)>> {
     let mut by_name: BTreeMap<String, Review> = match reviews {
         Reviews::One(review) => {
@@ -78,7 +84,7 @@ fn reviewed(
         }
     }
     let missing: Vec<&String> = by_name.keys().filter(|name| all.iter().all(|(other, _)| other != *name)).collect();
-    if all.len() > 1 || !are_named {
+    if !is_one_of_them || !are_named {
         ensure!(missing.is_empty(), "the plan is of a HAProxy that is not there any more: {missing:?}");
     }
     all.retain(|(name, _)| by_name.contains_key(name));

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use crate::apply::{Controller, Moment};
 use crate::config::Config;
 use crate::desired::ServiceKey;
-use crate::errors::one_line;
+use crate::errors::{chain, one_line};
 use crate::explain::{Explanation, InBackend, InFrontend, OnTarget, Routed, Seat, Setting, Source, Unseated, explain};
 use crate::leader::Lease;
 use crate::reconcile::Wake;
@@ -20,8 +20,8 @@ use super::Output;
 use super::print::{heading, is_coloured, print};
 use super::targets::{Controllers, controllers};
 
-/// Explains a service, on all HAProxys or on `only` one. Writes nothing. The exit code is 0 if it is routed as asked on
-/// each, else 1.
+/// Explains a service, on all HAProxys or on `only` one. Writes nothing. The exit code is 0 if it is routed as asked, else
+/// 1.
 pub(super) async fn run(
     config: &Config,
     only: Option<&str>,
@@ -36,8 +36,10 @@ pub(super) async fn run(
         board.add(&name);
         let status = controller.look_on(moment).await;
         board.passed(&name, &status, started.elapsed(), Wake::Asked);
-        if status.error.is_none() {
-            sample::take(&*controller.plane(), &board, &name).await;
+        match &status.error {
+            None => sample::take(&*controller.plane(), &board, &name).await,
+            // The answer leaves out what HAProxy says, as it is for readers without credentials, too.
+            Some(error) => eprintln!("error: HAProxy {name}: {}", chain(error)),
         }
     };
     join_all(all.into_iter().map(look)).await;
@@ -47,15 +49,14 @@ pub(super) async fn run(
         Output::Json => print(&(serde_json::to_string_pretty(&explanation)? + "\n"))?,
         Output::Text => print(&text(&explanation, are_named, is_coloured()))?,
     }
-    let is_routed = explanation.haproxys.iter().all(|haproxy| haproxy.routed == Routed::Fully);
-    Ok(if is_routed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if explanation.is_as_asked() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The answer, then what it rests on. What comes from Nomad is untrusted: it starts no line of its own.
 fn text(explanation: &Explanation, are_named: bool, is_coloured: bool) -> String {
     let Explanation { answer, service: _, registrations: _, haproxys } = explanation;
-    let is_so = |routed: Routed| haproxys.iter().all(|haproxy| haproxy.routed == routed);
-    let colour = match (is_so(Routed::Fully), is_so(Routed::Not)) {
+    let is_nowhere = haproxys.iter().all(|haproxy| haproxy.routed == Routed::Not);
+    let colour = match (explanation.is_as_asked(), is_nowhere) {
         (true, _) => "\x1b[32m",
         (_, true) => "\x1b[31m",
         _ => "\x1b[33m",

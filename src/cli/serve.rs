@@ -50,10 +50,19 @@ pub(super) async fn serve(config: &Config, file: Option<PathBuf>, level: LogLeve
     }
     let connector = Connector { config, catalog, lease };
     let mut fleet = Fleet::start(&connector.catalog, config, faces.clone(), stop.clone());
-    let mut fixed = Vec::new();
-    for target in &config.targets.fixed {
-        fixed.push((target.name.clone(), connector.controller(target, &fleet)?));
-    }
+    let fixed = config.targets.fixed.iter();
+    let fixed: anyhow::Result<Vec<_>> =
+        fixed.map(|target| Ok((target.name.clone(), connector.controller(target, &fleet)?))).collect();
+    let fixed = match fixed {
+        Ok(fixed) => fixed,
+        Err(error) => {
+            // Another one need not wait for the lock of one that cannot start.
+            if let Some(elector) = elector {
+                elector.release().await;
+            }
+            return Err(error);
+        }
+    };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %listener.local_addr()?, "started");
     faces.board.set_searching(!discoveries.is_empty());
     fleet.add_fixed(fixed);

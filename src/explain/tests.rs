@@ -196,8 +196,11 @@ fn a_change_that_waits_is_said_to_wait() {
         blocked: None,
         diff: String::new(),
     };
-    let waits = PassStatus { pending: Some(summary), ..pass(enabled(), &["a"]) };
+    let waits = PassStatus { pending: Some(summary.clone()), ..pass(enabled(), &["a"]) };
     assert_eq!(explained(&[waits], "default/api").1, Some(Reason::WaitsForReload));
+    let pending = Some(Summary { blocked: Some("line 7 has `.if`".to_owned()), ..summary });
+    let (_, reason, answer) = explained(&[PassStatus { pending, ..pass(enabled(), &["a"]) }], "default/api");
+    assert!(reason == Some(Reason::PassFailed) && answer.contains("line 7 has `.if`"), "{answer}");
     assert_eq!(explained(&[pass(enabled(), &["a"])], "default/api").1, Some(Reason::NextPass));
 }
 

@@ -314,9 +314,6 @@ impl fmt::Display for Summary {
                 self.rerendered_lines
             )?;
         }
-        if let Some(blocked) = &self.blocked {
-            writeln!(f, "error: {blocked}")?;
-        }
         if !self.changes && self.guard.is_some() {
             return writeln!(f, "No other changes.");
         }
@@ -336,7 +333,8 @@ impl fmt::Display for Summary {
             sum(|backend| backend.servers_changed),
             routes::count(&self.routes),
             if self.live { "no reload" } else { "one reload" },
-        )
+        )?;
+        self.blocked.iter().try_for_each(|blocked| writeln!(f, "error: {blocked}"))
     }
 }
 

@@ -56,8 +56,8 @@ async fn services_choose_their_haproxys() {
     let fleet = Fleet::start().await;
     let on = |targets: &str, name: &str| {
         let tag = format!("target={targets}");
-        let tags: Vec<&str> = if targets.is_empty() { vec!["enable=true"] } else { vec!["enable=true", &tag] };
-        registration(name, name, 1, 2001, &tags)
+        let tags = ["enable=true", "check.disabled", &tag];
+        registration(name, name, 1, 2001, if targets.is_empty() { &tags[..2] } else { &tags })
     };
     let all = [on("", "everywhere"), on("edge-a", "only-a"), on("edge-b,edge-c", "not-a"), on("edge-x", "nowhere")];
     write_catalog(&fleet.catalog(), &all);
@@ -73,6 +73,11 @@ async fn services_choose_their_haproxys() {
         controller.events().into_iter().filter(|event| event["message"] == "problem with a service").collect();
     assert_eq!(notes.len(), 2, "a warning about the name, an error as it is routed nowhere: {notes:#?}");
     assert!(notes.iter().all(|note| note["service"] == "nowhere" && note["code"] == "unknown-target"), "{notes:#?}");
+
+    for (name, code) in [("everywhere", 0), ("only-a", 0), ("nowhere", 1)] {
+        let output = fleet.command(&["explain", name]).await;
+        assert_eq!(output.status.code(), Some(code), "{name}: {}", stdout(&output));
+    }
 
     // It moves.
     write_catalog(&fleet.catalog(), &[on("", "everywhere"), on("edge-b", "only-a"), on("edge-b,edge-c", "not-a")]);
