@@ -20,7 +20,7 @@ tools: ## Get HAProxy 2.6, 3.0, 3.2 and 3.4, Nomad, Prometheus, and a browser fo
 	@scripts/nomad.sh >/dev/null
 	@scripts/prometheus.sh >/dev/null
 	@scripts/page.sh
-	@scripts/system.sh mariadb-server-core mariadb-client-core openssl busybox jq
+	@scripts/system.sh mariadb-server-core mariadb-client-core openssl busybox jq curl
 	@if [ -n "$${DATAPLANEAPI_BIN:-}" ] || command -v dataplaneapi >/dev/null; then scripts/system.sh socat; fi
 
 demo: system ## Show it: Nomad, HAProxy, a job that scales, rolls and stops (ONCE=1, CATALOG=file)

@@ -53,7 +53,9 @@ pub fn run_as(user: u32, group: u32, env: &Env, arguments: &[&str]) -> Option<Ou
         let inner = command(env, arguments);
         let mut outer = Command::new("setpriv");
         outer.args([format!("--reuid={user}"), format!("--regid={user}"), format!("--groups={group}")]);
-        outer.args(["--no-new-privs", "--bounding-set=-all"]).arg(inner.get_program()).args(inner.get_args());
+        // By a shell, as the first program is still found with the rights of this user.
+        outer.args(["--no-new-privs", "--bounding-set=-all", "sh", "-c", "exec \"$0\" \"$@\""]);
+        outer.arg(inner.get_program()).args(inner.get_args());
         outer.env_clear().envs(inner.get_envs().filter_map(|(key, value)| Some((key, value?)))).output().unwrap()
     };
     if !nix::unistd::geteuid().is_root() || !run(&["--version"]).status.success() {
