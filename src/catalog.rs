@@ -98,7 +98,9 @@ pub struct Catalog {
 pub enum Unread {
     /// It is named in the settings, and Nomad does not have it.
     Missing,
-    /// Its list could not be read, and why: what HAProxy has of it stays.
+    /// It cannot be read, and why: it is tried again at the next resync. What HAProxy has of it stays.
+    Refused(String),
+    /// The same after a failure that may pass soon.
     Failed(String),
 }
 
@@ -112,7 +114,7 @@ impl Catalog {
     pub fn gaps(&self) -> impl Iterator<Item = String> + '_ {
         let namespaces = self.namespaces.iter().map(|(namespace, unread)| match unread {
             Unread::Missing => format!("the namespace {} does not exist", namespace.escape_debug()),
-            Unread::Failed(why) => format!("namespace {}: {why}", namespace.escape_debug()),
+            Unread::Refused(why) | Unread::Failed(why) => format!("namespace {}: {why}", namespace.escape_debug()),
         });
         let services = self.unreadable.iter().map(|(service, why)| {
             let name: String = service.to_string().chars().take(200).collect();

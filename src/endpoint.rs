@@ -1,5 +1,6 @@
 //! How an HTTP server is reached: Nomad and the Data Plane API have the same settings.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -94,6 +95,10 @@ pub fn client(address: &str, tls: &Tls) -> Result<(reqwest::ClientBuilder, Strin
         .connect_timeout(CONNECT_TIMEOUT)
         // A redirected write would count as done, and credentials would be sent to another host.
         .redirect(reqwest::redirect::Policy::none());
+    // A proxy would take it for its own host, as Nomad's own client has it, too (Go's net/http).
+    if is_loopback(address) {
+        builder = builder.no_proxy();
+    }
     if let Some(path) = ca_file {
         let certificates = reqwest::Certificate::from_pem_bundle(&read(path)?)
             .map_err(|e| wrong(format!("{} holds no PEM certificate", path.display()), e))?;
@@ -130,6 +135,14 @@ pub fn client(address: &str, tls: &Tls) -> Result<(reqwest::ClientBuilder, Strin
     })
 }
 
+fn is_loopback(address: &str) -> bool {
+    let url = reqwest::Url::parse(address).ok();
+    url.as_ref().and_then(reqwest::Url::host_str).is_some_and(|host| {
+        let host = host.trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+    })
+}
+
 /// An `https://` address with the name of the certificate in place of its host, and that host.
 fn named(address: &str, name: &str) -> Option<(String, String)> {
     let mut url = reqwest::Url::parse(address).ok().filter(|url| url.scheme() == "https")?;
@@ -146,6 +159,16 @@ pub fn read_secret(path: &Path) -> std::io::Result<SecretString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_machine_is_reached_without_a_proxy() {
+        for address in ["http://127.0.0.1:4646", "https://localhost:5555/", "http://[::1]", "http://127.9.9.9"] {
+            assert!(is_loopback(address), "{address}");
+        }
+        for address in ["http://10.0.0.5:4646", "https://localhost.example.com", "unix:///run/api.sock", "x"] {
+            assert!(!is_loopback(address), "{address}");
+        }
+    }
 
     #[test]
     fn the_name_of_the_certificate_replaces_the_host() {

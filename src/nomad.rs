@@ -117,6 +117,15 @@ pub enum NomadError {
         /// What it may not read.
         what: String,
     },
+    /// 200 without an index.
+    #[error(
+        "what answers at {address} is no Nomad: its answer has no X-Nomad-Index; check nomad.address (NOMAD_ADDR), and any \
+         proxy in front of it"
+    )]
+    Foreign {
+        /// The address that was used.
+        address: String,
+    },
     /// An answer that is not JSON, or not the expected JSON.
     #[error("Nomad's answer to {path} cannot be read")]
     Form {
@@ -178,6 +187,20 @@ impl NomadError {
     /// Whether Nomad answered that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Status { status: StatusCode::NOT_FOUND, .. })
+    }
+
+    /// Whether Nomad took too long for this request.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if source.is_timeout())
+    }
+
+    /// Whether the same request may have an answer a moment later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            Self::Unreachable { .. } | Self::NoLeader | Self::Stale { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether Nomad cannot be reached for any request. A time-out may be caused by one request alone.
@@ -274,17 +297,19 @@ impl Nomad {
         let response = request.send().await.map_err(|source| self.unreachable(path, source))?;
         let status = response.status();
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let index = header("X-Nomad-Index").and_then(|index| index.parse::<u64>().ok()).unwrap_or(0);
+        let index = header("X-Nomad-Index").and_then(|index| index.parse::<u64>().ok());
         let known_leader = header("X-Nomad-KnownLeader");
         let last_contact = header("X-Nomad-LastContact").and_then(|time| time.parse().ok()).map(Duration::from_millis);
         let body = response.bytes().await.map_err(|source| self.unreachable(path, source))?;
         if status != StatusCode::OK {
             return Err(self.refused(status, &body, path, query));
         }
-        // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
-        if index == 0 {
-            return Err(NomadError::Denied { what: describe(path, query) });
-        }
+        let index = match index {
+            None => return Err(NomadError::Foreign { address: self.settings.address.clone() }),
+            // A valid token without rights gets `200 []` and index 0 for namespace=* (seen).
+            Some(0) => return Err(NomadError::Denied { what: describe(path, query) }),
+            Some(index) => index,
+        };
         if known_leader.as_deref() == Some("false") {
             return Err(NomadError::NoLeader);
         }

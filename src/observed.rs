@@ -82,13 +82,8 @@ impl Observed {
             let above = section.from.as_ref().and_then(|from| named.get(from).cloned());
             if ["frontend", "listen"].contains(&section.kind.as_str()) {
                 let effective = inherit(above.clone().unwrap_or_else(|| last.clone()), &directives);
-                let mode = effective.mode.as_deref();
-                let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], mode, owner);
+                let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], effective, owner);
                 frontend.by_connector = ConnectorRule::all(&text, &lines[1..], &directives[1..], owner);
-                frontend.by_hand.extend(effective.default_backend);
-                if section.kind == "listen" {
-                    frontend.by_hand.insert(section.name.clone());
-                }
                 if unclear {
                     frontend.door.trouble = Some("it is unclear whether what follows it is part of it");
                 }

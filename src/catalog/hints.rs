@@ -15,7 +15,7 @@ pub type Reads = BTreeMap<Cause, u64>;
 pub(super) struct Pulse {
     /// [`Ledger::epoch`].
     pub(super) epoch: u64,
-    /// How many reads there have been.
+    /// How many reads there have been, of nothing included.
     pub(super) reads: u64,
     /// [`Ledger::is_unfinished`].
     pub(super) is_unfinished: bool,
@@ -53,6 +53,12 @@ impl Hints {
     pub(super) fn has_read(&self, cause: Cause) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state.1.entry(cause).or_default() += 1;
+    }
+
+    /// A read is over, whatever it was for; `are_current`: the jobs that it needed could be read.
+    pub(super) fn has_tried(&self, are_current: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0.has_jobs(are_current);
         self.publish(&state.0, 1);
     }
 

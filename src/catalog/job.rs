@@ -4,7 +4,7 @@
 //! job is read once, and again when the event stream names it; when the stream begins, as what was before is not known;
 //! and at a resync. Without a stream it is read again when a registration of it is another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -187,6 +187,8 @@ struct Known {
     read: u64,
     /// The highest index of its registrations then.
     registered: u64,
+    /// Its last read had no answer.
+    has_failed: bool,
     job: Result<Job, String>,
 }
 
@@ -216,14 +218,14 @@ impl Jobs {
         state.all = state.hints;
     }
 
-    /// Brings them up to date, and returns what they say of the services of a catalog.
+    /// Brings them up to date, and returns what they say of the services of a catalog, and whether all could be read.
     pub(super) async fn checks(
         &self,
         nomad: &Nomad,
         catalog: &Catalog,
         prefix: &str,
         has_streams: bool,
-    ) -> BTreeMap<ServiceKey, Result<JobCheck, String>> {
+    ) -> (BTreeMap<ServiceKey, Result<JobCheck, String>>, bool) {
         let wanted: Vec<(&ServiceKey, &Registration)> =
             catalog.services.iter().filter_map(|(service, all)| Some((service, asks(all, prefix)?))).collect();
         let mut jobs: BTreeMap<JobKey, u64> = BTreeMap::new();
@@ -248,6 +250,7 @@ impl Jobs {
             self.read(nomad, outdated, hints).await;
         }
         let state = self.state();
+        let are_current = !state.known.values().any(|known| known.has_failed);
         let check = |(service, registration): (&ServiceKey, &Registration)| {
             let key = (service.namespace.clone(), registration.job_id.clone());
             let check = match &state.known.get(&key)?.job {
@@ -256,7 +259,7 @@ impl Jobs {
             };
             Some((service.clone(), check))
         };
-        wanted.into_iter().filter_map(check).collect()
+        (wanted.into_iter().filter_map(check).collect(), are_current)
     }
 
     /// Those that are not known yet: an event may name one while it is read for the first time.
@@ -264,7 +267,7 @@ impl Jobs {
         let mut state = self.state();
         for job in jobs {
             let why = || Err("it was not read yet".to_owned());
-            let unread = || Known { named: 1, index: 0, read: 0, registered: 0, job: why() };
+            let unread = || Known { named: 1, index: 0, read: 0, registered: 0, has_failed: false, job: why() };
             state.known.entry(job.clone()).or_insert_with(unread);
         }
     }
@@ -277,7 +280,7 @@ impl Jobs {
 
     async fn read(&self, nomad: &Nomad, outdated: Vec<(JobKey, u64)>, hints: u64) {
         self.expect(outdated.iter().map(|(job, _)| job));
-        let mut unread: BTreeSet<JobKey> = outdated.iter().map(|(job, _)| job.clone()).collect();
+        let mut unread: BTreeMap<JobKey, u64> = outdated.iter().cloned().collect();
         let asked = outdated.into_iter().map(async |(key, registered)| {
             let path = format!("/v1/job/{}", crate::desired::encode(&key.1));
             let query = [("namespace", key.0.as_str())];
@@ -285,19 +288,45 @@ impl Jobs {
                 Some(index) => nomad.wait::<Job>(&path, &query, index - 1, COMMIT).await,
                 None => nomad.read::<Job>(&path, &query).await,
             };
-            (key, registered, job.map(|read| read.value).map_err(|error| chain(&error)))
+            (key, registered, job.map(|read| read.value))
         });
         let answers = stream::iter(asked).buffer_unordered(CONCURRENCY).take_until(tokio::time::sleep(TOTAL_TIMEOUT));
         let mut answers = pin!(answers);
         while let Some((key, registered, job)) = answers.next().await {
             unread.remove(&key);
+            let job = match job {
+                Ok(job) => Ok(job),
+                Err(error) if error.may_pass() => {
+                    self.failed(&key, hints, registered, chain(&error));
+                    continue;
+                }
+                Err(error) => Err(chain(&error)),
+            };
             let mut state = self.state();
             let (named, index) = state.known.get(&key).map_or((1, 0), |known| (known.named, known.index));
-            state.known.insert(key, Known { named, index, read: hints, registered, job });
+            state.known.insert(key, Known { named, index, read: hints, registered, has_failed: false, job });
         }
-        for key in unread {
-            let late = || format!("Nomad did not answer for all jobs within {} s", TOTAL_TIMEOUT.as_secs());
-            self.state().known.insert(key, Known { named: 1, index: 0, read: 0, registered: 0, job: Err(late()) });
+        let late = || format!("Nomad did not answer for all jobs within {} s", TOTAL_TIMEOUT.as_secs());
+        for (key, registered) in &unread {
+            self.failed(key, hints, *registered, late());
+        }
+    }
+
+    /// A job had no answer: what was known of it stands until it is read again.
+    fn failed(&self, key: &JobKey, hints: u64, registered: u64, why: String) {
+        if let Some(known) = self.state().known.get_mut(key) {
+            (known.read, known.registered, known.has_failed) = (hints, registered, true);
+            if let Err(unknown) = &mut known.job {
+                *unknown = why;
+            }
+        }
+    }
+
+    /// It is time to read those again that had no answer. Not before: each may take as long again, and a pass waits for
+    /// it.
+    pub(super) fn retry(&self) {
+        for known in self.state().known.values_mut().filter(|known| known.has_failed) {
+            known.read = 0;
         }
     }
 }
@@ -364,7 +393,7 @@ mod tests {
         let jobs = Jobs::default();
         let key = ("default".to_owned(), "j".to_owned());
         assert!(!jobs.changed(std::slice::from_ref(&key), 7), "nobody needs it");
-        let known = Known { named: 1, index: 0, read: 2, registered: 1, job: Ok(Job::default()) };
+        let known = Known { named: 1, index: 0, read: 2, registered: 1, has_failed: false, job: Ok(Job::default()) };
         jobs.state().known.insert(key.clone(), known);
         assert!(jobs.changed(std::slice::from_ref(&key), 8) && !jobs.changed(&[("default".into(), "k".into())], 9));
         assert_eq!(jobs.hinted(&key), Some(8), "a read has to know of it");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::desired::ServiceKey;
 
-use super::{Catalog, JobCheck, Registration};
+use super::{Catalog, JobCheck, Registration, Unread};
 
 /// Fewer services than this are always read one by one. From here on the whole catalog is read if more services changed
 /// than it has: most of them are none of ours, and the list says so in one call.
@@ -40,11 +40,13 @@ pub enum Cause {
     Unnamed,
     /// Everything, as too many services changed.
     Many,
+    /// Everything, as a namespace could not be read the last time.
+    Retry,
 }
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Event,
         Self::Start,
         Self::Resync,
@@ -54,6 +56,7 @@ impl Cause {
         Self::IndexWentBack,
         Self::Unnamed,
         Self::Many,
+        Self::Retry,
     ];
 
     /// For logs and metrics.
@@ -68,6 +71,7 @@ impl Cause {
             Self::IndexWentBack => "index-went-back",
             Self::Unnamed => "unnamed",
             Self::Many => "many",
+            Self::Retry => "retry",
         }
     }
 }
@@ -153,6 +157,8 @@ pub struct Ledger {
     streams: BTreeMap<String, Option<u64>>,
     /// Whether the last read left some of them.
     is_unfinished: bool,
+    /// Whether the jobs that it needed could not all be read.
+    lacks_jobs: bool,
     /// The highest index of any hint or read.
     highest: u64,
     /// The last index of the blocking query.
@@ -172,6 +178,7 @@ impl Ledger {
             everything: None,
             services: BTreeMap::new(),
             is_unfinished: false,
+            lacks_jobs: false,
             explained: BTreeSet::new(),
             streams: BTreeMap::new(),
             highest: 0,
@@ -310,9 +317,26 @@ impl Ledger {
         self.known.as_ref().map(|known| known.catalog.clone())
     }
 
-    /// Whether the last read left services that it should have read: they are to be tried again.
+    /// Whether the last read left something that it should have read: it is to be tried again.
     pub fn is_unfinished(&self) -> bool {
-        self.is_unfinished
+        self.is_unfinished || self.lacks_jobs || self.lacks_namespace()
+    }
+
+    /// It is time to try again. Services that could not be read are in the next read in any case.
+    pub fn retries(&mut self) {
+        if self.lacks_namespace() {
+            self.read_everything(Cause::Retry);
+        }
+    }
+
+    /// The jobs of the last read could, or could not, all be read.
+    pub fn has_jobs(&mut self, has_all: bool) {
+        self.lacks_jobs = !has_all;
+    }
+
+    fn lacks_namespace(&self) -> bool {
+        let mut unread = self.known.iter().flat_map(|known| known.catalog.namespaces.values());
+        unread.any(|unread| matches!(unread, Unread::Failed(_)))
     }
 
     /// Everything was read.

@@ -46,6 +46,12 @@ pub struct NomadCatalog {
     jobs: Arc<Jobs>,
 }
 
+/// Of a namespace. One that takes too long would hold up each attempt, so that it has to wait for the next resync.
+fn unread(error: &NomadError) -> Unread {
+    let kind = if error.may_pass() && !error.is_timeout() { Unread::Failed } else { Unread::Refused };
+    kind(chain(error))
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct NamespaceList {
@@ -101,12 +107,13 @@ impl NomadCatalog {
             self.zombies.look(&self.nomad, &catalog).await;
         }
         let has_streams = self.hints.ask(Ledger::has_streams);
-        let checks = self.jobs.checks(&self.nomad, &catalog, &self.prefix, has_streams).await;
+        let (checks, are_current) = self.jobs.checks(&self.nomad, &catalog, &self.prefix, has_streams).await;
         if catalog.checks != checks {
             // Otherwise it would be copied, as somebody else has it, too.
             drop(catalog);
             catalog = self.hints.change(|ledger| ledger.has_checks(checks));
         }
+        self.hints.has_tried(are_current);
         Ok(Fetched { catalog: self.zombies.without(catalog), is_full })
     }
 
@@ -148,8 +155,8 @@ impl NomadCatalog {
         let mut wanted = Vec::new();
         let mut listed = BTreeSet::new();
         let mut failed = None;
-        for namespace in &self.namespaces {
-            match self.list(namespace).await {
+        for (namespace, list) in self.lists(self.namespaces.iter().collect()).await {
+            match list {
                 Ok(Read { index, value }) => {
                     // Of several lists the lowest index is the one that the catalog certainly includes.
                     catalog.index = if catalog.index == 0 { index } else { catalog.index.min(index) };
@@ -170,7 +177,7 @@ impl NomadCatalog {
                 // There is no single namespace of `*` to hold.
                 Err(error) if error.is_outage() || namespace == "*" => return Err(error),
                 Err(error) => {
-                    catalog.namespaces.insert(namespace.clone(), Unread::Failed(chain(&error)));
+                    catalog.namespaces.insert(namespace.clone(), unread(&error));
                     failed = Some(error);
                 }
             }
@@ -178,15 +185,16 @@ impl NomadCatalog {
         if let Some(error) = failed.filter(|_| listed.is_empty()) {
             return Err(error);
         }
-        for namespace in served.iter().filter(|namespace| self.watches(namespace) && !listed.contains(*namespace)) {
-            if catalog.namespaces.contains_key(namespace) {
-                continue;
-            }
-            match self.list(namespace).await {
+        let is_left_out = |namespace: &&String| {
+            self.watches(namespace) && !listed.contains(*namespace) && !catalog.namespaces.contains_key(*namespace)
+        };
+        let left_out: Vec<&String> = served.iter().filter(is_left_out).collect();
+        for (namespace, list) in self.lists(left_out).await {
+            match list {
                 Ok(_) => {}
                 Err(error) if error.is_outage() => return Err(error),
                 Err(error) => {
-                    catalog.namespaces.insert(namespace.clone(), Unread::Failed(chain(&error)));
+                    catalog.namespaces.insert(namespace.clone(), unread(&error));
                 }
             }
         }
@@ -284,6 +292,15 @@ impl NomadCatalog {
         let index = index.to_string();
         let query = [("topic", "Service"), ("topic", "Job"), ("namespace", namespace), ("index", index.as_str())];
         self.nomad.lines("/v1/event/stream", &query).await
+    }
+
+    /// The lists of namespaces: in parallel, as Nomad may take its time for each one before it refuses it.
+    async fn lists<'a>(
+        &self,
+        namespaces: Vec<&'a String>,
+    ) -> Vec<(&'a String, Result<Read<Vec<NamespaceList>>, NomadError>)> {
+        let asked: Vec<_> = namespaces.into_iter().map(async |name| (name, self.list(name).await)).collect();
+        stream::iter(asked).buffered(CONCURRENCY).collect().await
     }
 
     async fn list(&self, namespace: &str) -> Result<Read<Vec<NamespaceList>>, NomadError> {

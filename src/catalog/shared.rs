@@ -34,6 +34,7 @@ pub struct Reading {
 #[derive(Debug)]
 struct Last {
     began: Instant,
+    ended: Instant,
     /// When the last read of everything began, if it succeeded.
     full: Option<Instant>,
     /// The namespaces that it was asked to look at in any case.
@@ -42,10 +43,17 @@ struct Last {
 }
 
 impl Last {
-    fn is_good_for(&self, served: &BTreeSet<String>, since: Instant, full_since: Option<Instant>) -> bool {
+    fn is_good_for(
+        &self,
+        served: &BTreeSet<String>,
+        since: Instant,
+        full_since: Option<Instant>,
+        now: Instant,
+    ) -> bool {
         let is_current = match self.result {
             Ok(_) => self.began >= since && !self.needs_full(full_since),
-            Err(_) => self.began >= since.max(Instant::now().checked_sub(ERROR_SHARED).unwrap_or(since)),
+            // However long Nomad took for it: those that waited meanwhile would wait as long again, one by one.
+            Err(_) => self.ended >= since && now < self.ended + ERROR_SHARED,
         };
         is_current && self.served.is_superset(served)
     }
@@ -95,7 +103,7 @@ impl SharedCatalog {
         full_since: Option<Instant>,
     ) -> Result<Reading, Arc<SourceError>> {
         let mut last = self.last.lock().await;
-        if let Some(last) = last.as_ref().filter(|last| last.is_good_for(served, since, full_since)) {
+        if let Some(last) = last.as_ref().filter(|last| last.is_good_for(served, since, full_since, Instant::now())) {
             return last.result.clone();
         }
         let full = last.as_ref().and_then(|last| last.full);
@@ -117,7 +125,7 @@ impl SharedCatalog {
             }
             Err(error) => (full, Err(Arc::new(error))),
         };
-        last.insert(Last { began, full, served, result }).result.clone()
+        last.insert(Last { began, ended: Instant::now(), full, served, result }).result.clone()
     }
 
     /// They are only used for notes, so if they cannot be listed now, the last ones are used.
@@ -229,11 +237,17 @@ mod tests {
         let began = Instant::now();
         let ago = |time| began.checked_sub(time).expect("this machine is up for longer");
         let error = SourceError::Nomad(crate::nomad::NomadError::NoLeader);
-        let mut last = Last { began, full: None, served: names(&[]), result: Err(Arc::new(error)) };
-        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
-        last.began = ago(ERROR_SHARED * 2);
-        assert!(!last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
+        let mut last = Last { began, ended: began, full: None, served: names(&[]), result: Err(Arc::new(error)) };
+        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None, began));
+        last.began = ago(ERROR_SHARED * 6);
+        assert!(
+            last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None, began),
+            "asked for while Nomad did not answer"
+        );
+        last.ended = ago(ERROR_SHARED * 2);
+        assert!(!last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None, began));
+        last.began = last.ended;
         last.result = Ok(Reading { catalog: Arc::default(), at: SystemTime::now() });
-        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None));
+        assert!(last.is_good_for(&names(&[]), ago(ERROR_SHARED * 4), None, began));
     }
 }

@@ -1,5 +1,5 @@
 //! When the catalog changes: by a blocking query on the list of services, and by event streams, whichever comes first.
-//! Both are hints. The [`Ledger`](super::ledger::Ledger) says what is to be read for them.
+//! Both are hints. The [`Ledger`] says what is to be read for them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::status::Board;
 
 use super::Source;
 use super::events::{Events, Said};
-use super::ledger::Woken;
+use super::ledger::{Ledger, Woken};
 use super::nomad::NomadCatalog;
 
 /// Between two polls of a catalog file.
@@ -232,7 +232,7 @@ impl Watch {
         if hints.ask(|ledger| ledger.floor().is_some()) {
             self.wake(Wake::Event);
         }
-        if hints.ask(super::ledger::Ledger::has_streams) {
+        if hints.ask(Ledger::has_streams) {
             self.begun.cancel();
         }
         loop {
@@ -248,15 +248,25 @@ impl Watch {
         }
     }
 
-    /// Wakes the loops for services that could not be read, at growing intervals.
+    /// Wakes the loops for what could not be read, at growing intervals.
     async fn retry(&self) {
-        let (mut pulse, mut backoff) = (self.nomad.hints().pulse(), retries());
+        let hints = self.nomad.hints();
+        let (mut pulse, mut backoff) = (hints.pulse(), retries());
         loop {
-            let Ok(reads) = pulse.wait_for(|pulse| pulse.is_unfinished).await.map(|pulse| pulse.reads) else { return };
-            sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
-            if pulse.borrow().reads == reads {
-                self.wake(Wake::Retry);
+            if pulse.wait_for(|pulse| pulse.is_unfinished).await.is_err() {
+                return;
             }
+            sleep(backoff.next().unwrap_or(RETRY_MAX)).await;
+            let reads = pulse.borrow().reads;
+            if !pulse.borrow().is_unfinished {
+                backoff = retries();
+                continue;
+            }
+            hints.change(|ledger| {
+                self.nomad.jobs().retry();
+                ledger.retries();
+            });
+            self.wake(Wake::Retry);
             let Ok(finished) = pulse.wait_for(|pulse| pulse.reads != reads).await.map(|pulse| !pulse.is_unfinished)
             else {
                 return;

@@ -10,9 +10,9 @@ use super::claims::{self, Asked};
 use super::settle::{self, Candidate};
 use super::tags::{self, BackendTag, CheckTags, CheckType, Enable, Intent, Routing, ServerTags};
 use super::{
-    Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, FrontendName, Grants, Held,
-    Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity, SlotPolicy,
-    Sni, Tls,
+    Address, Backend, BackendKind, BackendName, BackendSettings, Balance, Check, Code, Desired, FrontendName, Grants,
+    Held, Instance, InstanceId, Mode, NamespaceNote, Note, Owner, Present, ServerOptions, ServiceKey, Severity,
+    SlotPolicy, Sni, Tls,
 };
 
 /// The settings for building.
@@ -135,7 +135,7 @@ pub fn build(catalog: &Catalog, present: &Present, options: &Options) -> Built {
     built.notes.extend(catalog.zombies.iter().map(zombies));
     built.declined = declined(catalog, options);
     for (namespace, unread) in &catalog.namespaces {
-        if matches!(unread, Unread::Failed(_)) {
+        if matches!(unread, Unread::Refused(_) | Unread::Failed(_)) {
             built.held.namespaces.insert(namespace.clone());
         }
         built.namespaces.push(NamespaceNote::new(namespace, unread));
@@ -433,6 +433,12 @@ impl Builder<'_> {
     fn instance(&mut self, registration: &Registration, intent: &Intent, mode: Mode) -> Option<Instance> {
         let id = shown(&registration.id);
         let address = match registration.address.parse() {
+            // HAProxy would connect to the address that the client has connected to (HAProxy's manual, `server`).
+            Ok(Address::Ip(ip)) if ip.to_canonical().is_unspecified() => {
+                let text = format!("instance {id:?} is not routed: {ip} is no address that anybody can connect to");
+                self.note(Severity::Error, Code::BadAddress, text);
+                return None;
+            }
             Ok(address) => address,
             Err(error) => {
                 self.note(Severity::Error, Code::BadAddress, format!("instance {id:?} is not routed: {error}"));

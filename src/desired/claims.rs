@@ -136,8 +136,8 @@ impl Settling<'_> {
         }
         match (mode, &route.host) {
             (Some(Mode::Tcp), HostPattern::Any) if door.has_default => Some(format!(
-                "the frontend {frontend} has a `default_backend` of yours, which stays as it is: remove it, or name a \
-                 domain, which is compared with the name in the TLS handshake (SNI)"
+                "the frontend {frontend} has a `default_backend`, or servers, of yours, which stay as they are: remove \
+                 them, or name a domain, which is compared with the name in the TLS handshake (SNI)"
             )),
             (Some(Mode::Tcp), _) if !route.path.is_root() => {
                 Some(format!("the frontend {frontend} is in TCP mode, where there are no paths"))
@@ -183,7 +183,7 @@ impl Settling<'_> {
             by_host.entry(claim.route.host.clone()).or_default().push(claim);
         }
         for (host, mut claims) in by_host {
-            claims.sort_by_key(|claim| self.priority(frontend, claim));
+            claims.sort_by_cached_key(|claim| self.priority(frontend, claim));
             let absent = self.absent_owner(frontend, &host);
             let owner = match &absent {
                 Some((namespace, _)) => Some(namespace.clone()),
@@ -234,9 +234,8 @@ impl Settling<'_> {
     fn priority(&self, frontend: &FrontendName, claim: &Claim) -> (bool, bool, u64, ServiceKey, Route) {
         let Claim { asked, route } = claim;
         let routes = self.present.routes.get(frontend);
-        let has = |(known, backend): (&Route, &BackendName)| known.host == route.host && *backend == asked.backend;
         let has_route = routes.and_then(|routes| routes.get(route)) == Some(&asked.backend);
-        let has_host = routes.is_some_and(|routes| routes.iter().any(has));
+        let has_host = self.backends_of(frontend, &route.host).any(|backend| *backend == asked.backend);
         (!has_route, !has_host, asked.since, asked.service.clone(), route.clone())
     }
 
@@ -248,10 +247,21 @@ impl Settling<'_> {
 
     /// Such a backend that has a route of the host, and its namespace.
     fn absent_owner(&self, frontend: &FrontendName, host: &HostPattern) -> Option<(String, BackendName)> {
-        let mut routes = self.present.routes.get(frontend)?.iter().filter(|(route, _)| route.host == *host);
-        let (_, backend) = routes.find(|(_, backend)| self.is_kept(backend))?;
+        let backend = self.backends_of(frontend, host).find(|backend| self.is_kept(backend))?;
         let place = self.present.backends.get(backend)?;
         place.holders.first().map(|service| (service.namespace.clone(), backend.clone()))
+    }
+
+    /// The backends that have routes of a host.
+    fn backends_of<'a>(
+        &'a self,
+        frontend: &FrontendName,
+        host: &'a HostPattern,
+    ) -> impl Iterator<Item = &'a BackendName> {
+        let first = Route { host: host.clone(), path: RoutePath::default() };
+        let routes = self.present.routes.get(frontend).into_iter();
+        let from = routes.flat_map(move |routes| routes.range(first.clone()..));
+        from.take_while(move |(route, _)| route.host == *host).map(|(_, backend)| backend)
     }
 
     fn is_kept(&self, backend: &BackendName) -> bool {

@@ -149,7 +149,7 @@ impl NamespaceNote {
                  gone; correct nomad.namespace (NOMAD_NAMESPACE), or make the namespace with `nomad namespace apply`"
                     .to_owned(),
             ),
-            Unread::Failed(why) => {
+            Unread::Refused(why) | Unread::Failed(why) => {
                 (Code::UnreadableNamespace, format!("{why}; what HAProxy has of it stays, and the others go on"))
             }
         };

@@ -155,17 +155,18 @@ pub fn parse<'a>(prefix: &str, tags: impl IntoIterator<Item = &'a str>) -> (Inte
             complaints.push(unknown(prefix, name));
             continue;
         };
-        if seen == Some(name) && !known.is_repeatable() {
+        if let Err(why) = (known.take)(&mut intent, value) {
+            let tag: String = shorten(tag);
+            complaints.push(Complaint(format!("tag {:?} is ignored: {why}", format!("{prefix}{tag}"))));
+            continue;
+        }
+        if seen.replace(name) == Some(name) && !known.is_repeatable() {
             complaints.push(Complaint(format!(
                 "tag {prefix}{name} is there twice; {:?} counts",
                 shorten(value.unwrap_or(""))
             )));
         }
-        seen = Some(name);
-        if let Err(why) = (known.take)(&mut intent, value) {
-            let tag: String = shorten(tag);
-            complaints.push(Complaint(format!("tag {:?} is ignored: {why}", format!("{prefix}{tag}"))));
-        } else if known.level.is_of_section() {
+        if known.level.is_of_section() {
             intent.section.push(known.name);
         }
     }

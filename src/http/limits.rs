@@ -52,7 +52,10 @@ pub(super) async fn tidy(request: Request, next: Next) -> Response {
         headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     }
     let status = response.status();
-    if !(status.is_client_error() || status.is_server_error()) || (is_api && is_json(response.headers())) {
+    let is_error = status.is_client_error() || status.is_server_error();
+    // Another text has its own form, and may be a long one: a line for each HAProxy.
+    let is_complete = if is_api { is_json(response.headers()) } else { response.body().size_hint().lower() > 0 };
+    if !is_error || is_complete {
         return response;
     }
     let (parts, body) = response.into_parts();
@@ -60,9 +63,7 @@ pub(super) async fn tidy(request: Request, next: Next) -> Response {
     let text = String::from_utf8_lossy(&text);
     let why = match text.trim() {
         "" => default_text(status, &method, &parts.headers),
-        text if is_api => text.to_owned(),
-        // Its form is its own.
-        _ => return Response::from_parts(parts, Body::from(text.into_owned())),
+        text => text.to_owned(),
     };
     let mut response = if is_api { problem(status, &why) } else { (status, why + "\n").into_response() };
     for (name, value) in &parts.headers {

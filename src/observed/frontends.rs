@@ -6,7 +6,8 @@ use crate::desired::{Door, Mode, Owner};
 use crate::haproxy::maps;
 use crate::haproxy::text::{Blocks, Directive, Section};
 
-use super::ConnectorRule;
+use super::inherited::Inherited;
+use super::{ConnectorRule, profiles};
 
 /// One frontend of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,21 +27,24 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Reads one; `mode` is stated or inherited.
+    /// Reads one; `effective` is stated or inherited.
     pub(super) fn new(
         section: Section,
         lines: &[usize],
         directives: &[Directive],
-        mode: Option<&str>,
+        effective: Inherited,
         owner: &Owner,
     ) -> Self {
-        let mut door = Door::new(match mode {
+        let mut door = Door::new(match effective.mode.as_deref() {
             Some("http") => Some(Mode::Http),
             Some("tcp") | None => Some(Mode::Tcp),
             Some(_) => None,
         });
-        let (mut rules, mut by_hand, mut is_in_order, mut blocks) =
-            (BTreeMap::new(), BTreeSet::new(), true, Blocks::default());
+        let is_listen = section.kind == "listen";
+        door.has_default = effective.default_backend.is_some() || (is_listen && profiles::has_servers(directives));
+        let itself = is_listen.then(|| section.name.clone());
+        let mut by_hand: BTreeSet<String> = effective.default_backend.into_iter().chain(itself).collect();
+        let (mut rules, mut is_in_order, mut blocks) = (BTreeMap::new(), true, Blocks::default());
         for (line, directive) in lines.iter().zip(directives) {
             blocks.pass(directive.keyword());
             match directive.keyword() {
@@ -55,7 +59,6 @@ impl Frontend {
                         door.always.get_or_insert(line + 1);
                     }
                 }
-                "default_backend" => door.has_default = true,
                 "tcp-request" if directive.words.get(1).is_some_and(|word| word == "inspect-delay") => {
                     door.inspects = true;
                 }
@@ -118,6 +121,8 @@ mod tests {
         assert_eq!(door("listen f\n mode health\n").mode, None);
         let tcp = door("frontend f\n mode tcp\n tcp-request inspect-delay 5s\n default_backend b\n");
         assert!(tcp.inspects && tcp.has_default);
+        assert!(door("defaults\n default_backend b\nfrontend f\n").has_default, "it is inherited");
+        assert!(door("listen f\n server a 127.0.0.1:1\n").has_default && !door("listen f\n").has_default);
         assert_eq!(door("frontend f\n use_backend a if b\n use_backend %[x]\n").always, Some(3));
         assert!(door("frontend f\nfrontend f\n").trouble.is_some());
         assert!(door("frontend f\nbind :1\nfuture x\n").trouble.is_some());

@@ -84,7 +84,7 @@ pub(super) fn owner_in(name: &str) -> Option<&str> {
 
 /// Whether a section has servers, which HAProxy accepts in no `defaults`.
 pub(super) fn has_servers(directives: &[Directive]) -> bool {
-    directives.iter().any(|directive| directive.keyword() == "server")
+    directives.iter().any(|directive| ["server", "server-template"].contains(&directive.keyword()))
 }
 
 fn name_for(owner: &Owner, content: &str) -> String {

@@ -126,4 +126,20 @@ async fn a_job_that_did_not_change_is_not_read_and_one_that_cannot_be_read_keeps
         assert!(answer.contains(noted), "{answer}");
         assert_eq!(rig.haproxy.text(), text);
     }
+    // What passes: a controller that runs comes back to it, and goes on from what it knew.
+    let fails = || {
+        gate.interfere(Some(Box::new(|_, uri| {
+            uri.path().starts_with("/v1/job/app").then(|| (500, "rpc error".to_owned()))
+        })));
+    };
+    gate.interfere(None);
+    let controller = Controller::start(&rig.env_with(&settings("1h")), &[]);
+    controller.wait_until_ready().await;
+    fails();
+    nomad.submit(checked("app", &["enable=true"], recorder.port(), request("/ready"))).await;
+    let known = jobs_read();
+    wait_for("attempts", Duration::from_secs(30), async || (jobs_read() > known + 2).then_some(())).await;
+    assert!(rig.haproxy.text().contains("option httpchk HEAD /health HTTP/1.1"), "{}", rig.haproxy.text());
+    gate.interfere(None);
+    wait_for_text(&rig, &["option httpchk HEAD /ready HTTP/1.1"]).await;
 }

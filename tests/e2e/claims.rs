@@ -159,7 +159,9 @@ async fn a_tcp_frontend_routes_by_the_name_in_the_handshake() {
             let mut stream = tokio::net::UnixStream::connect(rig.haproxy.folder().join("pg")).await.unwrap();
             assert_eq!(says(&mut stream, b"").await, "all", "{said}");
             assert!(
-                said.contains("service late: no route for *: the frontend mine has a `default_backend` of yours"),
+                said.contains(
+                    "service late: no route for *: the frontend mine has a `default_backend`, or servers, of"
+                ),
                 "{said}"
             );
             assert!(said.contains("service path: no route for path.com/x: the frontend web is in TCP mode"), "{said}");

@@ -561,7 +561,7 @@ async fn a_catalog_stands_only_if_every_answer_is_whole() {
     assert_eq!(read(&short, &["default"]).await.unwrap(), 2);
     let catalog = read_catalog(&short, &["default", "team-a"]).await.unwrap();
     assert_eq!(catalog.len(), 2, "the others go on");
-    assert!(matches!(&catalog.namespaces["team-a"], Unread::Failed(why) if why.contains("read-job")), "{catalog:?}");
+    assert!(matches!(&catalog.namespaces["team-a"], Unread::Refused(why) if why.contains("read-job")), "{catalog:?}");
     // A service that cannot be read is held on its own.
     let broken = [(LIST, "services-all-ns"), ("/v1/service/na-web?namespace=default", "no-cluster-leader")];
     let catalog = read_catalog(&broken, &["default"]).await.unwrap();

@@ -54,7 +54,8 @@ async fn wait_for_events(controller: &Controller, open: bool) {
 }
 
 /// Why all of the catalog is read.
-const FULL: [&str; 8] = ["start", "stream", "unexplained", "no-stream", "resync", "many", "unnamed", "index-went-back"];
+const FULL: [&str; 9] =
+    ["start", "stream", "unexplained", "no-stream", "resync", "many", "unnamed", "index-went-back", "retry"];
 
 /// How often the catalog was read for this cause.
 async fn reads(controller: &Controller, cause: &str) -> u32 {

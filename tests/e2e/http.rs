@@ -565,3 +565,25 @@ async fn of_several_haproxys_a_request_is_for_all_or_for_one() {
     .await;
     fleet.gates[0].freeze(false);
 }
+
+/// As after an outage of Nomad or of a network.
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_names_each_of_sixty_haproxys_that_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, catalog) = (folder.path().join("settings.json"), folder.path().join("catalog.json"));
+    write_catalog(&catalog, &services(1));
+    let name = |number| format!("an-edge-whose-name-is-rather-long-{number}");
+    // Nobody listens at port 1 (tcpmux).
+    let address = |number| format!("http://127.0.1.{}:1", number + 1);
+    let entries: Vec<Value> =
+        (0..60).map(|number| json!({"name": name(number), "address": address(number), "password": "x"})).collect();
+    std::fs::write(&settings, json!({"haproxy": entries}).to_string()).unwrap();
+    let (settings, catalog) = (settings.display().to_string(), catalog.display().to_string());
+    let controller = Controller::start(&Vec::new(), &["--config", &settings, "--catalog", &catalog]);
+    let text = wait_for("all of them to have failed", SOON, async || {
+        let (status, text) = controller.http("/readyz").await;
+        (status == 503 && text.matches("failed").count() == 60).then_some(text)
+    })
+    .await;
+    assert!(text.len() > 4096 && text.lines().count() == 60, "{text}");
+}

@@ -526,3 +526,20 @@ fn a_namespace_that_cannot_be_read_needs_no_stream() {
     ledger.heard("nope", Line { index: 6, services: vec![Some(there)] });
     assert!(matches!(ledger.todo(false).1, Todo::Everything(_)));
 }
+
+#[test]
+fn a_namespace_that_could_not_be_read_is_read_again() {
+    let mut ledger = Ledger::new(vec!["default".into()]);
+    ledger.wants("default");
+    ledger.opened("default");
+    let read = |ledger: &mut Ledger, unread: Option<fn(String) -> Unread>| {
+        let (ticket, _) = ledger.todo(false);
+        let namespaces = unread.map(|unread| ("default".to_owned(), unread("500".to_owned()))).into_iter().collect();
+        ledger.read_all(ticket, Arc::new(Catalog { index: 5, namespaces, ..Catalog::default() }));
+        ledger.retries();
+        (ledger.is_unfinished(), ledger.todo(false).1 == Todo::Everything(Cause::Retry))
+    };
+    assert_eq!(read(&mut ledger, Some(Unread::Failed)), (true, true));
+    assert_eq!(read(&mut ledger, Some(Unread::Refused)), (false, false), "nothing says that it may be read soon");
+    assert_eq!(read(&mut ledger, None), (false, false));
+}

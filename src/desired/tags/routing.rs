@@ -6,6 +6,9 @@ use crate::desired::{DomainType, FrontendName, HostPattern, Route, RoutePath};
 
 use super::value::needed;
 
+/// How many routes a service may ask for. Two tags of the longest kind would make 200 000 otherwise, for each instance.
+const MAX_ROUTES: usize = 5000;
+
 /// Which requests are to be routed to the service.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Routing {
@@ -78,6 +81,13 @@ impl Routing {
         }
         let root = BTreeSet::from([RoutePath::default()]);
         let paths = if self.paths.is_empty() { &root } else { &self.paths };
+        if self.domains.len() * paths.len() > MAX_ROUTES {
+            let (domains, paths) = (self.domains.len(), paths.len());
+            ignored.push(format!(
+                "{domains} of them with {paths} paths make more than {MAX_ROUTES} routes; none is routed"
+            ));
+            return ignored;
+        }
         for domain in &self.domains {
             match HostPattern::parse(domain, self.by) {
                 Ok(host) => {
@@ -130,6 +140,16 @@ mod tests {
     #[test]
     fn a_bad_domain_leaves_the_others() {
         assert_eq!(read(&["domain=a b,ok.com,,x:80", "frontend=a b"]), (routes(&["ok.com"]), 4));
+    }
+
+    #[test]
+    fn two_tags_do_not_make_more_routes_than_fit() {
+        let list = |one: fn(usize) -> String, count| (0..count).map(one).collect::<Vec<_>>().join(",");
+        let hosts = format!("domain={}", list(|n| format!("h{n}"), 100));
+        let paths = |count| format!("path={}", list(|n| format!("/{n}"), count));
+        let count = |paths: &str| read(&[&hosts, paths]).0.len();
+        assert_eq!((count(&paths(50)), count(&paths(51))), (5000, 0));
+        assert_eq!(read(&[&hosts, &paths(51)]).1, 1);
     }
 
     #[test]

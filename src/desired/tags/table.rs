@@ -136,7 +136,7 @@ pub const TABLE: &[Tag] = &[
         name: "domain",
         level: Level::Route,
         values: "hosts, with commas, or the tag several times; without case and port. `*.example.com`: all below \
-                 `example.com`",
+                 `example.com`. With `haproxy.path`, each host has each path: 5000 routes at the most",
         default: "none: no route",
         take: |intent, value| intent.routing.add_domains(value),
     },
