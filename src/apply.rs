@@ -181,11 +181,15 @@ impl Controller {
     }
 
     /// Has HAProxy load its configuration again.
-    pub async fn reload(&mut self) -> Result<(), WriteError> {
+    pub async fn reload(&mut self) -> Result<(), PassError> {
         self.memory.forget_process();
         self.plane.recover().await?;
         let observed = self.plane.observe().await?;
-        self.plane.reload(&observed).await
+        // The Data Plane API renders the file for it.
+        if let Some(moved) = self.survey(&observed).await? {
+            return Err(moved.into());
+        }
+        Ok(self.plane.reload(&observed).await?)
     }
 
     /// Runs one pass. With `review`, only if it does what was reviewed. A standby reads and plans, and writes nothing.
@@ -247,7 +251,7 @@ impl Controller {
         let owner = self.options.plan.owner.clone();
         let mut permit = review.map(|review| Permit::new(review, &owner));
         let asked = Instant::now();
-        let info = self.plane.info().await?;
+        let mut info = self.plane.info().await?;
         (status.response_time, status.haproxy) = (Some(asked.elapsed()), Some(info.clone()));
         self.memory.saw_process(info.pid, moment.everything);
         let mut reading = None;
@@ -259,6 +263,11 @@ impl Controller {
         }
         if !self.memory.is_clean() {
             self.plane.recover().await?;
+            if self.memory.owes_reload() {
+                // It may have paid.
+                info = self.plane.info().await?;
+                self.memory.saw_process(info.pid, moment.everything);
+            }
         }
         let mut rounds = 0;
         loop {

@@ -215,6 +215,8 @@ pub struct Runtime {
     /// Its backends, each with whether it is published: requests find no other (`publish backend`, HAProxy 3.4). `None`
     /// if the plane does not report them.
     pub backends: Option<BTreeMap<String, bool>>,
+    /// Whether a change of it failed, so that what the plane does not report may be anything.
+    pub doubts: bool,
 }
 
 impl Runtime {
@@ -248,7 +250,7 @@ impl Runtime {
                 servers.insert((backend.to_string(), server.name.to_string()), running);
             }
         }
-        Self { servers, backends: Some(backends) }
+        Self { servers, backends: Some(backends), doubts: false }
     }
 
     /// Whether it is known to lack a backend.

@@ -49,7 +49,7 @@ pub enum Wake {
     Event,
     /// Nothing changed for a while.
     Resync,
-    /// The last pass failed, or a service could not be read.
+    /// The last pass failed, or something of Nomad could not be read.
     Retry,
     /// A change had to wait for `reload.min_interval`.
     Deferred,
@@ -342,8 +342,8 @@ impl Loop {
         let (outcome, next) = self.pass(moment, Wake::Asked).await;
         let result = match reloaded {
             Ok(()) => Ok(outcome),
-            Err(WriteError::Access(error)) => Err(unreachable(&error)),
-            Err(error) => Err(NotRecovered::NotLoaded(one_line(&PassError::Write(error).outline()))),
+            Err(PassError::Access(error) | PassError::Write(WriteError::Access(error))) => Err(unreachable(&error)),
+            Err(error) => Err(NotRecovered::NotLoaded(one_line(&error.outline()))),
         };
         (result, next)
     }

@@ -77,12 +77,13 @@ impl Controller {
         status.enter(Stage::Observe);
         let observed = self.plane.observe().await?;
         status.saw(&observed, &self.seated);
+        self.memory.saw_file(observed.version);
         let known = self.memory.process(observed.version);
         let (observed, maps_error) = self.look_at_maps(observed, known == Process::Unknown).await;
         let present = Arc::new(observed.present());
         status.routes = present.routes.clone();
         let process = match known {
-            Process::Unknown => self.plane.runtime(&observed).await?,
+            Process::Unknown => Runtime { doubts: self.memory.doubts(), ..self.plane.runtime(&observed).await? },
             Process::Loaded { .. } => Runtime::loaded(&observed),
             Process::Agrees { .. } => Runtime::of(&observed).with_leaving(self.memory.leaving()),
         };

@@ -155,12 +155,24 @@ struct Unresolved {
     retry: Retry,
 }
 
+/// A write that was to be loaded, and had no answer.
+#[derive(Debug)]
+struct Owed {
+    /// The process before it. Another one has loaded the file since.
+    pid: u64,
+    /// The version of the file before it. If the file still has it, nothing was written.
+    version: u64,
+}
+
 /// What a controller remembers about one HAProxy.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// The last pass ended well, so there is nothing to clean up.
     clean: bool,
     process: Process,
+    /// A run-time change failed: of what the plane does not report, the process may have anything.
+    doubts: bool,
+    owed: Option<Owed>,
     /// When we last reloaded HAProxy.
     reloaded: Option<Instant>,
     refused: BTreeMap<Part, Refusal>,
@@ -195,6 +207,39 @@ impl Memory {
         if everything || known != Some(pid) {
             self.process = Process::Unknown;
         }
+        self.owed.take_if(|owed| owed.pid != pid);
+    }
+
+    /// Records which version the file has.
+    pub(super) fn saw_file(&mut self, version: u64) {
+        self.owed.take_if(|owed| owed.version == version);
+    }
+
+    /// The file is about to be written and loaded. Returns whether nothing was owed before.
+    pub(super) fn owes(&mut self, pid: u64, version: u64) -> bool {
+        let is_first = self.owed.is_none();
+        self.owed.get_or_insert(Owed { pid, version });
+        is_first
+    }
+
+    /// What was to be written last is not in the file.
+    pub(super) fn owes_nothing(&mut self) {
+        self.owed = None;
+    }
+
+    /// Whether the file has a change that this process has not loaded, as far as is known.
+    pub(super) fn owes_reload(&self) -> bool {
+        self.owed.is_some()
+    }
+
+    /// A run-time change failed.
+    pub(super) fn has_doubts(&mut self) {
+        self.doubts = true;
+    }
+
+    /// Whether the process may have anything of what the plane does not report.
+    pub(super) fn doubts(&self) -> bool {
+        self.doubts
     }
 
     /// What is known about the process, given the file's current version.
@@ -213,6 +258,7 @@ impl Memory {
     /// HAProxy has loaded the file.
     pub(super) fn loaded(&mut self, pid: u64, now: Instant) {
         self.process = Process::Loaded { pid };
+        (self.owed, self.doubts) = (None, false);
         self.leaving.clear();
         self.reloaded = Some(now);
     }
@@ -220,6 +266,7 @@ impl Memory {
     /// The process agrees with the file.
     pub(super) fn agrees(&mut self, pid: u64, version: u64) {
         self.process = Process::Agrees { pid, version };
+        self.doubts = false;
     }
 
     /// A pass is over.
@@ -502,6 +549,26 @@ mod tests {
 
     fn name(name: &str) -> BackendName {
         name.parse().expect("a name")
+    }
+
+    #[test]
+    fn a_reload_is_owed_until_there_is_another_process_or_nothing_was_written() {
+        let owing = || {
+            let mut memory = Memory::default();
+            assert!(memory.owes(7, 1) && memory.owes_reload());
+            memory
+        };
+        let after = |change: fn(&mut Memory)| {
+            let mut memory = owing();
+            change(&mut memory);
+            memory.owes_reload()
+        };
+        assert!(!after(|memory| memory.saw_file(1)) && after(|memory| memory.saw_file(2)));
+        assert!(!after(|memory| memory.saw_process(8, false)) && after(|memory| memory.saw_process(7, true)));
+        assert!(after(|memory| {
+            assert!(!memory.owes(7, 2), "it owes already");
+            memory.saw_file(2);
+        }));
     }
 
     fn left_out(memory: &Memory, now: Instant) -> Vec<String> {

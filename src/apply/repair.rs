@@ -33,14 +33,19 @@ impl Controller {
         }
         let (pid, all_set) = match self.memory.process(observed.version) {
             Process::Loaded { pid } => {
+                let mut process = Runtime::loaded(&observed);
                 // A name that does not resolve is not a failed reload.
-                if !plan::unresolved(&Runtime::loaded(&observed), &observed).is_empty() {
-                    let process = self.plane.runtime(&observed).await?;
+                if observed.text.loads_server_states() || !plan::unresolved(&process, &observed).is_empty() {
+                    process = self.plane.runtime(&observed).await?;
                     self.memory.unresolved(plan::unresolved(&process, &observed), seen.moment.instant);
                 }
                 // A server that drains is in maintenance in a process that has just started.
-                let changes = Changes::new(&Runtime::loaded(&observed), &observed, &observed, &seen.growth);
-                (Some(pid), self.set_states(&changes.out, status).await)
+                let changes = Changes::new(&process, &observed, &observed, &seen.growth);
+                let all_set = self.set_states(&changes.out, status).await;
+                if observed.text.loads_server_states() && !changes.rest.is_empty() {
+                    return Ok(self.states_came_back());
+                }
+                (Some(pid), all_set)
             }
             Process::Agrees { .. } | Process::Unknown if status.reloads == 0 => (Some(seen.info.pid), all_set),
             Process::Agrees { .. } | Process::Unknown => (None, all_set),
@@ -68,6 +73,9 @@ impl Controller {
         if lacks.is_empty() && others.is_empty() && seen.looked {
             self.memory.unhelped(None);
         }
+        if self.memory.owes_reload() {
+            return self.reload_for(seen, "a change was written, and HAProxy has not loaded it", status).await;
+        }
         let unhelped = |lacks, actions| self.memory.is_unhelped(lacks, actions, digest(observed));
         if !lacks.is_empty() && !unhelped(&lacks, &[]) {
             return self.reload_for(seen, &lacking(&lacks), status).await;
@@ -86,7 +94,7 @@ impl Controller {
         if let Some(moved) = self.survey(observed).await? {
             return Ok(Round::Again(moved));
         }
-        match self.plane.commit_live(observed, &observed.text, &others).await {
+        match self.commit_live(observed, &observed.text, &others).await {
             Ok(()) => {
                 status.run_time_changes += others.len();
                 self.settle(seen, all_set, status).await
@@ -151,11 +159,15 @@ impl Controller {
             return Ok(Round::Done);
         }
         tracing::warn!(finding, "the process differs from its file; reloading");
+        let has_doubts = self.memory.doubts();
         let observed = self.plane.observe().await?;
+        if let Some(moved) = self.survey(&observed).await? {
+            return Ok(Round::Again(moved));
+        }
         match self.plane.reload(&observed).await {
             Ok(()) => {
                 self.reloaded(seen, status).await;
-                self.check_after_reload(seen, finding, status).await
+                self.check_after_reload(seen, finding, has_doubts, status).await
             }
             Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
             Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
@@ -166,11 +178,20 @@ impl Controller {
         }
     }
 
+    /// With `load-server-state-from-file` a process starts with states, weights and ports of servers that the one
+    /// before had at some time (server_state.c of HAProxy): they are set again.
+    fn states_came_back(&mut self) -> Round {
+        self.memory.forget_process();
+        let message = "`load-server-state-from-file` has brought older states of servers back".to_owned();
+        Round::Again(WriteError::HalfLive { message })
+    }
+
     /// After a reload: sets the drains again, and remembers what the reload did not fix.
     async fn check_after_reload(
         &mut self,
         seen: &Seen,
         finding: &str,
+        has_doubts: bool,
         status: &mut PassStatus,
     ) -> Result<Round, PassError> {
         status.enter(Stage::Repair);
@@ -182,6 +203,10 @@ impl Controller {
             Changes::new(&process, &observed, &observed, &seen.growth);
         let (alone, actions) = states_alone(&rest);
         let all_set = self.set_states(&out, status).await & self.set_states(&alone, status).await;
+        // Unless the reload was made because this process takes no such change.
+        if observed.text.loads_server_states() && lacks.is_empty() && !actions.is_empty() && !has_doubts {
+            return Ok(self.states_came_back());
+        }
         let left = !lacks.is_empty() || !actions.is_empty();
         let unhelped = left.then(|| {
             let named = lacks.iter().map(|(backend, _)| backend).chain(actions.iter().map(Action::backend));

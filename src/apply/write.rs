@@ -4,8 +4,9 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::desired::BackendName;
 use crate::errors::chain;
+use crate::haproxy::text::ConfigText;
 use crate::observed::Observed;
-use crate::plan::Changes;
+use crate::plan::{Action, Changes};
 use crate::plane::{AccessError, Plane, StateChange, Survey, WriteError};
 
 use super::{CONCURRENCY, Controller, Draft, PassError, PassStatus, Seen, repair};
@@ -38,9 +39,20 @@ impl Controller {
         all
     }
 
-    /// Lets no more requests find backends that go. If the file is not written after that, they are published again by
-    /// the next look at the process.
-    pub(super) async fn unpublish(&mut self, backends: &[BackendName]) {
+    /// After a write that was refused: the file still has these backends, so requests are to find them again.
+    async fn publish_again(&mut self, observed: &Observed, backends: &[BackendName]) {
+        let actions: Vec<_> = backends.iter().cloned().map(Action::Publish).collect();
+        if !actions.is_empty()
+            && let Err(error) = self.commit_live(observed, &observed.text, &actions).await
+        {
+            self.memory.forget_process();
+            tracing::warn!(error = %chain(&error), "the process does not take backends back into service");
+        }
+    }
+
+    /// Lets no more requests find backends that go. If nobody knows whether the file was written after that, the next
+    /// look at the process publishes those that it still has.
+    async fn unpublish(&mut self, backends: &[BackendName]) {
         for backend in backends {
             self.memory.forget_process();
             if let Err(error) = self.plane.unpublish(backend).await {
@@ -81,11 +93,18 @@ impl Controller {
         let Draft { plan, after, .. } = draft;
         let waits = self.reload_waits(&plan.waiting(), seen);
         // A server that the process lacks needs a reload in any case, so the plan is loaded with it.
-        let complete =
-            changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], repair::digest(observed));
+        let complete = !self.memory.owes_reload()
+            && (changes.lacks.is_empty() || self.memory.is_unhelped(&changes.lacks, &[], repair::digest(observed)));
         if plan.is_live() && (complete || waits.is_some()) {
+            if let Some(at) = waits.filter(|_| self.memory.owes_reload()) {
+                status.wake_at(at);
+            }
             self.unpublish(&changes.hidden).await;
-            match self.plane.commit_live(observed, &after.text, &changes.rest).await {
+            let written = self.commit_live(observed, &after.text, &changes.rest).await;
+            if let Err(WriteError::Invalid { .. } | WriteError::TooLong { .. } | WriteError::NotLive(_)) = written {
+                self.publish_again(observed, &changes.hidden).await;
+            }
+            match written {
                 Ok(()) => {
                     status.written.push(draft.summary(observed, &after.text));
                     return Ok(());
@@ -100,11 +119,32 @@ impl Controller {
         }
         let staged = self.plane.stage(observed, plan).await?;
         let summary = draft.summary(observed, &staged.text);
-        self.plane.commit(observed, staged).await?;
+        // A round before may have reloaded it.
+        let process = status.haproxy.as_ref().unwrap_or(&seen.info).pid;
+        let is_first = self.memory.owes(process, observed.version);
+        self.plane.commit(observed, staged).await.inspect_err(|error| {
+            if is_first && !matches!(error, WriteError::Access(_)) {
+                self.memory.owes_nothing();
+            }
+        })?;
         status.written.push(summary);
         self.memory.group_is_done();
         self.reloaded(seen, status).await;
         Ok(())
+    }
+
+    /// Changes the process without a reload.
+    pub(super) async fn commit_live(
+        &mut self,
+        observed: &Observed,
+        text: &ConfigText,
+        actions: &[Action],
+    ) -> Result<(), WriteError> {
+        let result = self.plane.commit_live(observed, text, actions).await;
+        if let Err(WriteError::HalfLive { .. } | WriteError::NotLive(_) | WriteError::Access(_)) = result {
+            self.memory.has_doubts();
+        }
+        result
     }
 
     /// HAProxy was reloaded: another process runs.

@@ -225,6 +225,15 @@ impl ConfigText {
         self.lines.iter().position(|line| may_be(line) && CONDITIONALS.contains(&Directive::parse(line).keyword()))
     }
 
+    /// Whether HAProxy starts with states of servers from a file (`load-server-state-from-file`).
+    pub fn loads_server_states(&self) -> bool {
+        self.lines.iter().filter(|line| line.contains("load-server-state-from-file")).any(|line| {
+            let directive = Directive::parse(line);
+            let source = directive.words.get(1).map(String::as_str);
+            directive.keyword() == "load-server-state-from-file" && source != Some("none")
+        })
+    }
+
     /// The section that a line (from 0) is in, for HAProxy's messages that name a line.
     pub fn section_at(&self, line: usize) -> Option<Section> {
         self.sections().into_iter().find(|section| section.lines.contains(&line))

@@ -68,7 +68,10 @@ impl Changes {
             for server in &section.servers {
                 let known = old.get(&server.name).copied();
                 match process.server(&name, &server.name) {
-                    Some(running) => Seat { backend: &name, section, server, known, running }.changes(&mut changes),
+                    Some(running) => {
+                        let seat = Seat { backend: &name, section, server, known, running, doubts: process.doubts };
+                        seat.changes(&mut changes);
+                    }
                     None if is_there && let Some(new) = growth.of(&name, section, server) => {
                         changes.rest.extend(added(&name, server, new));
                     }
@@ -95,9 +98,7 @@ impl Changes {
                 }
             }
         }
-        if growth.removes() {
-            changes.find_surplus(process, before, after);
-        }
+        changes.find_surplus(process, before, after, growth);
         if growth.makes_backends() {
             changes.find_surplus_backends(process, before, after);
         }
@@ -138,8 +139,8 @@ impl Changes {
     }
 
     /// Servers are ours by their names. In a backend of a person, who may have added some without the file, only one that
-    /// is in maintenance is: that is how we leave it.
-    fn find_surplus(&mut self, process: &Runtime, before: &Observed, after: &Observed) {
+    /// is in maintenance is: that is how we leave it. Where none can be removed, they leave the service all the same.
+    fn find_surplus(&mut self, process: &Runtime, before: &Observed, after: &Observed, growth: &Growth) {
         let managed: BTreeSet<BackendName> = before.managed().chain(after.managed()).map(|(name, _)| name).collect();
         for (name, server) in process.unknown_to(after) {
             let Some(section) = after.backend(&name).filter(|_| managed.contains(&name)) else { continue };
@@ -149,7 +150,13 @@ impl Changes {
             if !is_slot || !(section.is_ours() || is_known || state == Some(State::Maint)) {
                 continue;
             }
-            if !is_known && state != Some(State::Maint) {
+            let is_left = !is_known && state != Some(State::Maint);
+            if !growth.removes() {
+                // Last, as its instance may be about to get another server.
+                self.rest.extend(is_left.then_some(Action::State(name, server, State::Maint)));
+                continue;
+            }
+            if is_left {
                 let (backend, server) = (name.clone(), server.clone());
                 self.out.push(StateChange { backend, server, state: State::Maint });
             }
@@ -248,11 +255,13 @@ struct Seat<'a> {
     server: &'a Server,
     known: Option<&'a Server>,
     running: &'a RuntimeServer,
+    /// [`Runtime::doubts`].
+    doubts: bool,
 }
 
 impl Seat<'_> {
     fn changes(&self, changes: &mut Changes) {
-        let Self { backend, section, server, known, running } = *self;
+        let Self { backend, section, server, known, running, doubts: _ } = *self;
         let wanted = server.state();
         // Another instance must not inherit the health of the one before: out, and in when everything is set.
         let moved_in = known.is_none_or(|known| known.occupant.id() != server.occupant.id());
@@ -262,15 +271,20 @@ impl Seat<'_> {
         let name = || (backend.clone(), server.name.clone());
         let is_drained_by_agent = section.agent_check.now && running.state == State::Drain;
         let stays = wanted != State::Ready && running.state != wanted && !is_drained_by_agent;
-        if (wanted == State::Ready && moved_in && !is_out) || stays {
+        // It takes no instance out, and the API drops it as a single state: it reads 12 (drain, disabled in the file) as
+        // maintenance already (seen on 3.0, 3.2 and 3.4).
+        let ends_drain = wanted == State::Maint
+            && match running.state {
+                State::Drain => true,
+                State::Maint => known.is_some_and(|known| known.state() == State::Drain),
+                State::Ready => false,
+            };
+        if ends_drain {
             let (backend, server) = name();
-            // The end of a drain takes no instance out, and the API drops it as a single state: it reads 12 (drain,
-            // disabled in the file) as maintenance already (seen on 3.0, 3.2 and 3.4).
-            if running.state == State::Drain && wanted == State::Maint {
-                changes.rest.push(Action::State(backend, server, State::Maint));
-            } else {
-                changes.out.push(StateChange { backend, server, state: leaves });
-            }
+            changes.rest.push(Action::State(backend, server, State::Maint));
+        } else if (wanted == State::Ready && moved_in && !is_out) || stays {
+            let (backend, server) = name();
+            changes.out.push(StateChange { backend, server, state: leaves });
         }
         // It was added at run time, and that was cut short.
         if running.unchecked && running.state == State::Maint {
@@ -312,7 +326,7 @@ impl Seat<'_> {
         match (self.running.weight, self.known) {
             (Some(running), _) => running != weight,
             // This plane does not report it.
-            (None, Some(known)) => known.options.weight != Some(weight),
+            (None, Some(known)) => self.doubts || known.options.weight != Some(weight),
             (None, None) => true,
         }
     }

@@ -926,4 +926,5 @@ fn a_server_that_a_person_added_to_the_process_of_their_backend_is_left_there() 
     assert_eq!(changes.out.iter().map(|out| out.server.as_str()).collect::<Vec<_>>(), ["api_77"]);
     let alone = Changes::new(&process, &before, &before, &Growth::default());
     assert!(alone.surplus.is_empty() && alone.out.is_empty(), "the API alone removes none: {alone:?}");
+    assert_eq!(alone.rest, [Action::State(name("api"), name("api").slot(77), State::Maint)]);
 }

@@ -144,7 +144,13 @@ impl Local {
         let answer = self.master("reload", self.validation_timeout * 2).await?;
         match answer.lines().next() {
             Some("Success=1") => Ok(()),
-            _ => Err(WriteError::ReloadFailed { message: alerts(&answer) }),
+            // A reload by somebody else ends all connections to the master (management guide, 9.4).
+            None => Err(AccessError::Unavailable {
+                what: "HAProxy's master did not say whether it has loaded the configuration".to_owned(),
+                source: std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into(),
+            }
+            .into()),
+            Some(_) => Err(WriteError::ReloadFailed { message: alerts(&answer) }),
         }
     }
 
@@ -170,8 +176,8 @@ impl Local {
             return Ok(Verdict::Valid);
         }
         // The checked file has a temporary name; its line numbers are those of the real one.
-        let known = self.settings.config_file.to_string_lossy();
-        let message = alerts(&String::from_utf8_lossy(&output.stderr)).replace(&*path.to_string_lossy(), &known);
+        let (known, path) = (self.settings.config_file.to_string_lossy(), path.to_string_lossy());
+        let message = lines_of(&alerts(&String::from_utf8_lossy(&output.stderr)), &path).replace(&*path, &known);
         Ok(Verdict::Refused(std::iter::once(message).chain(hint).collect::<Vec<_>>().join("; ")))
     }
 
@@ -388,6 +394,21 @@ impl Local {
     }
 }
 
+/// Spells `[FILE:LINE]` out for all files but this one: only lines of this one are looked up by their numbers.
+fn lines_of(message: &str, file: &str) -> String {
+    let mut parts = message.split('[');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let place = part.split_once(']').and_then(|(place, rest)| Some((place.rsplit_once(':')?, rest)));
+        match place {
+            Some(((other, line), rest)) if other != file && line.parse::<usize>().is_ok() => {
+                text + &format!("[{other}, line {line}]{rest}")
+            }
+            _ => text + "[" + part,
+        }
+    })
+}
+
 /// HAProxy's message, without the formatting of its log.
 fn alerts(log: &str) -> String {
     let alert = |line: &str| Some(line.strip_prefix("[ALERT]")?.split_once(" : ")?.1.trim().to_owned());
@@ -404,5 +425,13 @@ mod tests {
         let log = "[NOTICE]   (1) : haproxy version is 3.0\n[ALERT]    (1) : config : [/a.cfg:3] : 'server x' : bad.\n";
         assert_eq!(alerts(log), "config : [/a.cfg:3] : 'server x' : bad.");
         assert_eq!(alerts("odd"), "odd");
+    }
+
+    #[test]
+    fn only_lines_of_the_checked_file_are_named_by_their_numbers() {
+        let said = "Parsing [/conf.d/90.cfg:12]: 'api' has the same name as the one at [/conf.d/.new:40], [x]";
+        let expected =
+            "Parsing [/conf.d/90.cfg, line 12]: 'api' has the same name as the one at [/conf.d/.new:40], [x]";
+        assert_eq!(lines_of(said, "/conf.d/.new"), expected);
     }
 }

@@ -73,7 +73,7 @@ impl Worker {
         let names: BTreeSet<String> = observed.managed().map(|(name, _)| name.to_string()).chain(hidden).collect();
         let asked: Vec<_> = names.into_iter().map(|name| self.servers_of(name)).collect();
         let parts: Vec<Servers> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
-        Ok(Runtime { servers: parts.into_iter().flatten().collect(), backends: Some(backends) })
+        Ok(Runtime { servers: parts.into_iter().flatten().collect(), backends: Some(backends), doubts: false })
     }
 
     /// The backends, each with whether it is published.

@@ -164,6 +164,8 @@ mod cases {
             "{text}"
         );
         assert!(rig.haproxy.statuses().await["api/api_1"].contains("MAINT"));
+        let published = rig.haproxy.command("@1 show stat").await;
+        assert!(!published.contains("UNPUB"), "its rule would have no effect: {published}");
         assert!(has_backend(&text, "other"), "the others go on: {text}");
     }
 

@@ -46,6 +46,7 @@ mod out;
 mod page;
 mod prometheus;
 mod reloads;
+mod repair;
 mod review;
 mod routes;
 mod runtime;

@@ -48,6 +48,7 @@ struct Inner {
     release: tokio_util::sync::CancellationToken,
     interfere: Option<Interfere>,
     fail_actions: bool,
+    lose_load: bool,
     unknown_field: Option<&'static str>,
     failures: Option<Arc<AtomicBool>>,
     frozen: Option<Frozen>,
@@ -123,6 +124,12 @@ impl Gate {
     /// (recorded).
     pub fn fail_next_actions(&self) {
         self.inner.lock().unwrap().fail_actions = true;
+    }
+
+    /// The next text that is to be loaded is written and not loaded, and the answer is 502: as if the API had died
+    /// between the two.
+    pub fn lose_next_load(&self) {
+        self.inner.lock().unwrap().lose_load = true;
     }
 
     /// The API silently drops this field of what it receives, as it does with fields that it does not know.
@@ -205,7 +212,14 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         _ => body,
     };
     let writes = method != Method::GET;
-    let mut request = gate.client.request(method, format!("{}{uri}", gate.upstream)).body(body);
+    let (mut path, mut lost) = (uri.to_string(), false);
+    if path.contains("/raw?") && path.contains("force_reload=true") {
+        lost = std::mem::take(&mut gate.inner.lock().unwrap().lose_load);
+    }
+    if lost {
+        path = path.replace("force_reload", "skip_reload");
+    }
+    let mut request = gate.client.request(method, format!("{}{path}", gate.upstream)).body(body);
     for (name, value) in headers.iter().filter(|(name, _)| *name != "host" && *name != "content-length") {
         if fail && name == "X-Runtime-Actions" {
             continue;
@@ -213,6 +227,9 @@ async fn forward(State(gate): State<Arc<Gate>>, method: Method, uri: Uri, header
         request = request.header(name, value);
     }
     let Ok(answer) = request.send().await else { return StatusCode::BAD_GATEWAY.into_response() };
+    if lost {
+        return StatusCode::BAD_GATEWAY.into_response();
+    }
     let (status, mut headers) = (answer.status(), answer.headers().clone());
     headers.remove("content-length");
     headers.remove("transfer-encoding");

@@ -21,7 +21,7 @@ impl Dataplane {
         let names: Vec<BackendName> = observed.managed().map(|(name, _)| name).collect();
         let asked = names.into_iter().map(|name| self.servers_of(name));
         let lists: Vec<_> = stream::iter(asked).buffered(CONCURRENCY).try_collect().await?;
-        Ok(Runtime { servers: lists.into_iter().flatten().collect(), backends: None })
+        Ok(Runtime { servers: lists.into_iter().flatten().collect(), ..Runtime::default() })
     }
 
     async fn servers_of(&self, backend: BackendName) -> Result<Vec<((String, String), RuntimeServer)>, AccessError> {
