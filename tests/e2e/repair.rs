@@ -102,7 +102,7 @@ async fn states_that_haproxy_loads_from_a_file_are_set_again() {
             let config = |folder: &std::path::Path, port| {
                 let file = format!("global\n    server-state-file {}/states", folder.display());
                 let text = hand_written(folder, port).replacen("global", &file, 1);
-                text.replacen("defaults\n", "defaults\n    load-server-state-from-file global\n", 1)
+                text.replacen("defaults base\n", "defaults base\n    load-server-state-from-file global\n", 1)
             };
             let rig = Rig::with(way, series, Haproxy::start_with(series, config).await).await;
             let one = |port, tags: &[&str]| [registration("api", "one", 1, port, &[&["enable=true"], tags].concat())];
