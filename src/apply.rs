@@ -184,12 +184,7 @@ impl Controller {
     pub async fn reload(&mut self) -> Result<(), PassError> {
         self.memory.forget_process();
         self.plane.recover().await?;
-        let observed = self.plane.observe().await?;
-        // The Data Plane API renders the file for it.
-        if let Some(moved) = self.survey(&observed).await? {
-            return Err(moved.into());
-        }
-        Ok(self.plane.reload(&observed).await?)
+        self.load().await
     }
 
     /// Runs one pass. With `review`, only if it does what was reviewed. A standby reads and plans, and writes nothing.

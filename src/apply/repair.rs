@@ -160,22 +160,27 @@ impl Controller {
         }
         tracing::warn!(finding, "the process differs from its file; reloading");
         let has_doubts = self.memory.doubts();
-        let observed = self.plane.observe().await?;
-        if let Some(moved) = self.survey(&observed).await? {
-            return Ok(Round::Again(moved));
-        }
-        match self.plane.reload(&observed).await {
+        match self.load().await {
             Ok(()) => {
                 self.reloaded(seen, status).await;
                 self.check_after_reload(seen, finding, has_doubts, status).await
             }
-            Err(error @ WriteError::Conflict(_)) => Ok(Round::Again(error)),
-            Err(WriteError::Invalid { message }) => Err(PassError::Broken(message)),
-            Err(WriteError::ReloadFailed { message }) => {
+            Err(PassError::Write(error @ WriteError::Conflict(_))) => Ok(Round::Again(error)),
+            Err(PassError::Write(WriteError::Invalid { message })) => Err(PassError::Broken(message)),
+            Err(PassError::Write(WriteError::ReloadFailed { message })) => {
                 Ok(Round::Again(self.not_loaded(seen, Waiting::default(), message, status)))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Loads the file as it is. The Data Plane API renders it for that, so it is surveyed first.
+    pub(super) async fn load(&self) -> Result<(), PassError> {
+        let observed = self.plane.observe().await?;
+        if let Some(moved) = self.survey(&observed).await? {
+            return Err(moved.into());
+        }
+        Ok(self.plane.reload(&observed).await?)
     }
 
     /// With `load-server-state-from-file` a process starts with states, weights and ports of servers that the one

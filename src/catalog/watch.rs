@@ -262,10 +262,8 @@ impl Watch {
                 backoff = retries();
                 continue;
             }
-            hints.change(|ledger| {
-                self.nomad.jobs().retry();
-                ledger.retries();
-            });
+            self.nomad.jobs().retry();
+            hints.change(Ledger::retries);
             self.wake(Wake::Retry);
             let Ok(finished) = pulse.wait_for(|pulse| pulse.reads != reads).await.map(|pulse| !pulse.is_unfinished)
             else {
