@@ -38,6 +38,8 @@ use tokio::sync::watch;
 use crate::nomad::lock::Holder;
 
 use elector::Shared;
+#[cfg(test)]
+pub(crate) use elector::tests::Scripted;
 pub use elector::{Elector, me};
 
 /// Whether this controller leads.
@@ -121,6 +123,11 @@ impl Lease {
         self.0.as_ref().is_none_or(|shared| shared.leadership().leads())
     }
 
+    /// Whether a write that has begun may go on, as far as this process knows without a question.
+    pub(crate) fn is_good(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| shared.is_good())
+    }
+
     /// Asked right before each write. Asks Nomad if the lease may be over before the write is.
     pub async fn check(&self) -> Result<(), NotLeading> {
         match &self.0 {
@@ -135,7 +142,7 @@ impl Lease {
     pub async fn run<T>(&self, write: impl Future<Output = T>) -> Result<T, NotLeading> {
         self.check().await?;
         let mut write = pin!(write);
-        poll_fn(|context| match self.0.as_ref().is_none_or(|shared| shared.is_good()) {
+        poll_fn(|context| match self.is_good() {
             true => write.as_mut().poll(context).map(Ok),
             false => Poll::Ready(Err(NotLeading::Nameless)),
         })

@@ -353,7 +353,7 @@ pub fn me(listen: Option<SocketAddr>) -> Holder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
     use axum::http::StatusCode;
@@ -363,7 +363,7 @@ mod tests {
     use crate::nomad::{Nomad, NomadConfig};
 
     /// A Nomad that grants the lock, and answers renewals with this status.
-    struct Scripted {
+    pub(crate) struct Scripted {
         status: Arc<AtomicU16>,
         renewals: Arc<AtomicUsize>,
         shared: Arc<Shared>,
@@ -371,7 +371,7 @@ mod tests {
     }
 
     impl Scripted {
-        async fn new() -> Self {
+        pub(crate) async fn new() -> Self {
             let (status, renewals) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = format!("http://{}", listener.local_addr().expect("it has one"));
@@ -397,8 +397,12 @@ mod tests {
             Self { status, renewals, shared, _server: AbortOnDropHandle::new(server) }
         }
 
+        pub(crate) fn lease(&self) -> Lease {
+            Lease(Some(self.shared.clone()))
+        }
+
         /// The last confirmation was this long ago.
-        fn ago(&self, seconds: u64) {
+        pub(crate) fn ago(&self, seconds: u64) {
             let mut held = self.shared.held().expect("it is held");
             held.confirmed.wall -= Duration::from_secs(seconds);
             self.shared.hold(Some(held));

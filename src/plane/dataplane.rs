@@ -7,6 +7,7 @@
 
 mod client;
 mod json;
+mod leased;
 mod leftovers;
 mod maps;
 mod meaning;

@@ -13,6 +13,7 @@ use crate::haproxy::text::ConfigText;
 use crate::leader::Lease;
 
 use super::super::{AccessError, WriteError};
+use super::leased::Leased;
 
 /// For one answer without a validation or a reload.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -232,7 +233,11 @@ impl Client {
             request = request.header("X-Runtime-Actions", actions);
         }
         let unanswered = |source| self.unanswered(&what, source);
-        let response = request.send();
+        let mut request = request.build().map_err(unanswered)?;
+        if is_unversioned {
+            Leased::put_before(&mut request, &self.lease);
+        }
+        let response = self.http.execute(request);
         let response =
             if is_unversioned { self.lease.run(response).await? } else { response.await }.map_err(unanswered)?;
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
