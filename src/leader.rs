@@ -13,8 +13,8 @@
 //!
 //! What a lock cannot do: HAProxy does not know it, so a process that is stopped between the question and the system call
 //! that follows it makes that one call when it wakes. A write of the file names the version that it was computed from, so
-//! it is refused then; a state of a server in the process is asked for again until it is sent ([`Lease::run`]), is set
-//! once, and the leader's next look sets it right.
+//! it is refused then; a state of a server in the process is asked for again until it is sent ([`Lease::run`], and the
+//! body of its request), is set once, and the leader's next look sets it right.
 //!
 //! **Two clocks.** A lease is as old as the clock says that claims more. The monotonic one goes on while the process is
 //! stopped, but not while the machine is suspended; the wall clock goes on in both, but may be set. A wall clock that
@@ -39,7 +39,7 @@ use crate::nomad::lock::Holder;
 
 use elector::Shared;
 #[cfg(test)]
-pub(crate) use elector::tests::Scripted;
+pub(crate) use elector::tests::{Scripted, serve};
 pub use elector::{Elector, me};
 
 /// Whether this controller leads.

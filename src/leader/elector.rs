@@ -370,11 +370,17 @@ pub(super) mod tests {
         _server: AbortOnDropHandle<()>,
     }
 
+    /// Serves on a port that the kernel chooses, until this is dropped: its URL.
+    pub(crate) async fn serve(router: axum::Router) -> (String, AbortOnDropHandle<()>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("it has one"));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        (url, AbortOnDropHandle::new(server))
+    }
+
     impl Scripted {
         pub(crate) async fn new() -> Self {
             let (status, renewals) = (Arc::new(AtomicU16::new(200)), Arc::new(AtomicUsize::new(0)));
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let address = format!("http://{}", listener.local_addr().expect("it has one"));
             let (answers, counted) = (status.clone(), renewals.clone());
             let router = axum::Router::new().fallback(async move |uri: axum::http::Uri| {
                 if uri.query().is_some_and(|query| query.contains("lock-renew")) {
@@ -384,7 +390,7 @@ pub(super) mod tests {
                 let granted = r#"{"ModifyIndex": 7, "Lock": {"ID": "x"}}"#;
                 (StatusCode::OK, granted.to_owned())
             });
-            let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+            let (address, server) = serve(router).await;
             let config = NomadConfig::new(address);
             let nomad = Nomad::new(config).expect("good settings");
             let path = "locks/test".parse().expect("a path");
@@ -394,7 +400,7 @@ pub(super) mod tests {
             let shared = Arc::new(Shared::new(lock, me));
             shared.hold(Some(Held { granted, confirmed: Stamp::now() }));
             shared.know(Leadership::Leads);
-            Self { status, renewals, shared, _server: AbortOnDropHandle::new(server) }
+            Self { status, renewals, shared, _server: server }
         }
 
         pub(crate) fn lease(&self) -> Lease {

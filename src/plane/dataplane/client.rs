@@ -234,12 +234,13 @@ impl Client {
         }
         let unanswered = |source| self.unanswered(&what, source);
         let mut request = request.build().map_err(unanswered)?;
-        if is_unversioned {
+        let response = if is_unversioned {
             Leased::put_before(&mut request, &self.lease);
-        }
-        let response = self.http.execute(request);
-        let response =
-            if is_unversioned { self.lease.run(response).await? } else { response.await }.map_err(unanswered)?;
+            self.lease.run(self.http.execute(request)).await?
+        } else {
+            self.http.execute(request).await
+        };
+        let response = response.map_err(unanswered)?;
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (status, version, reload) =
             (response.status(), header("Configuration-Version").and_then(|v| v.parse().ok()), header("Reload-Id"));

@@ -58,24 +58,21 @@ mod tests {
     use reqwest::Method;
     use secrecy::SecretString;
     use serde_json::json;
-    use tokio_util::task::AbortOnDropHandle;
 
     use super::super::client::{self, Client, DataplaneConfig};
-    use crate::leader::Scripted;
+    use crate::leader::{Scripted, serve};
     use crate::plane::AccessError;
 
     /// One thread, so that the connection's task does not run until the test waits.
     #[tokio::test]
     async fn a_state_that_was_begun_in_time_is_not_sent_later() {
         let writes = Arc::new(AtomicUsize::new(0));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = format!("http://{}", listener.local_addr().expect("it has one"));
         let counted = writes.clone();
         let router = axum::Router::new().fallback(async move |method: Method| {
             counted.fetch_add(usize::from(method == Method::PUT), Ordering::SeqCst);
             "{}"
         });
-        let _server = AbortOnDropHandle::new(tokio::spawn(async move { axum::serve(listener, router).await }));
+        let (address, _server) = serve(router).await;
         let nomad = Scripted::new().await;
         let config = DataplaneConfig::new(address, "admin", SecretString::from("secret"));
         let client = Client::new(config).expect("a client").leased(nomad.lease());
