@@ -138,9 +138,9 @@ async fn main() -> ExitCode {
         if plane != Plane::Local {
             eprintln!("{}", which());
         }
-        // On two HAProxys: a change of each kind, four to five a second.
+        // On two HAProxys: so many change at a time that it is more than five changes a second on two cores.
         let (services, peak, growing, kill_every, grace) = match plane {
-            Plane::Both => (200, 4, 44, Some(KILL_EVERY), GRACE),
+            Plane::Both => (200, 4, 58, Some(KILL_EVERY), GRACE),
             _ => (300, 20, 4, None, Duration::ZERO),
         };
         let settings = Settings {

@@ -52,6 +52,10 @@ impl Kind {
 
 const IMPATIENT: &str = " heartbeat_grace = \"500ms\"\n min_heartbeat_ttl = \"1s\"\n";
 
+/// A server that starts reads its log from the last snapshot on before it answers. By default that is two to four
+/// minutes ago: in a soak it took 17 s, and a service that ended just before it was killed is served for as long.
+const SNAPSHOTS: &str = " raft_snapshot_interval = \"5s\"\n raft_snapshot_threshold = 512\n";
+
 /// How its API is secured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
@@ -148,7 +152,7 @@ impl Nomad {
                 format!("{ports}{CLIENT}{chroot}}}\nacl {{\n enabled = {acl}\n}}\n{RAW_EXEC}{tls}")
             }
             Kind::Server | Kind::PatientServer => format!(
-                "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n{}}}\n",
+                "{ports}{ON_LOOPBACK}data_dir = \"{}\"\nserver {{\n enabled = true\n bootstrap_expect = 1\n{SNAPSHOTS}{}}}\n",
                 self.folder.path().join("server").display(),
                 if self.kind == Kind::Server { IMPATIENT } else { "" }
             ),
