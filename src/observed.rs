@@ -16,7 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::desired::{BackendName, BackendSettings, DEFAULT_WEIGHT, FrontendName, Occupant, Owner, Present};
-use crate::haproxy::default_server::ServerDefaults;
 use crate::haproxy::parse::{self, ServerLine};
 use crate::haproxy::text::{ConfigText, Directive, Section};
 
@@ -25,7 +24,8 @@ pub use backend::{AgentCheck, ObservedBackend, Ownership, is_static};
 pub use connector::{ByConnector, ConnectorRule};
 pub use foreign::{Foreign, harm, lost_comments};
 pub use frontends::Frontend;
-use inherited::{Inherited, inherit};
+pub use inherited::Beside;
+use inherited::{Inherited, has_client_tls, inherit};
 pub use maps::Maps;
 pub use others::{Other, Others};
 pub use profiles::{ProfileEdits, Profiles};
@@ -60,28 +60,41 @@ pub struct Observed {
     pub knows_defaults: bool,
     /// As of a backend.
     pub loads_system_ca: bool,
+    /// What the other files say that HAProxy was started with.
+    beside: Beside,
 }
 
 impl Observed {
-    /// Reads a text.
+    /// Reads a text without knowing other files.
     pub fn new(version: u64, text: ConfigText, owner: &Owner) -> Self {
+        Self::beside(Beside::default(), version, text, owner)
+    }
+
+    /// Reads another text of the same version.
+    #[must_use]
+    pub fn again(&self, text: ConfigText) -> Self {
+        Self::beside(self.beside.clone(), self.version, text, &self.owner)
+    }
+
+    /// Reads a text that HAProxy reads with other files.
+    pub fn beside(beside: Beside, version: u64, text: ConfigText, owner: &Owner) -> Self {
         let (mut backends, mut others) = (BTreeMap::new(), Others::default());
-        let mut named: BTreeMap<String, Inherited> = BTreeMap::new();
-        let mut last = Inherited::default();
+        let mut above = beside.above.clone();
         // What a new backend inherits: from the last section that is not a profile.
-        let (mut of_new, mut profiles) = (Inherited::default(), Profiles::default());
+        let (mut of_new, mut profiles) = (above.last().clone(), Profiles::default());
         let (mut defaults, mut explicit) = (None, false);
         let sections = text.sections();
-        let loads_system_ca = loads_system_ca(&text, &sections);
+        // HAProxy loads the CAs of its system when it starts, although no server of the file asks for them, for its own
+        // HTTP client (seen on 3.0, 3.2 and 3.4).
+        let loads_system_ca = !has_client_tls(&text) && !beside.has_client_tls;
         let mut frontends: BTreeMap<String, Frontend> = BTreeMap::new();
         let mut below = sections.iter().skip(1);
         for section in sections.iter().cloned() {
             let unclear = below.next().is_some_and(|below| may_belong_above(&text, below, owner));
             let (lines, directives): (Vec<usize>, Vec<Directive>) = text.directives(&section).unzip();
             explicit |= section.from.is_some() && section.kind != "defaults";
-            let above = section.from.as_ref().and_then(|from| named.get(from).cloned());
             if ["frontend", "listen"].contains(&section.kind.as_str()) {
-                let effective = inherit(above.clone().unwrap_or_else(|| last.clone()), &directives);
+                let effective = inherit(above.of(&section), &directives);
                 let mut frontend = Frontend::new(section.clone(), &lines[1..], &directives[1..], effective, owner);
                 frontend.by_connector = ConnectorRule::all(&text, &lines[1..], &directives[1..], owner);
                 if unclear {
@@ -96,10 +109,7 @@ impl Observed {
             }
             match section.kind.as_str() {
                 "defaults" => {
-                    // A defaults section starts from HAProxy's own defaults, or from the one it names.
-                    let servers = section.from.is_none().then(ServerDefaults::default);
-                    last = inherit(above.unwrap_or(Inherited { servers, ..Inherited::default() }), &directives);
-                    named.insert(section.name.clone(), last.clone());
+                    let given = above.pass(&section, &directives);
                     match profiles::owner_in(&section.name) {
                         // With servers it is a line that a person put into a backend.
                         Some(name) if owner.has(name) && !profiles::has_servers(&directives[1..]) => {
@@ -109,17 +119,15 @@ impl Observed {
                         None => {
                             profiles.see_defaults(&text, &section, &directives[1..], owner);
                             defaults = (!section.name.is_empty()).then(|| section.name.clone());
-                            of_new = last.clone();
+                            of_new = given.clone();
                         }
                     }
                 }
                 "backend" | "listen" => {
-                    let elsewhere = section.from.is_some() && above.is_none();
-                    let mut above = above.unwrap_or_else(|| last.clone());
-                    above.servers.take_if(|_| elsewhere);
-                    let knows_defaults = above.servers.is_some();
-                    let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = above;
-                    let effective = inherit(above, &directives);
+                    let inherited = above.of(&section);
+                    let knows_defaults = inherited.servers.is_some();
+                    let Inherited { weight: inherited_weight, agent_check: inherits_agent_check, .. } = inherited;
+                    let effective = inherit(inherited, &directives);
                     let mut backend = observed_backend(&text, section, &lines[1..], &directives[1..], effective, owner);
                     (backend.knows_defaults, backend.loads_system_ca) = (knows_defaults, loads_system_ca);
                     if unclear {
@@ -162,6 +170,7 @@ impl Observed {
             default_agent_check,
             knows_defaults,
             loads_system_ca,
+            beside,
         }
     }
 
@@ -259,14 +268,6 @@ impl Observed {
         let marked = self.backends.iter().filter(move |(_, backend)| is_marked(backend));
         marked.filter_map(|(name, backend)| Some((name.parse().ok()?, backend)))
     }
-}
-
-/// Whether HAProxy loads the CAs of its system when it starts, although no server of the file asks for them: its own HTTP
-/// client does, unless the file says something of that client's TLS (seen on 3.0, 3.2 and 3.4).
-fn loads_system_ca(text: &ConfigText, sections: &[Section]) -> bool {
-    let of_client = |directive: &Directive| directive.keyword().starts_with("httpclient.ssl.");
-    let mut global = sections.iter().filter(|section| section.kind == "global");
-    !global.any(|section| text.directives(section).any(|(_, directive)| of_client(&directive)))
 }
 
 /// Whether what looks like a section of an unknown kind may be directives of the section above it, which is then not

@@ -75,5 +75,5 @@ fn after(plan: &Plan, observed: &Observed, options: &Options) -> Observed {
         return observed.clone();
     }
     let text = plan::text::apply(plan, observed, &options.owner);
-    Observed::new(observed.version, text, &options.owner).with_maps(plan.routes.after(&observed.maps))
+    observed.again(text).with_maps(plan.routes.after(&observed.maps))
 }

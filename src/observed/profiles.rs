@@ -157,6 +157,11 @@ impl Profiles {
         (self.has_base() && self.is_complete(&name, settings)).then_some(name)
     }
 
+    /// Whether the file has a `defaults` section that can be copied.
+    pub fn can_be_made(&self) -> bool {
+        self.base.is_some()
+    }
+
     fn has_base(&self) -> bool {
         self.base.as_ref().is_some_and(|base| {
             let copy = self.get(&base.name);

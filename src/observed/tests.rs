@@ -44,6 +44,43 @@ fn read(text: &str) -> Observed {
 }
 
 #[test]
+fn a_section_inherits_from_the_files_that_haproxy_reads_before() {
+    let file = |text: &str| ConfigText::new(text);
+    let beside = |before: &[&str], after: &str, text: &str| {
+        let before: Vec<ConfigText> = before.iter().copied().map(file).collect();
+        Observed::beside(Beside::new(&before, &[file(after)]), 1, file(text), &"nomad".parse().expect("an owner"))
+    };
+    let base = ["defaults web\n  mode http\n  default-server weight 7\n", "defaults from web\n  balance first\n"];
+    let last = "global\n  httpclient.ssl.verify none\ndefaults\n  mode tcp\n";
+    let ours = beside(&base, last, "backend a\nbackend b from web\n");
+    let (a, b) = (&ours.backends["a"], &ours.backends["b"]);
+    assert_eq!((a.mode.as_str(), a.balance.as_str(), a.default_weight), ("http", "first", 7));
+    assert_eq!((b.mode.as_str(), b.balance.as_str(), b.default_weight), ("http", "roundrobin", 7));
+    assert!(a.takes_servers() && b.takes_servers() && ours.knows_defaults && !ours.loads_system_ca);
+    assert_eq!(ours.again(ours.text.clone()), ours, "a text that is written is read in the same way");
+    // HAProxy's own defaults, if no file has any.
+    let none = beside(&[], "", "backend a\n");
+    assert!(none.backends["a"].takes_servers() && none.loads_system_ca);
+    assert!(!read("backend a\n").backends["a"].takes_servers(), "of the other files nothing is known");
+}
+
+#[test]
+fn other_files_matter_to_a_file_that_does_not_have_all() {
+    let matters = |text: &str| Beside::matters_to(&ConfigText::new(text));
+    assert!(!matters("global\ndefaults\nfrontend a\ndefaults b from x\nbackend c from b\ndefaults x\n"));
+    assert!(!matters("global\ndefaults\n"));
+    for text in [
+        "",
+        "global\n",
+        "defaults\nbackend a\n",
+        "global\nbackend a\ndefaults\n",
+        "global\ndefaults\nbackend a from b\n",
+    ] {
+        assert!(matters(text), "{text}");
+    }
+}
+
+#[test]
 fn a_server_line_that_is_there_twice_is_drift() {
     let line = |name: &str| format!("  server {name} 127.0.0.1:1 # {{\"owner\":\"nomad\",\"id\":\"{name}\"}}\n");
     let twice = read(&format!("backend a\n{}{}{}", line("a_1"), line("a_2"), line("a_1")));

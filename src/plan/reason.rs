@@ -17,6 +17,8 @@ pub enum Reason {
     NoBackends,
     /// The process has no section to make such a backend from.
     NewSettings,
+    /// The file has no `defaults` from which HAProxy could make it at run time.
+    NoDefaults,
     /// Settings of a backend that stays.
     ChangedSettings,
     /// The process still has a backend of this name.
@@ -48,6 +50,10 @@ impl fmt::Display for Reason {
                 "backends come and go without a reload from HAProxy 3.4, unless `haproxy.write` is `transaction`"
             }
             Self::NewSettings => "no backend had these settings, and this `defaults`, at the last reload",
+            Self::NoDefaults => {
+                "HAProxy makes a backend at run time from a copy of the last `defaults`, and this file has none that \
+                 can be copied: it is in another file, or has `from`, or the file has `.if`"
+            }
             Self::ChangedSettings => "settings of a backend that exists change",
             Self::Taken => "the process still has a backend of this name, which somebody is connected to",
             Self::Algorithm(balance) => {
@@ -113,6 +119,7 @@ fn creation(
         _ if !observed.knows_defaults || observed.default_agent_check => Reason::Inherited,
         _ if is_named => Reason::HostName,
         _ if !observed.loads_system_ca && servers.iter().any(Server::verifies) => Reason::Certificates,
+        _ if !observed.profiles.can_be_made() => Reason::NoDefaults,
         _ => Reason::NewSettings,
     }
 }

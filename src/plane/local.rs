@@ -23,7 +23,7 @@ use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
-use crate::observed::{Maps, Observed};
+use crate::observed::{Beside, Maps, Observed};
 use crate::plan::{self, Action, Plan, Surplus};
 
 use self::file::{failed, lock, rename, sync_folder, write_beside};
@@ -90,7 +90,7 @@ impl Local {
     /// What is written: the text at the next version.
     fn versioned(&self, observed: &Observed, text: &ConfigText) -> ConfigText {
         let is_ours_alone = || {
-            let after = Observed::new(observed.version, text.clone(), &self.owner);
+            let after = observed.again(text.clone());
             !text.is_the_apis() && after.marked().next().is_none()
         };
         let text = text.clone();
@@ -156,9 +156,19 @@ impl Local {
 
     /// How HAProxy was started, from the settings and /proc.
     async fn launch(&self) -> Result<Launch, AccessError> {
-        let answer = self.master("show proc", COMMAND_TIMEOUT).await?;
-        let process = process::master(&answer).and_then(|pid| Process::read(&Path::new("/proc").join(pid.to_string())));
+        // While the master executes itself anew for a reload, the kernel shows no arguments of it. The new one answers.
+        let process = match self.seen_process().await? {
+            None => self.seen_process().await?,
+            seen => seen,
+        };
         Launch::read(&self.settings, &self.config_file()?, process)
+    }
+
+    /// HAProxy's master, if it is visible here.
+    async fn seen_process(&self) -> Result<Option<Process>, AccessError> {
+        let answer = self.master("show proc", COMMAND_TIMEOUT).await?;
+        let folder = process::master(&answer).map(|pid| Path::new("/proc").join(pid.to_string()));
+        Ok(folder.and_then(|folder| Process::read(&folder)))
     }
 
     /// Runs `haproxy -c` on a file, as if it were the configuration.
@@ -298,7 +308,11 @@ impl Plane for Local {
 
     async fn observe(&self) -> Result<Observed, AccessError> {
         let text = self.read()?;
-        Ok(Observed::new(text.version().unwrap_or(0), text, &self.owner))
+        let version = text.version().unwrap_or(0);
+        if !Beside::matters_to(&text) {
+            return Ok(Observed::new(version, text, &self.owner));
+        }
+        Ok(Observed::beside(self.launch().await?.beside()?, version, text, &self.owner))
     }
 
     async fn maps(&self, observed: &Observed, process: bool) -> Result<Maps, AccessError> {

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::api::{Rig, Way};
-use crate::support::controller::{Env, command, registration, run, stderr, stdout, write_catalog};
+use crate::support::controller::{Env, apply, command, registration, run, stderr, stdout, write_catalog};
 use crate::support::haproxy::{Haproxy, binary, matrix};
+use crate::support::routes::ask;
+use crate::support::servers::Server;
 
 const DEFAULTS: &str = "defaults base\n    mode http\n    timeout connect 1s\n    timeout client 30s\n    timeout server 30s\n    errorfile 503 errors/503.http\n";
 
@@ -52,7 +54,7 @@ fn instances(balance: &str) -> [serde_json::Value; 1] {
 async fn takes_changes(rig: &Rig) {
     for balance in ["balance=leastconn", "balance=first", "balance=source"] {
         write_catalog(&rig.catalog(), &instances(balance));
-        crate::support::controller::apply(&rig.env(), &rig.catalog()).await;
+        apply(&rig.env(), &rig.catalog()).await;
     }
     rig.agrees().await;
 }
@@ -104,6 +106,36 @@ async fn with_a_folder_of_files_in_its_order() {
         }
         haproxy.arguments = ["-f", "conf.d"].map(str::to_owned).to_vec();
         takes_changes(&start(series, haproxy).await).await;
+    }
+}
+
+/// What a section of our file inherits from another one decides which mode its frontend is in, and what a server that
+/// is added at run time is given.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_inherited_from_another_file_counts() {
+    for series in matrix() {
+        let mut haproxy = prepare(series);
+        let defaults = DEFAULTS.replacen("defaults base", "defaults", 1) + "    default-server inter 1s weight 7\n";
+        fs::write(haproxy.folder().join("base.cfg"), global(haproxy.folder()) + &defaults).unwrap();
+        fs::write(&haproxy.config_file, format!("frontend web\n    bind 127.0.0.1:{}\n", haproxy.port)).unwrap();
+        haproxy.arguments = ["-f", "base.cfg", "-f", "haproxy.cfg"].map(str::to_owned).to_vec();
+        let (rig, server) = (start(series, haproxy).await, Server::start("api").await);
+        let one = |n: u16, port: u16| {
+            let tags = ["enable=true", "frontend=web", "domain=a.test"];
+            registration("api", &n.to_string(), u64::from(n), port, &tags)
+        };
+        write_catalog(&rig.catalog(), &[one(1, server.port())]);
+        let said = apply(&rig.env(), &rig.catalog()).await;
+        assert_eq!(ask(&rig, "a.test", "/").await, "api", "HAProxy {series}: {said}");
+
+        let reloads = rig.haproxy.reloads().await;
+        let more: Vec<_> = std::iter::once(one(1, server.port())).chain((2..=20).map(|n| one(n, 2000 + n))).collect();
+        write_catalog(&rig.catalog(), &more);
+        let said = apply(&rig.env(), &rig.catalog()).await;
+        assert_eq!(rig.haproxy.reloads().await, reloads, "HAProxy {series}: {said}");
+        rig.agrees().await;
+        let running = rig.haproxy.running_in("api").await;
+        assert!(running.len() == 20 && running.values().all(|server| server.weight == 7), "{running:?}");
     }
 }
 

@@ -54,7 +54,7 @@ impl Dataplane {
         if !answer.status.is_success() {
             return Ok(Leftover::Foreign);
         }
-        let staged = Observed::new(observed.version, answer.config_text(), &self.owner);
+        let staged = observed.again(answer.config_text());
         Ok(if staged.foreign() != observed.foreign() {
             Leftover::Foreign
         } else if managed(&staged) == managed(observed) {

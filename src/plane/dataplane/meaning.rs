@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::desired::{BackendName, BackendSettings, FrontendName, Owner, Server, ServerName};
+use crate::desired::{BackendName, BackendSettings, FrontendName, Server, ServerName};
 use crate::haproxy::text::ConfigText;
 use crate::observed::{Observed, ObservedBackend, harm, lost_comments};
 use crate::plan::{self, Plan};
@@ -49,9 +49,9 @@ impl fmt::Display for Loss {
 }
 
 /// What `staged` loses of the plan and of what was there.
-pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText, owner: &Owner) -> Vec<Loss> {
-    let wanted = Observed::new(observed.version, plan::text::apply(plan, observed, owner), owner);
-    let found = Observed::new(observed.version, staged.clone(), owner);
+pub(super) fn losses(observed: &Observed, plan: &Plan, staged: &ConfigText) -> Vec<Loss> {
+    let wanted = observed.again(plan::text::apply(plan, observed, &observed.owner));
+    let found = observed.again(staged.clone());
     let mut losses = Vec::new();
     for name in plan.edits.keys() {
         let same =
@@ -88,6 +88,7 @@ pub(super) fn managed(observed: &Observed) -> Vec<(BackendName, impl PartialEq)>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::Owner;
 
     fn owner() -> Owner {
         "nomad".parse().expect("an owner")
@@ -101,7 +102,7 @@ mod tests {
         };
         let text = "# --- ---\nbackend ours # gone with it\n  description nomad-haproxy:nomad\n  # ours, too\n  mode http\n# theirs\nbackend theirs # a\n";
         let observed = Observed::new(1, ConfigText::new(text), &owner());
-        let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged), &owner());
+        let losses = |staged: &str| losses(&observed, &plan, &ConfigText::new(staged));
         assert_eq!(losses("# _version=1\n# Dataplaneapi managed File\nbackend theirs # a\n  # theirs\n"), []);
         assert_eq!(losses("backend theirs # a\n"), [Loss::Comment("line 6".into())]);
         let kept = "backend ours\n  description nomad-haproxy:nomad\n  mode http\nbackend theirs # a\n# theirs\n";

@@ -58,6 +58,6 @@ impl Dataplane {
             Ok(_) => self.drop_transaction(&transaction).await?,
             Err(_) => self.drop_after_failure(&transaction).await,
         }
-        Ok(Observed::new(observed.version, text?, &self.owner))
+        Ok(observed.again(text?))
     }
 }

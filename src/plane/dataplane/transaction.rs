@@ -98,7 +98,7 @@ impl Dataplane {
             self.write(Method::DELETE, &format!("{DEFAULTS}/{}", section.name), transaction, None).await?;
         }
         let text = self.staged_text(transaction).await?;
-        for loss in meaning::losses(observed, plan, &text, &self.owner) {
+        for loss in meaning::losses(observed, plan, &text) {
             if self.write_mode() != Write::Transaction || !loss.is_bearable() {
                 return Ok(Err(loss));
             }
@@ -121,7 +121,7 @@ impl Dataplane {
             return Ok(observed.defaults.clone());
         }
         let rendered = self.staged_text(transaction).await?;
-        Ok(Observed::new(observed.version, rendered, &self.owner).defaults)
+        Ok(observed.again(rendered).defaults)
     }
 
     async fn edit(

@@ -16,6 +16,8 @@ use tokio::process::Command;
 use super::LocalConfig;
 use super::file::failed;
 use super::process::{Process, Variable};
+use crate::haproxy::text::ConfigText;
+use crate::observed::Beside;
 use crate::plane::AccessError;
 
 const FILES: &str = "haproxy.files";
@@ -27,6 +29,8 @@ const ENVIRONMENT_FILE: &str = "haproxy.environment_file";
 pub(super) struct Launch {
     /// The files in HAProxy's order, with folders expanded. `None` is the one that we write.
     files: Vec<Option<PathBuf>>,
+    /// Where relative paths among them start.
+    base: PathBuf,
     options: Vec<OsString>,
     folder: Option<PathBuf>,
     environment: Option<Vec<Variable>>,
@@ -51,11 +55,13 @@ impl Launch {
         });
         let (seen_files, seen) = seen.map_or((None, None), |(files, process)| (Some(files), Some(process)));
         let variables = environment_file.as_deref().map(read_environment).transpose()?;
-        let set_files = (!files.is_empty()).then(|| set_files(settings, file, seen.as_ref())).transpose()?;
+        let base = base(settings, seen.as_ref());
+        let set_files = (!files.is_empty()).then(|| set_files(settings, file, &base)).transpose()?;
         let files = set_files.or(seen_files);
         let mut launch = Self {
             unknown: files.is_none().then_some(FILES).into_iter().collect(),
             files: files.unwrap_or_else(|| vec![None]),
+            base,
             options: Vec::new(),
             folder: working_directory.clone(),
             environment: None,
@@ -78,6 +84,21 @@ impl Launch {
     /// Whether HAProxy reads other files beside ours, or may.
     pub(super) fn has_other_files(&self) -> bool {
         self.files.len() > 1 || self.unknown.contains(&FILES)
+    }
+
+    /// What the other files say, as far as they are known.
+    pub(super) fn beside(&self) -> Result<Beside, AccessError> {
+        if self.unknown.contains(&FILES) {
+            return Ok(Beside::default());
+        }
+        let read = |file: &PathBuf| -> Result<ConfigText, AccessError> {
+            let path = self.base.join(file);
+            let bytes = fs::read(&path).map_err(|source| failed("read", &path, source))?;
+            Ok(ConfigText::from_bytes(&bytes))
+        };
+        let mut parts = self.files.split(Option::is_none);
+        let mut texts = || parts.next().unwrap_or_default().iter().flatten().map(read).collect::<Result<Vec<_>, _>>();
+        Ok(Beside::new(&texts()?, &texts()?))
     }
 
     /// The command that validates a candidate in place of our file.
@@ -121,9 +142,8 @@ impl Launch {
 }
 
 /// The files in the settings; ours must be one of them.
-fn set_files(settings: &LocalConfig, file: &Path, seen: Option<&Process>) -> Result<Vec<Option<PathBuf>>, AccessError> {
-    let base = base(settings, seen);
-    let files = expand(&settings.files, &base, file).map_err(|source| AccessError::Refused {
+fn set_files(settings: &LocalConfig, file: &Path, base: &Path) -> Result<Vec<Option<PathBuf>>, AccessError> {
+    let files = expand(&settings.files, base, file).map_err(|source| AccessError::Refused {
         what: format!("{FILES}: cannot read what it names, from the folder {:?}", base.display()),
         source: Some(source.into()),
     })?;

@@ -42,9 +42,10 @@ pub(super) struct Arguments {
 }
 
 impl Process {
-    /// Reads `/proc/PID`. `None`: no such process is visible here.
+    /// Reads `/proc/PID`. `None`: no such process is visible here, or it is just executing another program.
     pub(super) fn read(folder: &Path) -> Option<Self> {
-        let arguments = Arguments::parse(&fs::read(folder.join("cmdline")).ok()?);
+        let cmdline = fs::read(folder.join("cmdline")).ok().filter(|cmdline| !cmdline.is_empty())?;
+        let arguments = Arguments::parse(&cmdline);
         let working = fs::read_link(folder.join("cwd")).ok().filter(|path| path.is_dir());
         let environment = fs::read(folder.join("environ")).ok().map(|bytes| variables(&bytes));
         Some(Self { arguments, folder: working, environment })
