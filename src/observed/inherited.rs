@@ -32,10 +32,7 @@ impl Above {
 
     /// Goes past a `defaults` section, and returns what it gives.
     pub(super) fn pass(&mut self, section: &Section, directives: &[Directive]) -> &Inherited {
-        let above = match &section.from {
-            Some(from) => self.named.get(from).cloned().unwrap_or_default(),
-            None => Inherited::of_haproxy(),
-        };
+        let above = if section.from.is_some() { self.of(section) } else { Inherited::of_haproxy() };
         self.last = inherit(above, directives);
         self.named.insert(section.name.clone(), self.last.clone());
         &self.last
