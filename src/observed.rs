@@ -31,6 +31,7 @@ pub use others::{Other, Others};
 pub use profiles::{ProfileEdits, Profiles};
 
 /// The observed state.
+#[allow(clippy::struct_excessive_bools, reason = "facts about a text that do not depend on each other")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// The version that a write must name.
@@ -62,31 +63,39 @@ pub struct Observed {
     pub loads_system_ca: bool,
     /// What the other files say that HAProxy was started with.
     beside: Beside,
+    /// Whether the text may depend on other files.
+    pub needs_others: bool,
 }
 
 impl Observed {
     /// Reads a text without knowing other files.
     pub fn new(version: u64, text: ConfigText, owner: &Owner) -> Self {
-        Self::beside(Beside::default(), version, text, owner)
+        Self::read(Beside::default(), version, text, owner)
     }
 
     /// Reads another text of the same version.
     #[must_use]
     pub fn again(&self, text: ConfigText) -> Self {
-        Self::beside(self.beside.clone(), self.version, text, &self.owner)
+        Self::read(self.beside.clone(), self.version, text, &self.owner)
     }
 
-    /// Reads a text that HAProxy reads with other files.
-    pub fn beside(beside: Beside, version: u64, text: ConfigText, owner: &Owner) -> Self {
+    /// Reads the text again, knowing the other files.
+    #[must_use]
+    pub fn with_beside(self, beside: Beside) -> Self {
+        Self::read(beside, self.version, self.text, &self.owner)
+    }
+
+    fn read(beside: Beside, version: u64, text: ConfigText, owner: &Owner) -> Self {
         let (mut backends, mut others) = (BTreeMap::new(), Others::default());
         let mut above = beside.above.clone();
         // What a new backend inherits: from the last section that is not a profile.
         let (mut of_new, mut profiles) = (above.last().clone(), Profiles::default());
         let (mut defaults, mut explicit) = (None, false);
         let sections = text.sections();
+        let needs_others = Beside::matters_to(&sections);
         // HAProxy loads the CAs of its system when it starts, although no server of the file asks for them, for its own
         // HTTP client (seen on 3.0, 3.2 and 3.4).
-        let loads_system_ca = !has_client_tls(&text) && !beside.has_client_tls;
+        let loads_system_ca = !has_client_tls(&text, &sections) && !beside.has_client_tls;
         let mut frontends: BTreeMap<String, Frontend> = BTreeMap::new();
         let mut below = sections.iter().skip(1);
         for section in sections.iter().cloned() {
@@ -171,6 +180,7 @@ impl Observed {
             knows_defaults,
             loads_system_ca,
             beside,
+            needs_others,
         }
     }
 

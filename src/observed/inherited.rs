@@ -71,19 +71,21 @@ pub struct Beside {
 impl Beside {
     /// Reads all other files; HAProxy reads `before` before ours.
     pub fn new(before: &[ConfigText], after: &[ConfigText]) -> Self {
-        let mut above = Above::nothing();
+        let (mut above, mut client_tls) = (Above::nothing(), false);
         for text in before {
-            for section in text.sections().iter().filter(|section| section.kind == "defaults") {
+            let sections = text.sections();
+            client_tls |= has_client_tls(text, &sections);
+            for section in sections.iter().filter(|section| section.kind == "defaults") {
                 let directives: Vec<Directive> = text.directives(section).map(|(_, directive)| directive).collect();
                 above.pass(section, &directives);
             }
         }
-        Self { above, has_client_tls: before.iter().chain(after).any(has_client_tls) }
+        client_tls |= after.iter().any(|text| has_client_tls(text, &text.sections()));
+        Self { above, has_client_tls: client_tls }
     }
 
     /// Whether a file may depend on others: it has no `global`, or not all that its sections inherit.
-    pub fn matters_to(text: &ConfigText) -> bool {
-        let sections = text.sections();
+    pub(super) fn matters_to(sections: &[Section]) -> bool {
         let first = |kinds: &[&str]| sections.iter().position(|section| kinds.contains(&section.kind.as_str()));
         let defaults = sections.iter().filter(|section| section.kind == "defaults");
         let names: BTreeSet<&str> = defaults.map(|section| section.name.as_str()).collect();
@@ -95,9 +97,8 @@ impl Beside {
 }
 
 /// Whether a `global` section says something of the TLS of HAProxy's own HTTP client.
-pub(super) fn has_client_tls(text: &ConfigText) -> bool {
+pub(super) fn has_client_tls(text: &ConfigText, sections: &[Section]) -> bool {
     let of_client = |directive: &Directive| directive.keyword().starts_with("httpclient.ssl.");
-    let sections = text.sections();
     let mut global = sections.iter().filter(|section| section.kind == "global");
     global.any(|section| text.directives(section).any(|(_, directive)| of_client(&directive)))
 }

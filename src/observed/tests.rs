@@ -48,7 +48,7 @@ fn a_section_inherits_from_the_files_that_haproxy_reads_before() {
     let file = |text: &str| ConfigText::new(text);
     let beside = |before: &[&str], after: &str, text: &str| {
         let before: Vec<ConfigText> = before.iter().copied().map(file).collect();
-        Observed::beside(Beside::new(&before, &[file(after)]), 1, file(text), &"nomad".parse().expect("an owner"))
+        read(text).with_beside(Beside::new(&before, &[file(after)]))
     };
     let base = ["defaults web\n  mode http\n  default-server weight 7\n", "defaults from web\n  balance first\n"];
     let last = "global\n  httpclient.ssl.verify none\ndefaults\n  mode tcp\n";
@@ -66,7 +66,7 @@ fn a_section_inherits_from_the_files_that_haproxy_reads_before() {
 
 #[test]
 fn other_files_matter_to_a_file_that_does_not_have_all() {
-    let matters = |text: &str| Beside::matters_to(&ConfigText::new(text));
+    let matters = |text: &str| read(text).needs_others;
     assert!(!matters("global\ndefaults\nfrontend a\ndefaults b from x\nbackend c from b\ndefaults x\n"));
     assert!(!matters("global\ndefaults\n"));
     for text in [

@@ -23,10 +23,10 @@ use crate::haproxy::stats::{Fields, Stats};
 use crate::haproxy::text::ConfigText;
 use crate::haproxy::version::Version;
 use crate::leader::Lease;
-use crate::observed::{Beside, Maps, Observed};
+use crate::observed::{Maps, Observed};
 use crate::plan::{self, Action, Plan, Surplus};
 
-use self::file::{failed, lock, rename, sync_folder, write_beside};
+use self::file::{lock, rename, sync_folder, write_beside};
 use self::launch::Launch;
 pub use self::maps::maps_in;
 use self::process::Process;
@@ -117,9 +117,7 @@ impl Local {
     }
 
     fn read(&self) -> Result<ConfigText, AccessError> {
-        let path = self.config_file()?;
-        let bytes = fs::read(&path).map_err(|source| failed("read", &path, source))?;
-        Ok(ConfigText::from_bytes(&bytes))
+        file::read(&self.config_file()?)
     }
 
     fn process(&self) -> Worker {
@@ -308,11 +306,11 @@ impl Plane for Local {
 
     async fn observe(&self) -> Result<Observed, AccessError> {
         let text = self.read()?;
-        let version = text.version().unwrap_or(0);
-        if !Beside::matters_to(&text) {
-            return Ok(Observed::new(version, text, &self.owner));
+        let observed = Observed::new(text.version().unwrap_or(0), text, &self.owner);
+        if !observed.needs_others {
+            return Ok(observed);
         }
-        Ok(Observed::beside(self.launch().await?.beside()?, version, text, &self.owner))
+        Ok(observed.with_beside(self.launch().await?.beside()?))
     }
 
     async fn maps(&self, observed: &Observed, process: bool) -> Result<Maps, AccessError> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use crate::haproxy::text::ConfigText;
 use crate::plane::{AccessError, WriteError};
 
 /// The names of our own files beside the configuration. They begin with a dot: HAProxy skips such files when it reads a
@@ -68,6 +69,12 @@ pub(super) fn rename(new: NamedTempFile, path: &Path) -> Result<(), AccessError>
 pub(super) fn sync_folder(path: &Path) -> Result<(), AccessError> {
     let synced = fs::File::open(folder(path)).and_then(|folder| folder.sync_all());
     synced.map_err(|source| failed("sync", folder(path), source))
+}
+
+/// Reads one file of HAProxy's configuration.
+pub(super) fn read(path: &Path) -> Result<ConfigText, AccessError> {
+    let bytes = fs::read(path).map_err(|source| failed("read", path, source))?;
+    Ok(ConfigText::from_bytes(&bytes))
 }
 
 /// What could not be done with which file.

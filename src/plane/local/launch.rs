@@ -16,7 +16,6 @@ use tokio::process::Command;
 use super::LocalConfig;
 use super::file::failed;
 use super::process::{Process, Variable};
-use crate::haproxy::text::ConfigText;
 use crate::observed::Beside;
 use crate::plane::AccessError;
 
@@ -91,11 +90,7 @@ impl Launch {
         if self.unknown.contains(&FILES) {
             return Ok(Beside::default());
         }
-        let read = |file: &PathBuf| -> Result<ConfigText, AccessError> {
-            let path = self.base.join(file);
-            let bytes = fs::read(&path).map_err(|source| failed("read", &path, source))?;
-            Ok(ConfigText::from_bytes(&bytes))
-        };
+        let read = |file: &PathBuf| super::file::read(&self.base.join(file));
         let mut parts = self.files.split(Option::is_none);
         let mut texts = || parts.next().unwrap_or_default().iter().flatten().map(read).collect::<Result<Vec<_>, _>>();
         Ok(Beside::new(&texts()?, &texts()?))
